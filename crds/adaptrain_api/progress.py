@@ -1,0 +1,92 @@
+"""What a job's coordinator tells the operator: the body of ``GET /progress`` on its HTTP port."""
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from adaptrain_api.base import Model
+
+CONTROL_PORT = 29400
+"""Workers hold one authenticated connection each to this port of the coordinator."""
+HTTP_PORT = 8080
+"""``/progress`` (bearer token), ``/metrics`` and ``/healthz`` of the coordinator."""
+WORKER_METRICS_PORT = 8081
+"""``/metrics`` and ``/healthz`` of a worker."""
+
+EXIT_INVALID = 64
+"""A worker's exit code when the manifest can't be run as it is (unknown argument, missing module): a retry is useless."""
+
+
+class _Open(Model):
+    # A newer coordinator may say more than an older operator knows.
+    model_config = ConfigDict(**{**Model.model_config, "extra": "ignore"})
+
+
+class Member(_Open):
+    """A worker in the membership."""
+
+    id: str
+    """The pod's UID on a cluster."""
+    name: str
+    step: int
+    joined: float
+    """Unix time, seconds."""
+
+
+class Silent(_Open):
+    """A worker that was dropped because nothing was heard of it and whose connection never closed by itself."""
+
+    id: str
+    name: str
+    since: float
+    """Unix time of the last beat, seconds."""
+
+
+class Change(_Open):
+    """One change of membership, in words."""
+
+    time: float
+    epoch: int
+    message: str
+    stall: float | None = None
+    """Longest gap between two steps across the change, seconds."""
+
+
+class Result(_Open):
+    """How training ended."""
+
+    outcome: Literal["completed", "left", "failed"]
+    step: int
+    epoch: int
+    message: str = ""
+    metrics: dict[str, float] = {}
+    model: str | None = None
+    """Path of the best weights, relative to the checkpoint directory."""
+
+
+class Progress(_Open):
+    """A snapshot of the job as its coordinator sees it."""
+
+    number: int
+    """The coordinator's own number; a lower one is never obeyed."""
+    epoch: int = 0
+    """Membership epoch: number * 2**32 + changes seen by this coordinator."""
+    state: Literal["waiting", "forming", "running", "done"] = "waiting"
+    members: list[Member] = []
+    silent: list[Silent] = []
+    recent_changes: list[Change] = []
+    step: int = 0
+    data_epoch: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    samples_per_second: float | None = None
+    step_seconds: float | None = None
+    metrics: dict[str, float] = {}
+    """Newest validation metrics, by name."""
+    best: dict[str, float] = {}
+    checkpoint_step: int | None = None
+    checkpoint_time: float | None = None
+    checkpoint_error: str | None = None
+    eta_seconds: float | None = None
+    result: Result | None = None

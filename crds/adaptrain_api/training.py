@@ -1,0 +1,393 @@
+"""AdaptiveTrainingJob: elastic PyTorch training that goes on while its workers come and go."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from adaptrain_api.base import Boolean, FreeForm, Integer, Model, Number, Rule
+
+GROUP = "adaptrain.io"
+VERSION = "v1alpha1"
+KIND = "AdaptiveTrainingJob"
+PLURAL = "adaptivetrainingjobs"
+
+MAX_NAME = 40
+"""Longest job name: every child's name and label (``<job>-coordinator-<number>``) must fit into 63 characters."""
+
+RESERVED_ENV = ("ADAPTRAIN_", "MASTER_", "PET_")
+"""Environment prefixes that belong to adaptrain and to the torchrun launcher."""
+RESERVED_VOLUMES = "adaptrain-"
+RESERVED_MOUNT = "/adaptrain"
+
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
+Component = Annotated[
+    str,
+    Field(
+        pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
+        max_length=253,
+    ),
+]
+
+
+class LocalObjectReference(Model):
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of a Secret in the job's namespace.")]
+
+
+class EnvVar(Model):
+    """An environment variable, as in a container."""
+
+    name: Annotated[str, Field(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
+    value: str | None = None
+    value_from: FreeForm | None = None
+
+    rules = (
+        Rule(
+            cel="!self.name.startsWith('ADAPTRAIN_') && !self.name.startsWith('MASTER_') && !self.name.startsWith('PET_')",
+            message="names that start with ADAPTRAIN_, MASTER_ or PET_ are set by adaptrain: choose another name",
+            check=lambda self: not self.name.startswith(RESERVED_ENV),
+            path=".name",
+        ),
+        Rule(
+            cel="!(has(self.value) && has(self.valueFrom))",
+            message="set value or valueFrom, not both",
+            check=lambda self: self.value is None or self.value_from is None,
+        ),
+    )
+
+
+class Toleration(Model):
+    """A taint that worker pods tolerate, as in a pod."""
+
+    key: Annotated[str | None, Field(max_length=317)] = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: Annotated[str | None, Field(max_length=63)] = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: Annotated[Integer | None, Field(description="Seconds.")] = None
+
+
+class VolumeMount(Model):
+    """Where a volume appears in the worker's container, as in a container."""
+
+    name: DnsLabel
+    mount_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    sub_path: Annotated[str | None, Field(max_length=4096)] = None
+    read_only: Boolean | None = None
+
+    rules = (
+        Rule(
+            cel="!(self.mountPath + '/').startsWith('/adaptrain/')",
+            message="/adaptrain is where adaptrain mounts its own files: choose another mountPath",
+            check=lambda self: not (self.mount_path + "/").startswith(RESERVED_MOUNT + "/"),
+            path=".mountPath",
+        ),
+    )
+
+
+Quantity = Annotated[
+    str | Integer,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+        }
+    ),
+]
+
+
+class Resources(Model):
+    """Compute resources of one worker pod, as in a container."""
+
+    limits: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
+    requests: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
+
+
+class Workers(Model):
+    """The elastic worker pods."""
+
+    min: Annotated[
+        Integer,
+        Field(ge=1, le=1000, description="Training waits while fewer workers than this are alive."),
+    ] = 1
+    max: Annotated[Integer, Field(ge=1, le=1000, description="Most workers that the job may have.")] = 1
+    replicas: Annotated[
+        Integer | None,
+        Field(ge=1, le=1000, description="Workers wanted now (what kubectl scale writes); absent: min."),
+    ] = None
+    processes_per_worker: Annotated[
+        Integer,
+        Field(ge=1, le=1, description="Training processes in each worker pod; more than 1 is not supported yet."),
+    ] = 1
+    resources: Resources | None = None
+    env: Annotated[list[EnvVar], Field(max_length=256)] = []
+    env_from: Annotated[list[FreeForm], Field(max_length=64, description="As in a container.")] = []
+    node_selector: Annotated[dict[str, str] | None, Field(max_length=64)] = None
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
+    affinity: Annotated[FreeForm | None, Field(description="As in a pod.")] = None
+    topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
+    volumes: Annotated[list[FreeForm], Field(max_length=64, description="As in a pod.")] = []
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64)] = []
+    priority_class_name: Annotated[str | None, Field(max_length=253)] = None
+    labels: Annotated[dict[str, str] | None, Field(max_length=64, description="Added to worker pods.")] = None
+    annotations: Annotated[dict[str, str] | None, Field(max_length=64, description="Added to worker pods.")] = None
+    termination_grace_period_seconds: Annotated[
+        Integer,
+        Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
+    ] = 30
+
+    rules = (
+        Rule(
+            cel="self.min <= self.max",
+            message="workers.min must be at most workers.max: lower min or raise max",
+            check=lambda self: self.min <= self.max,
+        ),
+        Rule(
+            cel="!has(self.replicas) || (self.min <= self.replicas && self.replicas <= self.max)",
+            message="workers.replicas must lie between workers.min and workers.max: change it or widen the bounds",
+            check=lambda self: self.replicas is None or self.min <= self.replicas <= self.max,
+        ),
+    )
+
+    @property
+    def wanted(self) -> int:
+        """The number of workers to run now."""
+        return self.min if self.replicas is None else self.replicas
+
+
+class ModelSource(Model):
+    """What is trained."""
+
+    name: Annotated[Component, Field(description="resnet, mlp, or module:callable of a torch.nn.Module in the image.")]
+    args: Annotated[FreeForm, Field(description="Keyword arguments of the model.")] = {}
+
+    rules = (
+        Rule(
+            cel="self.name in ['resnet', 'mlp'] || self.name.contains(':')",
+            message="model.name must be resnet, mlp, or module:callable from the image",
+            check=lambda self: self.name in ("resnet", "mlp") or ":" in self.name,
+            path=".name",
+        ),
+    )
+
+
+class DataSource(Model):
+    """What it is trained on."""
+
+    name: Annotated[Component, Field(description="digits, or module:callable of a data set in the image.")]
+    args: Annotated[FreeForm, Field(description="Keyword arguments of the data set.")] = {}
+
+    rules = (
+        Rule(
+            cel="self.name == 'digits' || self.name.contains(':')",
+            message="data.name must be digits, or module:callable from the image",
+            check=lambda self: self.name == "digits" or ":" in self.name,
+            path=".name",
+        ),
+    )
+
+
+class Optimizer(Model):
+    """Which optimizer, with torch's defaults where a field is absent."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[Number, Field(gt=0, le=100)]
+    weight_decay: Annotated[Number | None, Field(ge=0, le=10)] = None
+    momentum: Annotated[Number | None, Field(ge=0, lt=1, description="sgd only.")] = None
+
+    rules = (
+        Rule(
+            cel="!has(self.momentum) || self.name == 'sgd'",
+            message="optimizer.momentum applies to sgd only: remove it or set name to sgd",
+            check=lambda self: self.momentum is None or self.name == "sgd",
+            path=".momentum",
+        ),
+    )
+
+
+class Batch(Model):
+    size: Annotated[Integer, Field(ge=1, le=1048576, description="Samples per step, over all workers together.")]
+
+
+class EarlyStopping(Model):
+    """Stop when the validation metric has not improved for a while."""
+
+    metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    patience: Annotated[
+        Integer, Field(ge=1, le=100000, description="Epochs without a better value before stopping.")
+    ] = 5
+
+
+class Stop(Model):
+    """When the phase ends: whichever comes first."""
+
+    epochs: Annotated[Integer | None, Field(ge=1, le=1000000, description="Passes over the training set.")] = None
+    steps: Annotated[Integer | None, Field(ge=1, le=1000000000, description="Optimizer steps.")] = None
+    early_stopping: EarlyStopping | None = None
+
+    rules = (
+        Rule(
+            cel="has(self.epochs) || has(self.steps)",
+            message="stop needs epochs or steps, so that training has an end",
+            check=lambda self: self.epochs is not None or self.steps is not None,
+        ),
+    )
+
+
+class Augmentation(Model):
+    """Random changes of each training sample, drawn from (seed, epoch, sample) and never from the worker."""
+
+    shift_pixels: Annotated[Integer, Field(ge=0, le=64, description="Largest shift along each axis, in pixels.")] = 0
+    horizontal_flip: Annotated[Boolean, Field(description="Mirror half of the samples.")] = False
+    noise: Annotated[
+        Number, Field(ge=0, le=10, description="Standard deviation of Gaussian noise, in input units.")
+    ] = 0.0
+
+
+class SupervisedPhase(Model):
+    """Minimize cross-entropy on labelled samples."""
+
+    name: DnsLabel
+    type: Literal["supervised"]
+    optimizer: Optimizer
+    batch: Batch
+    stop: Stop
+    augmentation: Augmentation | None = None
+
+
+class PersistentVolumeClaim(Model):
+    claim_name: Annotated[str, Field(min_length=1, max_length=253, description="A claim in the job's namespace.")]
+
+
+class CheckpointVolume(Model):
+    persistent_volume_claim: PersistentVolumeClaim
+
+
+class Checkpoint(Model):
+    """Where and how often the training state is saved. Without it, a job whose workers all die starts again."""
+
+    volume: CheckpointVolume
+    every_seconds: Annotated[Integer, Field(ge=1, le=86400, description="Seconds between checkpoints.")] = 60
+    keep: Annotated[Integer, Field(ge=1, le=1000, description="Newest checkpoints that are kept.")] = 3
+
+
+def _immutable(field: str) -> Rule:
+    return Rule(
+        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+        message=f"{field} can't be changed while the job exists: create a new job",
+        path=f".{field}",
+    )
+
+
+class TrainingJobSpec(Model):
+    """What the user wants."""
+
+    image: Annotated[
+        str | None, Field(min_length=1, max_length=1024, description="Worker image; absent: the chart's.")
+    ] = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] = []
+    workers: Workers = Workers()
+    model: ModelSource
+    data: DataSource
+    phases: Annotated[list[SupervisedPhase], Field(min_length=1, max_length=1)]
+    seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the job.")] = 0
+    checkpoint: Checkpoint | None = None
+    max_restarts: Annotated[
+        Integer,
+        Field(ge=0, le=1000, description="Failures of the workers' own (not disruptions) before the job fails."),
+    ] = 10
+    suspend: Annotated[Boolean, Field(description="Remove the workers and keep the progress.")] = False
+    active_deadline_seconds: Annotated[
+        Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds that the job may run before it fails.")
+    ] = None
+    ttl_seconds_after_finished: Annotated[
+        Integer | None,
+        Field(ge=0, le=2**31 - 1, description="Seconds after its end until the job is deleted; absent: never."),
+    ] = None
+
+    rules = (_immutable("model"), _immutable("data"), _immutable("phases"), _immutable("seed"))
+
+
+class ObjectMeta(Model):
+    """The part of Kubernetes' metadata that rules and the trainer read; everything else passes."""
+
+    model_config = {**Model.model_config, "extra": "allow"}
+
+    name: str
+    namespace: str | None = None
+    uid: str | None = None
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: datetime
+    observed_generation: int | None = None
+
+
+class TrainedModel(Model):
+    """The best weights that the job left."""
+
+    path: Annotated[str, Field(description="Path of the safetensors file, relative to the checkpoint volume.")]
+    metric: str | None = None
+    value: float | None = None
+    step: int | None = None
+
+
+class TrainingJobStatus(Model):
+    """What is. Written by the operator alone."""
+
+    model_config = {**Model.model_config, "extra": "ignore"}
+
+    phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
+    observed_generation: int | None = None
+    conditions: list[Condition] = []
+    replicas: Annotated[int | None, Field(description="Worker pods that exist (what /scale reads).")] = None
+    ready_replicas: Annotated[int | None, Field(description="Workers that take part in training.")] = None
+    selector: Annotated[str | None, Field(description="Label selector of the worker pods, for /scale.")] = None
+    workers: Annotated[str | None, Field(description="Workers ready/wanted.")] = None
+    step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
+    epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
+    loss: Annotated[float | None, Field(description="Training loss, mean of the last steps.")] = None
+    metric: Annotated[str | None, Field(description="Newest validation metric.")] = None
+    eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
+    model: TrainedModel | None = None
+    next_worker: Annotated[int | None, Field(description="Number of the next worker pod; never used twice.")] = None
+    coordinator: Annotated[int | None, Field(description="Number of the newest coordinator.")] = None
+    restarts: Annotated[int | None, Field(description="Failures of the workers' own that were counted.")] = None
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+
+
+class AdaptiveTrainingJob(Model):
+    """Elastic PyTorch training that goes on while its workers come and go."""
+
+    api_version: Literal["adaptrain.io/v1alpha1"] = "adaptrain.io/v1alpha1"
+    kind: Literal["AdaptiveTrainingJob"] = "AdaptiveTrainingJob"
+    metadata: ObjectMeta
+    spec: TrainingJobSpec
+    status: TrainingJobStatus | None = None
+
+    rules = (
+        Rule(
+            cel=f"size(self.metadata.name) <= {MAX_NAME}",
+            message=f"metadata.name must have at most {MAX_NAME} characters, so that the names of its pods fit: shorten it",
+            check=lambda self: len(self.metadata.name) <= MAX_NAME,
+        ),
+        Rule(
+            cel="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            message="metadata.name must start with a letter and hold only lower-case letters, digits and dashes,"
+            " since a Service is named after it",
+            check=lambda self: re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.metadata.name) is not None,
+        ),
+    )
+
+
+def dump(model: Model) -> dict[str, Any]:
+    """A model as the JSON object that the API server would store (camelCase, absent fields left out)."""
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
