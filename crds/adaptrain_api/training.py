@@ -339,6 +339,13 @@ class TrainedModel(Model):
     step: int | None = None
 
 
+class AvoidedNode(Model):
+    """A node that went silent: no worker is placed there until its Lease is renewed."""
+
+    name: str
+    since: Annotated[datetime, Field(description="When it was last heard.")]
+
+
 class TrainingJobStatus(Model):
     """What is. Written by the operator alone."""
 
@@ -360,6 +367,8 @@ class TrainingJobStatus(Model):
     next_worker: Annotated[int | None, Field(description="Number of the next worker pod; never used twice.")] = None
     coordinator: Annotated[int | None, Field(description="Number of the newest coordinator.")] = None
     restarts: Annotated[int | None, Field(description="Failures of the workers' own that were counted.")] = None
+    last_failure_time: Annotated[datetime | None, Field(description="When the last counted failure happened.")] = None
+    avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
     start_time: datetime | None = None
     completion_time: datetime | None = None
 
