@@ -1,0 +1,3 @@
+module adaptrain.io/localcluster/pause
+
+go 1.26
