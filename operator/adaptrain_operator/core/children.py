@@ -1,0 +1,431 @@
+"""Builders of the objects that a job becomes. Everything here runs under the ``restricted`` Pod Security level."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from adaptrain_api.base import Model
+from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
+from adaptrain_api.training import AdaptiveTrainingJob, ObjectMeta, dump
+
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.observed import Job, Object
+
+USER = 10001
+JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
+HOSTNAME = "kubernetes.io/hostname"
+
+
+def template_hash(job: Job) -> str:
+    """A hash of the user's fields that make a worker pod.
+
+    Only what the user gave counts: fields at their default are left out, and neither the default image nor anything
+    else that comes with the operator is part of it. So upgrading the operator restarts nobody's training.
+    """
+    spec = job.spec
+    given: Object = {
+        "image": spec.image,
+        "imagePullPolicy": spec.image_pull_policy,
+        "imagePullSecrets": [_given(secret) for secret in spec.image_pull_secrets],
+        "workers": _given(spec.workers, exclude={"min", "max", "replicas"}),
+        "checkpoint": None if spec.checkpoint is None else _given(spec.checkpoint),
+    }
+    text = json.dumps({key: value for key, value in given.items() if value}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _given(model: Model, exclude: set[str] | None = None) -> Any:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=exclude)
+
+
+def _metadata(job: Job, name: str, component: str) -> Object:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": naming.labels(job.name, component),
+        "ownerReferences": [naming.owner(job.name, job.uid)],
+    }
+
+
+def config_map(job: Job) -> Object:
+    """The resolved manifest, which coordinator and workers read."""
+    resolved = AdaptiveTrainingJob(
+        metadata=ObjectMeta(name=job.name, namespace=job.namespace, uid=job.uid), spec=job.spec
+    )
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, naming.config_map(job.name), "job"),
+        "data": {"job.json": json.dumps(dump(resolved), sort_keys=True)},
+    }
+
+
+def service_account(job: Job) -> Object:
+    """An identity that may do nothing: training needs no right in the cluster."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": _metadata(job, naming.service_account(job.name), "job"),
+        "automountServiceAccountToken": False,
+    }
+
+
+def token_secret(job: Job, token: str) -> Object:
+    """What authenticates workers to the coordinator, and the operator to its progress."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(job, naming.token_secret(job.name), "job"),
+        "type": "Opaque",
+        "stringData": {"token": token},
+        "immutable": True,
+    }
+
+
+def coordinator_service(job: Job, number: int) -> Object:
+    """A fixed name for the coordinator of one number. Not-ready addresses are left out: an old one is never found."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, naming.coordinator_service(job.name), naming.COORDINATOR),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": {
+                **naming.selector(job.name, naming.COORDINATOR),
+                naming.COORDINATOR_NUMBER: str(number),
+            },
+            "ports": [
+                {"name": "control", "port": CONTROL_PORT, "targetPort": "control", "protocol": "TCP"},
+                {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
+            ],
+        },
+    }
+
+
+def disruption_budget(job: Job) -> Object:
+    """Evictions may not take the job below ``min``. An integer, since percentages need a controller with /scale."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(job, naming.workers(job.name), naming.WORKER),
+        "spec": {
+            "minAvailable": job.spec.workers.min,
+            "selector": {"matchLabels": naming.selector(job.name, naming.WORKER)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def network_policies(job: Job) -> list[Object]:
+    """torch's own sockets have no authentication, so only workers of the same job may reach a worker.
+
+    Metrics are open to any scraper, and so is the coordinator's HTTP port: its progress asks for the token.
+    """
+    workers = {"podSelector": {"matchLabels": naming.selector(job.name, naming.WORKER)}}
+    rules: dict[str, tuple[str, list[Object]]] = {
+        naming.COORDINATOR: (
+            naming.coordinator_service(job.name),
+            [
+                {"from": [workers], "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
+                {"ports": [{"port": HTTP_PORT, "protocol": "TCP"}]},
+            ],
+        ),
+        naming.WORKER: (
+            naming.workers(job.name),
+            [{"from": [workers]}, {"ports": [{"port": WORKER_METRICS_PORT, "protocol": "TCP"}]}],
+        ),
+    }
+    return [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": _metadata(job, name, role),
+            "spec": {
+                "podSelector": {"matchLabels": naming.selector(job.name, role)},
+                "policyTypes": ["Ingress"],
+                "ingress": ingress,
+            },
+        }
+        for role, (name, ingress) in rules.items()
+    ]
+
+
+def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, avoided: Iterable[str]) -> Object:
+    """The small pod that knows who is a member. It goes where the workers may go, rather not where the last one was."""
+    spec = job.spec
+    pod = _pod(job, naming.coordinator_pod(job.name, number), naming.COORDINATOR)
+    pod["metadata"]["labels"][naming.COORDINATOR_NUMBER] = str(number)
+    pod["metadata"]["annotations"] = {naming.TEMPLATE_HASH: coordinator_hash(job)}
+    affinity = _avoid({}, avoided)
+    if left_node is not None:
+        preferred = {"matchExpressions": [{"key": HOSTNAME, "operator": "NotIn", "values": [left_node]}]}
+        affinity.setdefault("nodeAffinity", {})["preferredDuringSchedulingIgnoredDuringExecution"] = [
+            {"weight": 100, "preference": preferred}
+        ]
+    pod["spec"] |= {
+        "terminationGracePeriodSeconds": 2,
+        "containers": [
+            {
+                "name": naming.COORDINATOR,
+                "image": image,
+                "command": ["adaptrain", "coordinator"],
+                "env": _env({**_common_env(), "ADAPTRAIN_COORDINATOR_NUMBER": str(number)}),
+                "ports": [
+                    {"name": "control", "containerPort": CONTROL_PORT},
+                    {"name": "http", "containerPort": HTTP_PORT},
+                ],
+                "readinessProbe": {
+                    "httpGet": {"path": "/healthz", "port": "http"},
+                    "periodSeconds": 1,
+                    "timeoutSeconds": 2,
+                    "failureThreshold": 5,
+                },
+                "resources": {
+                    "requests": {"cpu": "50m", "memory": "128Mi"},
+                    "limits": {"memory": "256Mi"},
+                },
+                "volumeMounts": _mounts(),
+                **_container_rules(job),
+            }
+        ],
+        "volumes": _volumes(job),
+        "tolerations": [dump(toleration) for toleration in spec.workers.tolerations] + _node_loss(10),
+        **_present(
+            nodeSelector=spec.workers.node_selector,
+            affinity=affinity,
+            priorityClassName=spec.workers.priority_class_name,
+            imagePullSecrets=[dump(secret) for secret in spec.image_pull_secrets],
+        ),
+    }
+    return pod
+
+
+def coordinator_hash(job: Job) -> str:
+    """A hash of the user's fields that make the coordinator."""
+    given = [job.spec.image, job.spec.image_pull_policy]
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
+
+
+def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Object:
+    """One replica group of the training."""
+    spec, workers = job.spec, job.spec.workers
+    avoided = sorted(avoided)
+    pod = _pod(job, naming.worker_pod(job.name, number), naming.WORKER)
+    own_labels = pod["metadata"]["labels"]
+    pod["metadata"]["labels"] = {**(workers.labels or {}), **own_labels}
+    pod["metadata"]["annotations"] = {
+        **(workers.annotations or {}),
+        naming.TEMPLATE_HASH: template_hash(job),
+        **({naming.AVOIDED_NODES: ",".join(avoided)} if avoided else {}),
+    }
+    env: dict[str, Any] = {
+        **_common_env(),
+        "ADAPTRAIN_COORDINATOR": f"{naming.coordinator_service(job.name)}.{job.namespace}.svc:{CONTROL_PORT}",
+        "ADAPTRAIN_WORKER_ID": _field("metadata.uid"),
+        "ADAPTRAIN_WORKER_NAME": _field("metadata.name"),
+        "ADAPTRAIN_ADDRESS": _field("status.podIP"),
+        "OMP_NUM_THREADS": str(threads(job)),
+        # Threads that spin while they wait eat a CPU limit and slow a pod thirtyfold.
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+    }
+    volumes, mounts = _volumes(job), _mounts()
+    volumes.append({"name": "adaptrain-shm", "emptyDir": {"medium": "Memory"}})
+    mounts.append({"name": "adaptrain-shm", "mountPath": "/dev/shm"})
+    if spec.checkpoint is not None:
+        claim = dump(spec.checkpoint.volume.persistent_volume_claim)
+        volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": claim})
+        mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
+        env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job)}"
+    taken = {mount.mount_path.rstrip("/") for mount in workers.volume_mounts}
+    mounts = [mount for mount in mounts if mount["mountPath"] not in taken]
+    mounted = {mount["name"] for mount in mounts}
+    volumes = [volume for volume in volumes if volume["name"] in mounted]
+    pod["spec"] |= {
+        "terminationGracePeriodSeconds": workers.termination_grace_period_seconds,
+        "containers": [
+            {
+                "name": naming.WORKER,
+                "image": image,
+                "command": ["adaptrain", "worker"],
+                "env": _env({**env, **{variable.name: dump(variable) for variable in workers.env}}),
+                "ports": [{"name": "metrics", "containerPort": WORKER_METRICS_PORT}],
+                "volumeMounts": mounts + [dump(mount) for mount in workers.volume_mounts],
+                **_present(
+                    envFrom=workers.env_from,
+                    resources=None if workers.resources is None else dump(workers.resources),
+                ),
+                **_container_rules(job),
+            }
+        ],
+        "volumes": volumes + list(workers.volumes),
+        "tolerations": [dump(toleration) for toleration in workers.tolerations] + _node_loss(60),
+        "topologySpreadConstraints": list(workers.topology_spread_constraints) or [_spread(job)],
+        **_present(
+            nodeSelector=workers.node_selector,
+            affinity=_avoid(workers.affinity or {}, avoided),
+            priorityClassName=workers.priority_class_name,
+            imagePullSecrets=[dump(secret) for secret in spec.image_pull_secrets],
+        ),
+    }
+    return pod
+
+
+def checkpoint_folder(job: Job) -> str:
+    """Where a job's files are, relative to the checkpoint volume."""
+    return f"{job.namespace}.{job.name}"
+
+
+def threads(job: Job) -> int:
+    """Compute threads of a worker: its CPU limit, else its request rounded up, else one."""
+    resources = job.spec.workers.resources
+    for given, rounding in (
+        (resources and resources.limits, math.floor),
+        (resources and resources.requests, math.ceil),
+    ):
+        if given and "cpu" in given:
+            return max(1, rounding(cpus(str(given["cpu"]))))
+    return 1
+
+
+def cpus(quantity: str) -> float:
+    """A CPU quantity as a number: ``500m`` is 0.5."""
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)([0-9]*)", quantity)
+    if match is None:
+        return 1.0
+    if match.group(3):
+        return float(quantity)
+    scale = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3}
+    return float(match.group(1)) * scale.get(match.group(2), 1.0)
+
+
+def _pod(job: Job, name: str, role: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(job, name, role),
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": naming.service_account(job.name),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        },
+    }
+
+
+def _container_rules(job: Job) -> Object:
+    return {
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **_present(imagePullPolicy=job.spec.image_pull_policy),
+    }
+
+
+def _common_env() -> dict[str, Any]:
+    return {
+        "ADAPTRAIN_JOB_FILE": f"{JOB_DIR}/job.json",
+        "ADAPTRAIN_TOKEN_FILE": f"{TOKEN_DIR}/token",
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
+    }
+
+
+def _volumes(job: Job) -> list[Object]:
+    return [
+        {"name": "adaptrain-job", "configMap": {"name": naming.config_map(job.name)}},
+        {"name": "adaptrain-token", "secret": {"secretName": naming.token_secret(job.name), "defaultMode": 0o440}},
+        {"name": "adaptrain-tmp", "emptyDir": {}},
+    ]
+
+
+def _mounts() -> list[Object]:
+    return [
+        {"name": "adaptrain-job", "mountPath": JOB_DIR, "readOnly": True},
+        {"name": "adaptrain-token", "mountPath": TOKEN_DIR, "readOnly": True},
+        {"name": "adaptrain-tmp", "mountPath": "/tmp"},
+    ]
+
+
+def _env(variables: dict[str, Any]) -> list[Object]:
+    return [
+        {"name": name, "value": value} if isinstance(value, str) else {**value, "name": name}
+        for name, value in variables.items()
+    ]
+
+
+def _field(path: str) -> Object:
+    return {"valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def _present(**fields: Any) -> Object:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _node_loss(seconds: int) -> list[Object]:
+    """How long the control plane waits before it evicts from a lost node: a backstop, silence is noticed sooner."""
+    return [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": seconds,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+
+
+def _spread(job: Job) -> Object:
+    """Over nodes, where there is a choice: losing one should not lose the job."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": HOSTNAME,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": naming.selector(job.name, naming.WORKER)},
+    }
+
+
+def _avoid(affinity: Object, nodes: Iterable[str]) -> Object:
+    """An affinity that also keeps away from some nodes. Terms are alternatives, so each one must say so."""
+    nodes = sorted(nodes)
+    if not nodes:
+        return dict(affinity)
+    unwanted = {"key": "metadata.name", "operator": "NotIn", "values": nodes}
+    node_affinity = dict(affinity.get("nodeAffinity") or {})
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    # matchFields takes one value per requirement, so every node is a requirement of its own.
+    fields = [{**unwanted, "values": [node]} for node in nodes]
+    terms = [
+        {**term, "matchFields": [*(term.get("matchFields") or []), *fields]}
+        for term in required.get("nodeSelectorTerms") or [{}]
+    ]
+    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    return {**affinity, "nodeAffinity": node_affinity}
+
+
+def contained(wanted: Any, found: Any) -> bool:
+    """Whether an object has all that we want of it; what the API server added doesn't matter."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(key in found and contained(wanted[key], found[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(wanted) == len(found)
+            and all(contained(one, other) for one, other in zip(wanted, found, strict=True))
+        )
+    return bool(wanted == found)

@@ -1,0 +1,179 @@
+"""What a user is told: conditions, phase and the columns of ``kubectl get``."""
+
+import re
+
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.draft import Draft
+from adaptrain_operator.core.observed import Pod
+
+IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+START_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
+
+
+def claim_problem(draft: Draft) -> tuple[str, str] | None:
+    """Why the checkpoint volume can't be used, seen before any pod is made."""
+    claim, spec = draft.seen.claim, draft.job.spec
+    if claim is None or spec.checkpoint is None or not claim.known:
+        return None
+    name = spec.checkpoint.volume.persistent_volume_claim.claim_name
+    if not claim.exists:
+        return (
+            "ClaimNotFound",
+            f'there is no PersistentVolumeClaim "{name}" in namespace {draft.job.namespace}:'
+            " create it, or change checkpoint.volume",
+        )
+    if spec.workers.max > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
+        return (
+            "ClaimOfOneNode",
+            f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but workers.max'
+            f" is {spec.workers.max}: use a ReadWriteMany claim, or set workers.max to 1",
+        )
+    return None
+
+
+def pod_problem(pod: Pod) -> tuple[str, str] | None:
+    """Why a pod doesn't start, and what to do about it."""
+    if pod.waiting is not None and pod.waiting[0] in IMAGE_REASONS:
+        return (
+            "ImagePullFailed",
+            f'its image "{pod.image}" can\'t be pulled ({pod.waiting[0]}: {_short(pod.waiting[1])}):'
+            " check image and imagePullSecrets",
+        )
+    if pod.waiting is not None and pod.waiting[0] in START_REASONS:
+        return "ContainerNotStarted", f"its container can't be started ({pod.waiting[0]}: {_short(pod.waiting[1])})"
+    if pod.unschedulable is not None and pod.node is None:
+        return "Unschedulable", unschedulable(pod.unschedulable)
+    return None
+
+
+def unschedulable(message: str) -> str:
+    """The scheduler's message without its accounting of preemption, and with what to do.
+
+    >>> unschedulable("0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available.")
+    '0/2 nodes have nvidia.com/gpu free: add such nodes, free some, or ask for less in workers.resources'
+    """
+    text = message.split(" preemption:")[0].strip().rstrip(".")
+    match = re.fullmatch(r"0/(\d+) nodes are available: (\d+) Insufficient (\S+)", text)
+    if match is not None and match.group(1) == match.group(2):
+        what = match.group(3).rstrip(",")
+        return (
+            f"0/{match.group(1)} nodes have {what} free: add such nodes, free some, or ask for less in"
+            " workers.resources"
+        )
+    if "Insufficient" in text:
+        return f"{text}: add nodes, free some, or ask for less in workers.resources"
+    if "taint" in text or "affinity" in text or "selector" in text:
+        return f"{text}: check workers.nodeSelector, tolerations and affinity"
+    return text or "no node was found for it yet"
+
+
+def _short(text: str, limit: int = 300) -> str:
+    return " ".join(text.split())[:limit]
+
+
+def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
+    """The PodsReady condition: how many take part, and what keeps the others."""
+    wanted = draft.job.spec.workers.wanted
+    ready = {pod.uid for pod in draft.ready} if _known(draft) else set()
+    head = f"{len(ready)} of {wanted} workers running"
+    if blocked is not None and len(ready) < wanted:
+        draft.conditions.set("PodsReady", False, blocked[0], f"{head}; {blocked[1]}")
+        return
+    for pod in draft.active:
+        found = pod_problem(pod)
+        if found is not None and pod.uid not in ready:
+            draft.conditions.set("PodsReady", False, found[0], f"{head}; worker {pod.number} is pending: {found[1]}")
+            return
+    if len(ready) >= wanted:
+        draft.conditions.set("PodsReady", True, "AllWorkersRunning", head)
+        return
+    for pod in draft.seen.coordinators:
+        found = pod_problem(pod)
+        if pod.active and found is not None:
+            draft.conditions.set("PodsReady", False, found[0], f"{head}; the coordinator is pending: {found[1]}")
+            return
+    draft.conditions.set("PodsReady", False, *_waiting(draft, head))
+
+
+def _waiting(draft: Draft, head: str) -> tuple[str, str]:
+    started = [pod for pod in draft.active if pod.phase == "Running"]
+    if not draft.fresh and started:
+        return "CoordinatorNotReached", f"{head}; {len(started)} started, and their coordinator has not answered yet"
+    return "WorkersStarting", f"{head}; the others are being started"
+
+
+def _known(draft: Draft) -> bool:
+    """Whether the last answer still says something about who takes part."""
+    return draft.seen.contact.progress is not None
+
+
+def tell_rescaling(draft: Draft, stale: int) -> None:
+    """The Rescaling condition: whether the number or the make of the workers is on its way to what is wanted."""
+    wanted, now = draft.job.spec.workers.wanted, len(draft.ready)
+    conditions = draft.conditions
+    if draft.job.status.phase != "Running" and not conditions.true("Rescaling"):
+        return
+    if stale:
+        conditions.set("Rescaling", True, "RollingUpdate", f"{stale} workers are still of the old template")
+    elif now < wanted:
+        conditions.set("Rescaling", True, "ScalingUp", f"{now} of {wanted} workers take part; training goes on")
+    elif now > wanted or len(draft.active) > wanted:
+        conditions.set("Rescaling", True, "ScalingDown", f"{now} workers take part, {wanted} are wanted")
+    else:
+        conditions.clear("Rescaling", "Done", f"{wanted} workers are wanted and take part")
+
+
+def tell_checkpoint(draft: Draft) -> None:
+    """The CheckpointAvailable condition."""
+    progress = draft.seen.contact.progress
+    if draft.job.spec.checkpoint is None or progress is None:
+        return
+    if progress.checkpoint_error:
+        draft.conditions.set(
+            "CheckpointAvailable",
+            progress.checkpoint_step is not None,
+            "SavingFailed",
+            f"the last checkpoint could not be saved: {_short(progress.checkpoint_error)}",
+        )
+    elif progress.checkpoint_step is not None:
+        draft.conditions.set("CheckpointAvailable", True, "Saved", f"step {progress.checkpoint_step} is saved")
+
+
+def tell_progress(draft: Draft) -> None:
+    """Numbers for the printer columns, rounded so that they don't change without need."""
+    fields, progress = draft.fields, draft.seen.contact.progress
+    spec = draft.job.spec.workers
+    active = draft.active
+    fields["replicas"] = len(active)
+    fields["selector"] = f"{naming.JOB_NAME}={draft.job.name},{naming.ROLE}={naming.WORKER}"
+    ready = len(draft.ready) if _known(draft) else 0
+    fields["ready_replicas"] = ready
+    fields["workers"] = f"{ready}/{0 if draft.job.spec.suspend else spec.wanted}"
+    if progress is None or (progress.step < (draft.job.status.step or 0) and progress.state in ("waiting", "forming")):
+        # A coordinator that has just started knows nothing yet; what the last one said is nearer the truth.
+        return
+    fields["step"] = progress.step
+    fields["epoch"] = progress.data_epoch
+    fields["loss"] = None if progress.loss is None else float(f"{progress.loss:.4g}")
+    fields["eta"] = None if progress.eta_seconds is None else duration(progress.eta_seconds)
+    metric = headline(draft, progress.metrics)
+    if metric is not None:
+        fields["metric"] = f"{metric}={progress.metrics[metric]:.4g}"
+
+
+def headline(draft: Draft, metrics: dict[str, float]) -> str | None:
+    """The metric that the user cares for: the one that stops training early, else the first there is."""
+    stopping = draft.job.spec.phases[0].stop.early_stopping
+    preferred = [stopping.metric] if stopping is not None else []
+    return next((name for name in [*preferred, "val/accuracy", "val/loss", *sorted(metrics)] if name in metrics), None)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 95 is 1m35s, 7300 is 2h1m."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60}s"
+    return f"{whole // 3600}h{whole % 3600 // 60}m"

@@ -1,0 +1,111 @@
+"""Which coordinator the job has. It is no part of a step, so it is replaced on suspicion, and its number only grows."""
+
+from adaptrain_operator.core import children, failures
+from adaptrain_operator.core.draft import Draft, finished
+from adaptrain_operator.core.observed import Pod
+
+UNREACHABLE = 8.0
+"""Seconds of silence after which a coordinator that had answered is replaced."""
+KEEP_FAILED = 3
+FORGET_FAILED = 600.0
+
+
+def decide_coordinator(draft: Draft) -> None:
+    """Keep exactly one coordinator, of the highest number, behind the Service."""
+    pods = draft.seen.coordinators
+    number = max([draft.job.status.coordinator or 0, *(pod.number for pod in pods)])
+    current = next((pod for pod in pods if pod.number == number), None)
+    reason = _why_replace(draft, number, current)
+    if reason is not None and _may_create(draft, pods):
+        number += 1
+        _create(draft, number, current)
+        if number > 1:
+            draft.event("Warning", "CoordinatorReplaced", f"coordinator {number - 1} {reason}: {number} takes over")
+    draft.fields["coordinator"] = number or None
+    _clean(draft, pods, number)
+    if number:
+        service = children.coordinator_service(draft.job, number)
+        found = draft.seen.children.get(("Service", service["metadata"]["name"]))
+        if not children.contained(service, found):
+            draft.plan.apply.append(service)
+    if current is not None and current.number == number and current.active and current.ip:
+        draft.plan.ask = (number, current.ip)
+
+
+def remove_coordinators(draft: Draft) -> None:
+    """The job needs none any more."""
+    for pod in draft.seen.coordinators:
+        if pod.active:
+            draft.delete(pod)
+
+
+def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
+    contact, now = draft.seen.contact, draft.now
+    if current is None:
+        return "is gone" if number else "is the first"
+    if current.terminal:
+        return f"ended ({failures.explain(current, 200)})"
+    if current.deleting:
+        return "is being deleted"
+    if draft.seen.lost(current.node, now):
+        return f"was on node {current.node}, which is lost"
+    if contact.number == number and contact.lost_since is not None and not contact.cut_off:
+        silence = now - contact.lost_since
+        if silence >= UNREACHABLE:
+            return f"has not answered for {UNREACHABLE:.0f} seconds"
+        draft.plan.wake(UNREACHABLE - silence)
+    if _outdated(draft, current):
+        return "runs another image than the job asks for"
+    return None
+
+
+def _outdated(draft: Draft, current: Pod) -> bool:
+    """The image was changed, and every worker has it already: the coordinator comes last, so that a bad image stops
+    at the first worker and training goes on."""
+    if current.template_hash == children.coordinator_hash(draft.job):
+        return False
+    wanted = children.template_hash(draft.job)
+    ready = draft.ready
+    return (
+        draft.fresh
+        and len(ready) >= draft.job.spec.workers.wanted
+        and all(pod.template_hash == wanted for pod in draft.active)
+    )
+
+
+def _may_create(draft: Draft, pods: tuple[Pod, ...]) -> bool:
+    """Not while the API server refuses pods, and ever more slowly when it fails by itself again and again."""
+    problem = draft.seen.problem
+    if problem is not None and draft.now < problem.retry_at:
+        draft.plan.wake(problem.retry_at - draft.now)
+        return False
+    failed = [pod for pod in pods if _failed(pod) and draft.now - finished(pod) < FORGET_FAILED]
+    if len(failed) > 1:
+        until = max(finished(pod) for pod in failed) + 10.0 * (len(failed) - 1)
+        if draft.now < until:
+            draft.plan.wake(until - draft.now)
+            return False
+    return True
+
+
+def _failed(pod: Pod) -> bool:
+    return pod.terminal and failures.ending(pod) is failures.Ending.FAILED
+
+
+def _create(draft: Draft, number: int, previous: Pod | None) -> None:
+    job, seen = draft.job, draft.seen
+    left = None if previous is None or previous.terminal else previous.node
+    if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
+        draft.avoided.setdefault(previous.node, seen.contact.answered or draft.now)
+    draft.plan.create.append(
+        children.coordinator_pod(job, number, job.spec.image or seen.default_image, left, draft.avoided)
+    )
+
+
+def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:
+    """Old ones go at once. The last few that failed by themselves stay, for their logs."""
+    failed = sorted((pod for pod in pods if _failed(pod)), key=finished, reverse=True)
+    kept = {pod.uid for pod in failed[:KEEP_FAILED]}
+    for pod in pods:
+        if pod.number != number and pod.uid not in kept:
+            draft.delete(pod, grace=0)

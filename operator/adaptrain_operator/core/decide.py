@@ -1,0 +1,246 @@
+"""From what is wanted and what is, to what shall be done. Pure: the same inputs give the same plan."""
+
+from datetime import datetime
+
+from adaptrain_api.progress import Result
+from adaptrain_api.training import AvoidedNode, TrainedModel
+
+from adaptrain_operator.core import children, conditions, failures, naming
+from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
+from adaptrain_operator.core.draft import Conditions, Draft
+from adaptrain_operator.core.failures import Ending
+from adaptrain_operator.core.observed import Job, Observed, Pod, moment
+from adaptrain_operator.core.plan import Plan
+from adaptrain_operator.core.restarts import backoff_until, count_failures, tell_restarts
+from adaptrain_operator.core.workers import decide_workers, remove_workers
+
+LINGER = 60.0
+"""Seconds that workers get to end by themselves after the job has ended."""
+
+
+def decide(job: Job, seen: Observed, now: float) -> Plan:
+    """What to do for a job, given everything that was seen of it. Idempotent: carried out, it asks for nothing more."""
+    draft = Draft(job, seen, now, Plan(status=job.status), Conditions(job.status.conditions, job.generation, now))
+    if job.deleting:
+        # Its children go with it: whatever we made now would be garbage.
+        return draft.plan
+    if draft.conditions.true("Complete") or draft.conditions.true("Failed"):
+        _after_end(draft)
+    elif not _end(draft):
+        if job.spec.suspend:
+            _suspend(draft)
+        else:
+            _run(draft)
+    return _finish(draft)
+
+
+def _run(draft: Draft) -> None:
+    job, seen = draft.job, draft.seen
+    if job.status.start_time is None:
+        draft.fields["start_time"] = moment(draft.now)
+    draft.conditions.clear("Suspended", "Resumed", "the job runs again")
+    failed = count_failures(draft)
+    until = backoff_until(draft)
+    if draft.value("restarts") > job.spec.max_restarts and failed is not None:
+        _fail(
+            draft,
+            "TooManyFailures",
+            f"workers failed {draft.value('restarts')} times, and maxRestarts is {job.spec.max_restarts};"
+            f" the last one, {failed.name}: {failures.explain(failed)}",
+        )
+        return
+    deadline = _deadline(draft)
+    if deadline is not None and draft.now >= deadline:
+        seconds = job.spec.active_deadline_seconds
+        _fail(draft, "DeadlineExceeded", f"the job ran for activeDeadlineSeconds ({seconds} s) without completing")
+        return
+    if deadline is not None:
+        draft.plan.wake(deadline - draft.now)
+    _apply_children(draft)
+    claim = conditions.claim_problem(draft)
+    if claim is not None:
+        draft.plan.wake(5.0)
+    decide_workers(draft, claim is not None, until)
+    decide_coordinator(draft)
+    blocked = claim or ((seen.problem.reason, seen.problem.message) if seen.problem is not None else None)
+    conditions.tell_progress(draft)
+    conditions.tell_pods(draft, blocked)
+    wanted = children.template_hash(job)
+    conditions.tell_rescaling(draft, sum(pod.template_hash != wanted for pod in draft.active))
+    conditions.tell_checkpoint(draft)
+    tell_restarts(draft, failed, until)
+    draft.fields["phase"] = _phase(draft)
+    draft.plan.suspects = _suspects(draft)
+    if draft.plan.suspects:
+        draft.plan.wake(1.0)
+
+
+def _phase(draft: Draft) -> str:
+    enough = len(draft.ready) >= draft.job.spec.workers.min
+    if draft.fresh or draft.job.status.phase != "Running":
+        return "Running" if enough and draft.fresh else "Pending"
+    # While a coordinator is being replaced its workers train on.
+    return "Running" if enough else "Pending"
+
+
+def _deadline(draft: Draft) -> float | None:
+    started: datetime | None = draft.value("start_time")
+    limit = draft.job.spec.active_deadline_seconds
+    return None if limit is None or started is None else started.timestamp() + limit
+
+
+def _apply_children(draft: Draft) -> None:
+    job = draft.job
+    draft.plan.apply += [children.service_account(job), children.config_map(job)]
+    for child in (children.disruption_budget(job), *children.network_policies(job)):
+        found = draft.seen.children.get((child["kind"], child["metadata"]["name"]))
+        if not children.contained(child, found):
+            draft.plan.apply.append(child)
+
+
+def _suspects(draft: Draft) -> frozenset[str]:
+    """Nodes that something is wrong with: few at any time, so reading their Leases is cheap."""
+    seen, now = draft.seen, draft.now
+    found = set(draft.avoided)
+    contact, progress = seen.contact, seen.contact.progress
+    trained = progress is not None or draft.job.status.step is not None
+    members = draft.members
+    for pod in seen.coordinators:
+        unheard = contact.lost_since is not None or (contact.answered is None and trained)
+        if pod.active and pod.node and unheard and (pod.running_since or now) < now - 2:
+            found.add(pod.node)
+    for pod in seen.workers:
+        if pod.terminal or not pod.node:
+            continue
+        absent = trained and pod.uid not in members and (pod.running_since or now) < now - 5
+        if absent or (pod.deleting_until is not None and now > pod.deleting_until):
+            found.add(pod.node)
+    return frozenset(found)
+
+
+def _suspend(draft: Draft) -> None:
+    """Workers leave at the end of their step; the coordinator stays until they have left."""
+    draft.conditions.set(
+        "Suspended", True, "JobSuspended", "workers are removed and progress is kept: set suspend to false to go on"
+    )
+    remove_workers(draft)
+    left = [pod for pod in draft.seen.workers if not pod.terminal]
+    if not left:
+        remove_coordinators(draft)
+    conditions.tell_progress(draft)
+    draft.conditions.clear("PodsReady", "Suspended", f"{len(left)} workers are leaving" if left else "no workers")
+    draft.conditions.clear("Rescaling", "Suspended", "the job is suspended")
+    draft.fields |= {
+        "phase": "Pending" if left else "Suspended",
+        "start_time": None,
+        "eta": None,
+        "workers": f"{len(left)}/0",
+        "ready_replicas": len(draft.ready) if left else 0,
+    }
+
+
+def _end(draft: Draft) -> bool:
+    """Whether training has ended, well or badly. A worker's word counts even if no coordinator is left to say it."""
+    completed = draft.ended(Ending.COMPLETED)
+    progress = draft.seen.contact.progress
+    result = None if progress is None else progress.result
+    if completed:
+        result = failures.parse_result(completed[0]) or result
+    if result is not None and result.outcome == "completed":
+        _succeed(draft, result)
+        return True
+    invalid = [*draft.ended(Ending.INVALID), *filter(_is_invalid, draft.seen.coordinators)]
+    if invalid:
+        _fail(draft, "InvalidManifest", f"{invalid[0].name} can't run the job: {failures.explain(invalid[0])}")
+        return True
+    if result is not None and result.outcome == "failed":
+        _fail(draft, "TrainingFailed", result.message or "training ended without a model")
+        return True
+    return False
+
+
+def _is_invalid(pod: Pod) -> bool:
+    return pod.terminal and failures.ending(pod) is Ending.INVALID
+
+
+def _succeed(draft: Draft, result: Result) -> None:
+    job = draft.job
+    metric = conditions.headline(draft, result.metrics)
+    value = None if metric is None else result.metrics[metric]
+    words = result.message or f"training is complete after {result.step} steps"
+    draft.conditions.set("Complete", True, "TrainingComplete", words)
+    draft.conditions.clear("Rescaling", "Complete", "training is complete")
+    draft.conditions.clear("Restarting", "Complete", "training is complete")
+    draft.conditions.clear("PodsReady", "Complete", "training is complete")
+    conditions.tell_progress(draft)
+    draft.fields |= {
+        "phase": "Succeeded",
+        "completion_time": moment(draft.now),
+        "step": result.step,
+        "epoch": result.epoch,
+        "eta": None,
+    }
+    if metric is not None:
+        draft.fields["metric"] = f"{metric}={value:.4g}"
+    if result.model is not None:
+        path = f"{children.checkpoint_folder(job)}/{result.model}"
+        draft.fields["model"] = TrainedModel(path=path, metric=metric, value=value, step=result.step)
+    draft.event("Normal", "Completed", words)
+    _after_end(draft)
+
+
+def _fail(draft: Draft, reason: str, message: str) -> None:
+    draft.conditions.set("Failed", True, reason, message)
+    for type in ("Rescaling", "Restarting", "PodsReady"):
+        draft.conditions.clear(type, "Failed", "the job has failed")
+    draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now), "eta": None, "ready_replicas": 0}
+    _after_end(draft)
+
+
+def _after_end(draft: Draft) -> None:
+    """Pods that have ended stay for their logs until the TTL; whatever still runs is brought to its end."""
+    done: datetime = draft.value("completion_time") or moment(draft.now)
+    draft.fields["completion_time"] = done
+    failed, ended = draft.conditions.true("Failed"), done.timestamp()
+    running = [pod for pod in draft.seen.workers if not pod.terminal]
+    for pod in running:
+        if failed or pod.phase == "Pending" or draft.now - ended > LINGER or draft.seen.lost(pod.node, draft.now):
+            draft.delete(pod)
+    if not running or draft.now - ended > LINGER:
+        remove_coordinators(draft)
+    else:
+        draft.plan.wake(ended + LINGER + 1 - draft.now)
+    draft.fields["replicas"] = len(draft.active)
+    ttl = draft.job.spec.ttl_seconds_after_finished
+    if ttl is not None and draft.now >= ended + ttl:
+        draft.plan.remove_job = True
+    elif ttl is not None:
+        draft.plan.wake(ended + ttl - draft.now)
+
+
+def _finish(draft: Draft) -> Plan:
+    job, plan = draft.job, draft.plan
+    avoided = [AvoidedNode(name=name, since=moment(since)) for name, since in sorted(draft.avoided.items())]
+    plan.status = job.status.model_copy(
+        update={
+            **draft.fields,
+            "avoided_nodes": avoided,
+            "conditions": draft.conditions.list(),
+            "observed_generation": job.generation,
+        }
+    )
+    # The coordinator first: workers that start before it have to try again.
+    plan.create.sort(key=lambda pod: pod["metadata"]["labels"][naming.ROLE] != naming.COORDINATOR)
+    for type, warns in (("PodsReady", False), ("Restarting", True), ("Failed", True)):
+        condition = draft.conditions.changed(type)
+        problem = condition is not None and (condition.status == "True") == warns
+        if condition is not None and problem and condition.reason not in QUIET:
+            draft.event("Warning", condition.reason, condition.message)
+    suspended = draft.conditions.changed("Suspended")
+    if suspended is not None:
+        draft.event("Normal", suspended.reason, suspended.message)
+    return plan
+
+
+QUIET = ("WorkersStarting", "CoordinatorNotReached", "Complete", "Failed", "Suspended")
+"""Reasons that every job passes through: no news."""

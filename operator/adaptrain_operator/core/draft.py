@@ -1,0 +1,121 @@
+"""A decision in the making: what is, what shall be done, and the status that tells both."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adaptrain_api.training import Condition
+
+from adaptrain_operator.core import failures
+from adaptrain_operator.core.observed import Job, Observed, Pod, moment
+from adaptrain_operator.core.plan import Deletion, Event, Plan
+
+PATIENCE = 30.0
+"""Seconds after which a pod that is still pending, or runs without taking part, is no longer waited for."""
+
+
+class Conditions:
+    """The conditions of a status. A transition time changes only with the condition's truth."""
+
+    def __init__(self, existing: list[Condition], generation: int, now: float) -> None:
+        self._before = {condition.type: condition for condition in existing}
+        self._now = dict(self._before)
+        self._generation = generation
+        self._time = moment(now)
+
+    def get(self, type: str) -> Condition | None:
+        return self._now.get(type)
+
+    def true(self, type: str) -> bool:
+        condition = self._now.get(type)
+        return condition is not None and condition.status == "True"
+
+    def set(self, type: str, truth: bool, reason: str, message: str) -> None:
+        status: Literal["True", "False"] = "True" if truth else "False"
+        old = self._before.get(type)
+        same = old is not None and old.status == status
+        self._now[type] = Condition(
+            type=type,
+            status=status,
+            reason=reason,
+            message=message,
+            last_transition_time=old.last_transition_time if old is not None and same else self._time,
+            observed_generation=self._generation,
+        )
+
+    def clear(self, type: str, reason: str, message: str) -> None:
+        """Say that something is over; of what never was, nothing is said."""
+        if type in self._now:
+            self.set(type, False, reason, message)
+
+    def changed(self, type: str) -> Condition | None:
+        """The condition if its truth or reason is new: worth an event."""
+        old, new = self._before.get(type), self._now.get(type)
+        if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
+            return None
+        return new
+
+    def list(self) -> list[Condition]:
+        return [self._now[type] for type in sorted(self._now)]
+
+
+@dataclass(slots=True)
+class Draft:
+    """Carried from rule to rule."""
+
+    job: Job
+    seen: Observed
+    now: float
+    plan: Plan
+    conditions: Conditions
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Status fields to change, by their Python names."""
+    avoided: dict[str, float] = field(default_factory=dict)
+    """Silent nodes, and since when."""
+    gone: set[str] = field(default_factory=set)
+    """Uids of pods that this plan deletes."""
+
+    def value(self, name: str) -> Any:
+        """A status field as it will be."""
+        return self.fields.get(name, getattr(self.job.status, name))
+
+    def delete(self, pod: Pod, grace: int | None = None) -> None:
+        """Delete a pod, unless that is under way already."""
+        if pod.uid in self.gone or (pod.deleting and (grace is None or pod.grace == 0)):
+            return
+        self.gone.add(pod.uid)
+        self.plan.delete.append(Deletion(pod.name, pod.uid, grace))
+
+    def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        self.plan.events.append(Event(type, reason, message))
+
+    @property
+    def fresh(self) -> bool:
+        return self.seen.contact.fresh(self.now)
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Uids of those that take part in training, as far as we last heard."""
+        progress = self.seen.contact.progress
+        return frozenset() if progress is None else frozenset(member.id for member in progress.members)
+
+    @property
+    def active(self) -> list[Pod]:
+        """Workers that run or will run after this plan, oldest first."""
+        kept = [pod for pod in self.seen.workers if pod.active and pod.uid not in self.gone]
+        return sorted(kept, key=lambda pod: pod.number)
+
+    @property
+    def ready(self) -> list[Pod]:
+        """Active workers that take part in training."""
+        members = self.members
+        return [pod for pod in self.active if pod.uid in members]
+
+    def ended(self, *classes: failures.Ending) -> list[Pod]:
+        """Workers that have ended in one of these ways, the newest end first."""
+        ended = [pod for pod in self.seen.workers if pod.terminal and failures.ending(pod) in classes]
+        return sorted(ended, key=finished, reverse=True)
+
+
+def finished(pod: Pod) -> float:
+    """When a pod ended."""
+    return pod.created if pod.exit is None or pod.exit.finished is None else pod.exit.finished

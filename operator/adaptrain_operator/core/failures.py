@@ -1,0 +1,69 @@
+"""Why a pod ended. A disruption is replaced at once and never counted; a worker's own failure is counted.
+
+The line between them decides whether a job survives a night of preemptions, so each class has its own test.
+"""
+
+import json
+from enum import Enum
+
+from adaptrain_api.progress import EXIT_INVALID, Result
+from pydantic import ValidationError
+
+from adaptrain_operator.core.observed import Pod
+
+
+class Ending(Enum):
+    COMPLETED = "training is complete"
+    DISRUPTED = "it was taken away"
+    INVALID = "the manifest can't be run as it is"
+    FAILED = "it failed by itself"
+
+
+SIGNALS_FROM_OUTSIDE = frozenset({128 + 2, 128 + 9, 128 + 15})
+"""SIGINT, SIGKILL, SIGTERM: no exception of a worker's own ends that way. An OOM kill is told apart by its reason."""
+
+
+def ending(pod: Pod) -> Ending:
+    """The class of a pod that has ended."""
+    result = parse_result(pod)
+    exited = pod.exit
+    if exited is not None and exited.code == 0 and result is not None:
+        return Ending.COMPLETED if result.outcome == "completed" else Ending.DISRUPTED
+    if pod.deleting or pod.disrupted:
+        return Ending.DISRUPTED
+    if exited is None:
+        # Nothing ran: evicted, refused by the kubelet, or the node was shut down.
+        return Ending.DISRUPTED
+    if exited.code == EXIT_INVALID:
+        return Ending.INVALID
+    if exited.reason == "OOMKilled":
+        return Ending.FAILED
+    if exited.code in SIGNALS_FROM_OUTSIDE or exited.reason == "ContainerStatusUnknown":
+        return Ending.DISRUPTED
+    return Ending.FAILED
+
+
+def parse_result(pod: Pod) -> Result | None:
+    """What the trainer left in the termination message, if it came that far."""
+    if pod.exit is None or not pod.exit.message.lstrip().startswith("{"):
+        return None
+    try:
+        result: Result = Result.model_validate(json.loads(pod.exit.message))
+        return result
+    except (ValueError, ValidationError):
+        return None
+
+
+def explain(pod: Pod, limit: int = 800) -> str:
+    """Why it ended, for a person: the trainer's own words, else the last lines of its log."""
+    exited = pod.exit
+    if exited is None:
+        return pod.message or pod.reason or "it ended before its container started"
+    if exited.reason == "OOMKilled":
+        return "out of memory: raise workers.resources.limits.memory or lower the batch size"
+    result = parse_result(pod)
+    words = result.message if result is not None and result.message else exited.message.strip()
+    if not words and exited.code == 0:
+        words = "it exited with 0 but left no result"
+    words = words[-limit:]
+    return f"exit code {exited.code}" + (f": {words}" if words else "")

@@ -1,0 +1,86 @@
+"""Names, labels and annotations of everything that a job becomes."""
+
+from typing import Any
+
+from adaptrain_api.training import GROUP, KIND, VERSION
+
+FIELD_MANAGER = "adaptrain-operator"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+JOB_NAME = f"{GROUP}/job-name"
+ROLE = f"{GROUP}/role"
+COORDINATOR_NUMBER = f"{GROUP}/coordinator"
+
+TEMPLATE_HASH = f"{GROUP}/template-hash"
+"""Annotation of a pod: a hash of the user's fields that it was made from."""
+AVOIDED_NODES = f"{GROUP}/avoided-nodes"
+"""Annotation of a pod: nodes that it may not be placed on, comma-separated."""
+
+OWNED_SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
+"""Everything that the operator made, and nothing else."""
+
+WORKER = "worker"
+COORDINATOR = "coordinator"
+
+
+def labels(job: str, component: str) -> dict[str, str]:
+    """The labels of a child: the common ones, and those that selectors use."""
+    return {
+        "app.kubernetes.io/name": "adaptrain",
+        "app.kubernetes.io/instance": job,
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/part-of": "adaptrain",
+        MANAGED_BY: FIELD_MANAGER,
+        JOB_NAME: job,
+        ROLE: component,
+    }
+
+
+def selector(job: str, component: str) -> dict[str, str]:
+    """What a Service, budget or policy selects a job's pods by."""
+    return {JOB_NAME: job, ROLE: component}
+
+
+def owner(name: str, uid: str) -> dict[str, Any]:
+    """The reference that lets the garbage collector remove a child with its job.
+
+    ``blockOwnerDeletion`` stays false: setting it needs a right on the job's finalizers that we don't ask for.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def config_map(job: str) -> str:
+    return f"{job}-job"
+
+
+def token_secret(job: str) -> str:
+    return f"{job}-token"
+
+
+def service_account(job: str) -> str:
+    return f"{job}-training"
+
+
+def coordinator_service(job: str) -> str:
+    return f"{job}-coordinator"
+
+
+def coordinator_pod(job: str, number: int) -> str:
+    return f"{job}-coordinator-{number}"
+
+
+def worker_pod(job: str, number: int) -> str:
+    return f"{job}-worker-{number}"
+
+
+def workers(job: str) -> str:
+    """The budget and the network policy of the workers."""
+    return f"{job}-workers"

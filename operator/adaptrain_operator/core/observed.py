@@ -1,0 +1,254 @@
+"""What is: typed views of the objects that the API server returned. The rest of the core never reads a raw pod."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from adaptrain_api.progress import Progress
+from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus
+
+from adaptrain_operator.core import naming
+
+Object = dict[str, Any]
+
+TERMINAL = ("Succeeded", "Failed")
+
+
+def timestamp(text: str | None) -> float | None:
+    """Seconds since the epoch of an API timestamp."""
+    return None if not text else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def moment(seconds: float) -> datetime:
+    """A time as it is kept in a status: the API keeps whole seconds."""
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended."""
+
+    code: int
+    reason: str
+    message: str
+    started: float | None
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A worker's or coordinator's pod."""
+
+    name: str
+    uid: str
+    number: int
+    phase: str
+    reason: str
+    message: str
+    created: float
+    node: str | None
+    ip: str | None
+    ready: bool
+    running_since: float | None
+    deleting_until: float | None
+    """When its grace ends; absent: nobody has deleted it."""
+    grace: int | None
+    disrupted: bool
+    """Evicted, preempted, or on a node that went away, says the control plane."""
+    template_hash: str
+    avoided_nodes: frozenset[str]
+    unschedulable: str | None
+    waiting: tuple[str, str] | None
+    """Why the container doesn't start: reason and message."""
+    exit: Exit | None
+    image: str
+
+    @property
+    def deleting(self) -> bool:
+        return self.deleting_until is not None
+
+    @property
+    def terminal(self) -> bool:
+        return self.phase in TERMINAL
+
+    @property
+    def active(self) -> bool:
+        """It runs or will run, as far as anybody has said."""
+        return not self.terminal and not self.deleting
+
+    @classmethod
+    def read(cls, pod: Object) -> "Pod":
+        meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+        conditions = {c["type"]: c for c in status.get("conditions") or []}
+        containers = status.get("containerStatuses") or []
+        state = containers[0].get("state", {}) if containers else {}
+        scheduled = conditions.get("PodScheduled", {})
+        annotations = meta.get("annotations") or {}
+        avoided = annotations.get(naming.AVOIDED_NODES, "")
+        number = re.search(r"-(\d+)$", meta["name"])
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            number=int(number.group(1)) if number else -1,
+            phase=status.get("phase", "Pending"),
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            created=timestamp(meta.get("creationTimestamp")) or 0.0,
+            node=spec.get("nodeName"),
+            ip=status.get("podIP"),
+            ready=conditions.get("Ready", {}).get("status") == "True",
+            running_since=timestamp(state.get("running", {}).get("startedAt")),
+            deleting_until=timestamp(meta.get("deletionTimestamp")),
+            grace=meta.get("deletionGracePeriodSeconds"),
+            disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+            template_hash=annotations.get(naming.TEMPLATE_HASH, ""),
+            avoided_nodes=frozenset(filter(None, avoided.split(","))),
+            unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else None,
+            waiting=_waiting(state.get("waiting")),
+            exit=_exit(state.get("terminated")),
+            image=(spec.get("containers") or [{}])[0].get("image", ""),
+        )
+
+
+def _waiting(state: Object | None) -> tuple[str, str] | None:
+    return None if state is None else (state.get("reason", ""), state.get("message", ""))
+
+
+def _exit(state: Object | None) -> Exit | None:
+    if state is None:
+        return None
+    return Exit(
+        code=state.get("exitCode", 0),
+        reason=state.get("reason", ""),
+        message=state.get("message", ""),
+        started=timestamp(state.get("startedAt")),
+        finished=timestamp(state.get("finishedAt")),
+    )
+
+
+LEASE_STALE = 12.0
+"""A kubelet renews its Lease every ten seconds. Older than this, and seen unchanged twice: the node is lost."""
+LEASE_WATCHED = 2.5
+"""How long we must have watched a Lease stay the same: no verdict from a single glance after a pause of our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A node's Lease as we saw it; read only of nodes that are suspected of something."""
+
+    renewed: float
+    first_seen: float
+    """When this value was seen first, by our clock."""
+    last_seen: float
+
+    def stale(self, now: float) -> bool:
+        return now - self.renewed > LEASE_STALE and self.last_seen - self.first_seen >= LEASE_WATCHED
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The part of a node that decisions need."""
+
+    name: str
+    cordoned: bool = False
+    ready: bool = True
+
+    @classmethod
+    def read(cls, node: Object) -> "Node":
+        conditions = {c["type"]: c["status"] for c in node.get("status", {}).get("conditions") or []}
+        return cls(
+            name=node["metadata"]["name"],
+            cordoned=bool(node.get("spec", {}).get("unschedulable")),
+            ready=conditions.get("Ready", "True") == "True",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The checkpoint's PersistentVolumeClaim; ``known`` is false when we may not read it."""
+
+    exists: bool
+    access_modes: tuple[str, ...] = ()
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What we know from the newest coordinator, and since when we don't."""
+
+    number: int = 0
+    """The coordinator that was asked."""
+    progress: Progress | None = None
+    """The last answer, perhaps of an earlier coordinator."""
+    answered: float | None = None
+    """When the asked coordinator answered last; absent: never yet."""
+    lost_since: float | None = None
+    """Since when a coordinator that had answered doesn't."""
+    cut_off: bool = False
+    """Every coordinator fell silent at once: it is we who are cut off."""
+
+    def fresh(self, now: float) -> bool:
+        """Whether the answer tells the present."""
+        return (
+            self.progress is not None
+            and self.answered is not None
+            and self.progress.number == self.number
+            and now - self.answered < 5.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The API server refused a pod."""
+
+    reason: str
+    message: str
+    since: float
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An AdaptiveTrainingJob."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    created: float
+    deleting: bool
+    spec: TrainingJobSpec
+    status: TrainingJobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything besides the job that a decision rests on."""
+
+    workers: tuple[Pod, ...] = ()
+    coordinators: tuple[Pod, ...] = ()
+    children: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    """Watched children of fixed names, by kind and name."""
+    contact: Contact = Contact()
+    nodes: Mapping[str, Node] | None = None
+    """Absent: no right to see nodes."""
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    claim: Claim | None = None
+    problem: Problem | None = None
+    default_image: str = ""
+
+    def lost(self, node: str | None, now: float) -> bool:
+        """Whether a node has gone away: its Lease went stale under our eyes, or the node controller says so."""
+        if node is None:
+            return False
+        lease = self.leases.get(node)
+        if lease is not None and lease.last_seen > now - 10:
+            return lease.stale(now)
+        known = None if self.nodes is None else self.nodes.get(node)
+        return known is not None and not known.ready
+
+    def cordoned(self, node: str | None) -> bool:
+        known = None if self.nodes is None or node is None else self.nodes.get(node)
+        return known is not None and known.cordoned

@@ -1,0 +1,63 @@
+"""A worker's own failures: counted against ``maxRestarts`` and backed off, so that a bug is not retried for ever."""
+
+from adaptrain_operator.core import failures
+from adaptrain_operator.core.draft import Draft, finished
+from adaptrain_operator.core.failures import Ending
+from adaptrain_operator.core.observed import Pod, moment
+
+SAME_INCIDENT = 5.0
+"""Workers of one epoch that meet the same bug end within moments of each other: that is one failure."""
+FORGIVEN_AFTER = 600.0
+"""Seconds of training after which earlier failures are forgotten."""
+LONGEST_BACKOFF = 60.0
+
+
+def count_failures(draft: Draft) -> Pod | None:
+    """Count new failures; the newest failed worker, if any ever failed and is still there.
+
+    What was counted is known from the time of the last counted failure alone, since failed pods may be gone by now and
+    membership epochs are numbered by a coordinator that may be unreachable. So the same pod never counts twice, whoever
+    looks at it, and a pod counts anew only if it ended well after the last failure or was started after it.
+    """
+    restarts = draft.job.status.restarts or 0
+    recorded = draft.job.status.last_failure_time
+    last = None if recorded is None else recorded.timestamp()
+    progress = draft.seen.contact.progress
+    training = draft.fresh and progress is not None and progress.state == "running"
+    if restarts and last is not None and training and draft.now - last > FORGIVEN_AFTER:
+        restarts = 0
+    failed = draft.ended(Ending.FAILED)
+    for pod in reversed(failed):
+        ended = finished(pod)
+        started = pod.created if pod.exit is None or pod.exit.started is None else pod.exit.started
+        if last is None or ended > last + SAME_INCIDENT or (started > last and ended > last):
+            restarts += 1
+            last = ended
+    draft.fields["restarts"] = restarts
+    draft.fields["last_failure_time"] = None if last is None else moment(last)
+    return failed[0] if failed else None
+
+
+def backoff_until(draft: Draft) -> float:
+    """When failed workers may be replaced: after 1, 2, 4, … seconds."""
+    restarts, last = draft.value("restarts"), draft.value("last_failure_time")
+    if not restarts or last is None:
+        return 0.0
+    # Ends are kept in whole seconds, so a second is added for what was cut off.
+    return float(last.timestamp() + 1.0 + min(LONGEST_BACKOFF, 2.0 ** min(restarts - 1, 10)))
+
+
+def tell_restarts(draft: Draft, failed: Pod | None, until: float) -> None:
+    """The Restarting condition."""
+    restarts, most = draft.value("restarts"), draft.job.spec.max_restarts
+    if failed is not None and draft.now < until:
+        draft.conditions.set(
+            "Restarting",
+            True,
+            "WorkerFailed",
+            f"{failed.name} failed ({restarts} of {most} restarts used) and is replaced in a moment:"
+            f" {failures.explain(failed)}",
+        )
+        return
+    if draft.conditions.true("Restarting") and draft.fresh and len(draft.ready) >= draft.job.spec.workers.wanted:
+        draft.conditions.set("Restarting", False, "Recovered", f"{restarts} of {most} restarts used")

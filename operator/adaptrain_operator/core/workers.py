@@ -1,0 +1,222 @@
+"""Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
+
+from adaptrain_operator.core import children
+from adaptrain_operator.core.draft import PATIENCE, Draft, finished
+from adaptrain_operator.core.failures import Ending
+from adaptrain_operator.core.observed import Pod
+
+KEEP_FAILED = 3
+"""Workers that failed by themselves and stay, for their logs."""
+QUICK = 10.0
+"""A disruption so soon after a pod was made may be one that every pod meets: then the next ones are slowed down."""
+LEASE_UNREADABLE = 300.0
+"""Seconds that a silent node is avoided when its Lease can't be read."""
+
+
+def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
+    """Make and remove worker pods until those that the user wants take part in training."""
+    _forget_renewed_nodes(draft)
+    _drop_lost(draft)
+    _drop_needlessly_kept_away(draft)
+    stale, impatient = _stale(draft)
+    wanted = draft.job.spec.workers.wanted
+    active = draft.active
+    surplus = len(active) - wanted - bool(stale)
+    if surplus > 0:
+        for pod in _victims(draft, stale)[:surplus]:
+            draft.delete(pod)
+            draft.event("Normal", "WorkerRemoved", f"{pod.name} leaves: {wanted} workers are wanted")
+    elif stale:
+        _roll(draft, stale, impatient)
+    _clean_ended(draft, backoff_until)
+    if not blocked:
+        _create(draft, wanted + bool(stale), backoff_until)
+
+
+def remove_workers(draft: Draft) -> None:
+    """All of them leave at the end of their step."""
+    for pod in draft.seen.workers:
+        if pod.active:
+            draft.delete(pod)
+        _force_if_stuck(draft, pod)
+
+
+def _forget_renewed_nodes(draft: Draft) -> None:
+    """A silent node is used again once its Lease was renewed after the silence."""
+    for record in draft.job.status.avoided_nodes:
+        since = record.since.timestamp()
+        lease = draft.seen.leases.get(record.name)
+        known = draft.seen.nodes is None or record.name in draft.seen.nodes
+        renewed = lease is not None and lease.renewed > since + 1
+        if known and not renewed and (lease is not None or draft.now - since < LEASE_UNREADABLE):
+            draft.avoided.setdefault(record.name, since)
+            draft.plan.wake(5.0)
+
+
+def _drop_lost(draft: Draft) -> None:
+    """Silent workers are not waited for: neither for the node controller nor for their grace."""
+    progress = draft.seen.contact.progress
+    silent = {} if progress is None or not draft.fresh else {one.id: one.since for one in progress.silent}
+    members = draft.members
+    for pod in draft.seen.workers:
+        if pod.terminal:
+            continue
+        _force_if_stuck(draft, pod)
+        if pod.deleting:
+            continue
+        if pod.uid in silent and pod.uid not in members:
+            since = silent[pod.uid]
+        elif draft.fresh and pod.uid not in members and pod.node and draft.seen.lost(pod.node, draft.now):
+            # A coordinator that came after the loss never met this worker, so it can't miss it.
+            since = _last_heard(draft, pod.node)
+        else:
+            continue
+        draft.delete(pod, grace=0)
+        if pod.node and not _renewed(draft, pod.node, since):
+            draft.avoided.setdefault(pod.node, since)
+        draft.event("Warning", "WorkerSilent", f"{pod.name} on node {pod.node} fell silent; another takes its place")
+
+
+def _renewed(draft: Draft, node: str, since: float) -> bool:
+    lease = draft.seen.leases.get(node)
+    return lease is not None and lease.renewed > since + 1
+
+
+def _last_heard(draft: Draft, node: str) -> float:
+    lease = draft.seen.leases.get(node)
+    return draft.now if lease is None else lease.renewed
+
+
+def _force_if_stuck(draft: Draft, pod: Pod) -> None:
+    """A deleted pod on a lost node has nobody to confirm its end."""
+    if pod.deleting_until is None or pod.grace == 0:
+        return
+    if draft.seen.lost(pod.node, draft.now) and draft.now > pod.deleting_until:
+        draft.delete(pod, grace=0)
+    elif draft.seen.lost(pod.node, draft.now):
+        draft.plan.wake(pod.deleting_until - draft.now + 0.5)
+
+
+def _drop_needlessly_kept_away(draft: Draft) -> None:
+    """Where a pod may go is fixed when it is made: one that waits for a place is made anew once its node is back."""
+    for pod in draft.active:
+        if pod.node is None and pod.avoided_nodes - draft.avoided.keys():
+            draft.delete(pod, grace=0)
+
+
+def _stale(draft: Draft) -> tuple[set[str], bool]:
+    """Uids of workers that another should replace, and whether that is worth losing one for a moment.
+
+    Besides pods of an old template these are, at ``min``, those on a cordoned node: there the disruption budget
+    forbids the eviction that a drain asks for, until one more worker runs elsewhere.
+    """
+    wanted = children.template_hash(draft.job)
+    outdated = {pod.uid for pod in draft.active if pod.template_hash != wanted}
+    if outdated:
+        return outdated, True
+    ready = draft.ready
+    if draft.fresh and 0 < len(ready) <= draft.job.spec.workers.min:
+        return {pod.uid for pod in ready if draft.seen.cordoned(pod.node)}, False
+    return set(), False
+
+
+def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
+    """Who goes first: whoever doesn't take part, is on a node that is being emptied, is outdated, is newest."""
+    members = draft.members
+    return sorted(
+        draft.active,
+        key=lambda pod: (
+            pod.node is not None,
+            pod.phase != "Pending",
+            pod.uid in members,
+            not draft.seen.cordoned(pod.node),
+            pod.uid not in stale,
+            -pod.number,
+        ),
+    )
+
+
+def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
+    """Replace one: whoever takes part leaves only when its successor takes part, or can't for want of room."""
+    members, now = draft.members, draft.now
+    idle = [pod for pod in draft.active if pod.uid in stale and _idle(draft, pod)]
+    for pod in idle:
+        draft.delete(pod)
+    if idle or not draft.fresh:
+        return
+    spec = draft.job.spec.workers
+    new = [pod for pod in draft.active if pod.uid not in stale]
+    old = [pod for pod in draft.active if pod.uid in stale]
+    ready = [pod for pod in draft.active if pod.uid in members]
+    if len(ready) > spec.wanted:
+        _replace(draft, old)
+        return
+    waiting = [pod for pod in new if pod.uid not in members]
+    problem = draft.seen.problem
+    # Only want of room is cured by leaving: an image that can't be pulled would cost one worker after the other.
+    since = [pod.created for pod in waiting if pod.node is None]
+    if problem is not None:
+        since.append(problem.since)
+    if not impatient or not since or len(ready) <= spec.min:
+        return
+    left = min(since) + PATIENCE - now
+    if left > 0:
+        draft.plan.wake(left)
+    elif len(ready) + len(waiting) > spec.min:
+        _replace(draft, old)
+
+
+def _replace(draft: Draft, old: list[Pod]) -> None:
+    members = draft.members
+    first = min(old, key=lambda pod: (pod.uid in members, pod.number))
+    draft.delete(first)
+    draft.event("Normal", "WorkerReplaced", f"{first.name} leaves: one of the new template takes its place")
+
+
+def _idle(draft: Draft, pod: Pod) -> bool:
+    """It takes no part in training and won't soon, so that removing it costs nothing."""
+    if pod.phase == "Pending":
+        return True
+    if not draft.fresh or pod.uid in draft.members:
+        return False
+    up = [one.running_since for one in (pod, *draft.seen.coordinators) if one.active and one.running_since is not None]
+    return bool(up) and draft.now - max(up) > PATIENCE
+
+
+def _clean_ended(draft: Draft, backoff_until: float) -> None:
+    for pod in draft.ended(Ending.DISRUPTED):
+        if not _quick(pod) or draft.now - finished(pod) > 60:
+            draft.delete(pod, grace=0)
+    if draft.now >= backoff_until:
+        for pod in draft.ended(Ending.FAILED)[KEEP_FAILED:]:
+            draft.delete(pod, grace=0)
+
+
+def _quick(pod: Pod) -> bool:
+    return finished(pod) - pod.created < QUICK
+
+
+def _create(draft: Draft, size: int, backoff_until: float) -> None:
+    job, seen, now = draft.job, draft.seen, draft.now
+    missing = size - len(draft.active)
+    if now < backoff_until:
+        failed = draft.value("last_failure_time")
+        since = now if failed is None else failed.timestamp()
+        missing -= sum(finished(pod) >= since for pod in draft.ended(Ending.FAILED))
+        draft.plan.wake(backoff_until - now)
+    if missing <= 0:
+        return
+    if seen.problem is not None and now < seen.problem.retry_at:
+        draft.plan.wake(seen.problem.retry_at - now)
+        return
+    quick = [finished(pod) for pod in draft.ended(Ending.DISRUPTED) if _quick(pod) and pod.uid not in draft.gone]
+    if len(quick) >= 3 and now < max(quick) + QUICK:
+        draft.plan.wake(max(quick) + QUICK - now)
+        return
+    first = max([draft.value("next_worker") or 0, *(pod.number + 1 for pod in seen.workers)])
+    image = job.spec.image or seen.default_image
+    for number in range(first, first + missing):
+        draft.plan.create.append(children.worker_pod(job, number, image, draft.avoided))
+    draft.fields["next_worker"] = first + missing
+    names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
+    draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")
