@@ -63,6 +63,12 @@ def run_logged(argv: Sequence[str | Path], log: Path, *, cwd: Path | None = None
         raise ClusterError(f"`{' '.join(words[:3])} …` failed, see {log}; its last lines:\n{tail_of(log)}")
 
 
+def write(file: Path, text: str) -> None:
+    """Writes the file if that changes it: kube-proxy, for one, ends itself when its configuration is touched."""
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+
+
 def tail(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 

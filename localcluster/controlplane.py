@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from localcluster import network
+from localcluster.command import write
 from localcluster.config import (
     API_PORT,
     CHECKOUT,
@@ -159,12 +160,13 @@ class ControlPlane:
             "storage": {"filesystem": {"rootdirectory": str(data)}, "delete": {"enabled": True}},
             "http": {"addr": f"{HOST_IP}:{REGISTRY_PORT}"},
         }
-        config.write_text(yaml.safe_dump(document))
+        write(config, yaml.safe_dump(document))
         return Daemon("registry", ("docker-registry", "serve", str(config)), CGROUP)
 
     def _dns(self) -> Daemon:
         corefile = self._paths.state / "Corefile"
-        corefile.write_text(
+        write(
+            corefile,
             f""".:53 {{
   bind {HOST_IP}
   errors
@@ -176,7 +178,7 @@ class ControlPlane:
   }}
   cache 1
 }}
-"""
+""",
         )
         return Daemon("coredns", as_argv(self._programs["coredns"], {}, "-conf", str(corefile)), CGROUP)
 
@@ -271,7 +273,7 @@ def proxy_config(paths: Paths, file: Path) -> Path:
         "oomScoreAdj": 0,
         "nftables": {"minSyncPeriod": "100ms"},
     }
-    file.write_text(yaml.safe_dump(document))
+    write(file, yaml.safe_dump(document))
     return file
 
 

@@ -35,8 +35,9 @@ def build(context: Path, dockerfile: Path, target: str | None, tag: str) -> None
             flags += ["--target", target]
         if certificates := os.environ.get("SSL_CERT_FILE"):
             # Behind a private certificate authority: builds trust what this machine trusts.
-            folder = Path(certificates).parent
-            flags += ["--volume", f"{folder}:{folder}:ro", "--build-arg", f"SSL_CERT_FILE={certificates}"]
+            # At a place of its own, as packages write to the usual one.
+            inside = "/run/certificates.crt"
+            flags += ["--volume", f"{certificates}:{inside}:ro", "--build-arg", f"SSL_CERT_FILE={inside}"]
         with step(f"building the image {tag}"):
             _buildah("build", *flags, "--tag", tag, str(context), log=f"image-{tag}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from localcluster import cgroups, network, pki
-from localcluster.command import run
+from localcluster.command import run, write
 from localcluster.config import (
     DNS_SERVICE_IP,
     GPUS_PER_NODE,
@@ -178,12 +178,13 @@ class Node:
             point.mkdir(parents=True, exist_ok=True)
         pki.ensure_kubelet(self._paths, self._programs["kubeadm"], self.name, folder)
         proxy_config(self._paths, folder / "kube-proxy.yaml")
-        (folder / "resolv.conf").write_text(f"nameserver {HOST_IP}\n")
-        (folder / "kubelet.yaml").write_text(yaml.safe_dump(self._kubelet()))
-        (folder / "containerd.toml").write_text(self._containerd())
-        (folder / "cni" / "10-pods.conflist").write_text(json.dumps(self._cni()))
-        hosts = f'server = "http://{HOST_IP}:{REGISTRY_PORT}"\n'
-        (folder / "certs.d" / REGISTRY / "hosts.toml").write_text(hosts)
+        write(folder / "resolv.conf", f"nameserver {HOST_IP}\n")
+        write(folder / "kubelet.yaml", yaml.safe_dump(self._kubelet()))
+        write(folder / "containerd.toml", self._containerd())
+        write(folder / "cni" / "10-pods.conflist", json.dumps(self._cni()))
+        registry = f"http://{HOST_IP}:{REGISTRY_PORT}"
+        hosts = f'server = "{registry}"\n[host."{registry}"]\n  capabilities = ["pull", "resolve"]\n'
+        write(folder / "certs.d" / REGISTRY / "hosts.toml", hosts)
 
     def _kubelet(self) -> dict[str, object]:
         never = ("nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree")

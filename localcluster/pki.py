@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from localcluster.command import run
+from localcluster.command import run, write
 from localcluster.config import API_PORT, HOST_IP, POD_NETWORK, SERVICE_NETWORK, Paths
 
 _KUBECONFIGS = ("admin", "super-admin", "controller-manager", "scheduler")
@@ -54,7 +54,7 @@ def _config(paths: Paths, node: str = "control-plane") -> Path:
     }
     paths.pki.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = paths.pki / f"kubeadm-{node}.yaml"
-    file.write_text(yaml.safe_dump_all([initial, cluster]))
+    write(file, yaml.safe_dump_all([initial, cluster]))
     return file
 
 
