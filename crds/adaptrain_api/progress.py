@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
-
-from adaptrain_api.base import Model
+from adaptrain_api.base import Open, Readings
 
 CONTROL_PORT = 29400
 """Workers hold one authenticated connection each to this port of the coordinator."""
@@ -14,15 +12,10 @@ WORKER_METRICS_PORT = 8081
 """``/metrics`` and ``/healthz`` of a worker."""
 
 EXIT_INVALID = 64
-"""A worker's exit code when the manifest can't be run as it is (unknown argument, missing module): a retry is useless."""
+"""A worker's exit code when the manifest can't be run as it is (unknown argument, missing module): retries are vain."""
 
 
-class _Open(Model):
-    # A newer coordinator may say more than an older operator knows.
-    model_config = ConfigDict(**{**Model.model_config, "extra": "ignore"})
-
-
-class Member(_Open):
+class Member(Open):
     """A worker in the membership."""
 
     id: str
@@ -33,7 +26,7 @@ class Member(_Open):
     """Unix time, seconds."""
 
 
-class Silent(_Open):
+class Silent(Open):
     """A worker that was dropped because nothing was heard of it and whose connection never closed by itself."""
 
     id: str
@@ -42,7 +35,7 @@ class Silent(_Open):
     """Unix time of the last beat, seconds."""
 
 
-class Change(_Open):
+class Change(Open):
     """One change of membership, in words."""
 
     time: float
@@ -52,19 +45,19 @@ class Change(_Open):
     """Longest gap between two steps across the change, seconds."""
 
 
-class Result(_Open):
+class Result(Open):
     """How training ended."""
 
     outcome: Literal["completed", "left", "failed"]
     step: int
     epoch: int
     message: str = ""
-    metrics: dict[str, float] = {}
+    metrics: Readings = {}
     model: str | None = None
     """Path of the best weights, relative to the checkpoint directory."""
 
 
-class Progress(_Open):
+class Progress(Open):
     """A snapshot of the job as its coordinator sees it."""
 
     number: int
@@ -82,9 +75,9 @@ class Progress(_Open):
     batch_size: int | None = None
     samples_per_second: float | None = None
     step_seconds: float | None = None
-    metrics: dict[str, float] = {}
+    metrics: Readings = {}
     """Newest validation metrics, by name."""
-    best: dict[str, float] = {}
+    best: Readings = {}
     checkpoint_step: int | None = None
     checkpoint_time: float | None = None
     checkpoint_error: str | None = None

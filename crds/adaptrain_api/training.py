@@ -4,9 +4,32 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from adaptrain_api.base import Boolean, FreeForm, Integer, Model, Number, Rule
+from adaptrain_api.base import (
+    DNS_LABEL,
+    QUALIFIED_KEYS,
+    Boolean,
+    DnsLabel,
+    DnsSubdomain,
+    FreeForm,
+    Integer,
+    LabelValue,
+    ListMap,
+    Model,
+    Number,
+    Open,
+    Quantities,
+    Reading,
+    Rule,
+    Rules,
+    Text,
+    Texts,
+    json_object,
+    without_nulls,
+)
+from adaptrain_api.base import dump as dump
 
 GROUP = "adaptrain.io"
 VERSION = "v1alpha1"
@@ -21,30 +44,30 @@ RESERVED_ENV = ("ADAPTRAIN_", "MASTER_", "PET_")
 RESERVED_VOLUMES = "adaptrain-"
 RESERVED_MOUNT = "/adaptrain"
 
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
-Component = Annotated[
-    str,
-    Field(
-        pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
-        max_length=253,
-    ),
-]
+MOUNT_PATH = r"^(/\.?[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
+COMPONENT = r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"
+ENV_NAME = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
+IMAGE = r"^[!-~]+$"
+
+Component = Annotated[Text, Field(pattern=COMPONENT, max_length=253)]
 
 
 class LocalObjectReference(Model):
-    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of a Secret in the job's namespace.")]
+    """A reference to an object in the job's namespace."""
+
+    name: Annotated[DnsSubdomain, Field(description="Name of a Secret in the job's namespace.")]
 
 
 class EnvVar(Model):
     """An environment variable, as in a container."""
 
-    name: Annotated[str, Field(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", max_length=253)]
-    value: str | None = None
-    value_from: FreeForm | None = None
+    name: Annotated[Text, Field(pattern=ENV_NAME, max_length=253)]
+    value: Text | None = None
+    value_from: Annotated[FreeForm | None, Field(description="As in a container.")] = None
 
     rules = (
         Rule(
-            cel="!self.name.startsWith('ADAPTRAIN_') && !self.name.startsWith('MASTER_') && !self.name.startsWith('PET_')",
+            cel="!['ADAPTRAIN_', 'MASTER_', 'PET_'].exists(prefix, self.name.startsWith(prefix))",
             message="names that start with ADAPTRAIN_, MASTER_ or PET_ are set by adaptrain: choose another name",
             check=lambda self: not self.name.startswith(RESERVED_ENV),
             path=".name",
@@ -60,38 +83,112 @@ class EnvVar(Model):
 class Toleration(Model):
     """A taint that worker pods tolerate, as in a pod."""
 
-    key: Annotated[str | None, Field(max_length=317)] = None
+    key: Annotated[Text | None, Field(max_length=317, description="Absent, with operator Exists: every key.")] = None
     operator: Literal["Exists", "Equal"] | None = None
-    value: Annotated[str | None, Field(max_length=63)] = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: Annotated[Integer | None, Field(description="Seconds.")] = None
+    toleration_seconds: Annotated[
+        Integer | None, Field(ge=0, le=2**31 - 1, description="Seconds until a NoExecute taint evicts the worker.")
+    ] = None
+
+    rules = (
+        Rule(
+            cel="!has(self.value) || self.value == '' || !has(self.operator) || self.operator == 'Equal'",
+            message="a toleration with operator Exists has no value: remove it or set operator to Equal",
+            check=lambda self: not self.value or self.operator in (None, "Equal"),
+            path=".value",
+        ),
+        Rule(
+            cel="(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+            message="a toleration without key tolerates every taint: set operator to Exists, or give a key",
+            check=lambda self: bool(self.key) or self.operator == "Exists",
+        ),
+        Rule(
+            cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            message="tolerationSeconds applies to effect NoExecute only: remove it or set the effect",
+            check=lambda self: self.toleration_seconds is None or self.effect == "NoExecute",
+            path=".tolerationSeconds",
+        ),
+    )
 
 
 class VolumeMount(Model):
     """Where a volume appears in the worker's container, as in a container."""
 
     name: DnsLabel
-    mount_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    sub_path: Annotated[str | None, Field(max_length=4096)] = None
+    mount_path: Annotated[
+        Text, Field(pattern=MOUNT_PATH, max_length=1024, description="An absolute path without '.' and '..'.")
+    ]
+    sub_path: Annotated[
+        Text | None, Field(max_length=1024, description="A relative path in the volume; absent: its root.")
+    ] = None
     read_only: Boolean | None = None
 
     rules = (
         Rule(
-            cel="!(self.mountPath + '/').startsWith('/adaptrain/')",
+            cel=f"self.mountPath != '{RESERVED_MOUNT}' && !self.mountPath.startsWith('{RESERVED_MOUNT}/')",
             message="/adaptrain is where adaptrain mounts its own files: choose another mountPath",
             check=lambda self: not (self.mount_path + "/").startswith(RESERVED_MOUNT + "/"),
             path=".mountPath",
         ),
+        Rule(
+            cel="!has(self.subPath) || !(self.subPath.startsWith('/') || '..' in self.subPath.split('/'))",
+            message="subPath must be a relative path without '..'",
+            check=lambda self: (
+                self.sub_path is None or not (self.sub_path.startswith("/") or ".." in self.sub_path.split("/"))
+            ),
+            path=".subPath",
+        ),
     )
 
 
-Quantity = Annotated[
-    str | Integer,
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            "pattern": r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+RESERVED_LABELS = Rule(
+    cel="!self.exists(key, key.startsWith('adaptrain.io/') || key.startsWith('app.kubernetes.io/'))",
+    message="keys under adaptrain.io/ and app.kubernetes.io/ are set by adaptrain: choose another prefix",
+    check=lambda found: not any(key.startswith(("adaptrain.io/", "app.kubernetes.io/")) for key in found),
+)
+
+Labels = Annotated[
+    dict[Text, LabelValue],
+    BeforeValidator(without_nulls),
+    Field(max_length=64),
+    Rules(QUALIFIED_KEYS, RESERVED_LABELS),
+]
+Annotations = Annotated[Texts, Field(max_length=64), Rules(QUALIFIED_KEYS, RESERVED_LABELS)]
+NodeSelector = Annotated[
+    dict[Text, LabelValue], BeforeValidator(without_nulls), Field(max_length=64), Rules(QUALIFIED_KEYS)
+]
+ResourceList = Annotated[Quantities, Field(max_length=32), Rules(QUALIFIED_KEYS)]
+
+
+def _has_volume_name(volume: dict[str, Any]) -> dict[str, Any]:
+    name = volume.get("name")
+    if not isinstance(name, str) or len(name) > 63 or re.fullmatch(DNS_LABEL[1:-1], name) is None:
+        message = "a volume needs a name of at most 63 lower-case letters, digits and dashes"
+        raise PydanticCustomError("rule", "{text}", {"text": message, "broken": [(".name", message)]})
+    return volume
+
+
+Volume = Annotated[
+    dict[str, Any],
+    BeforeValidator(json_object),
+    AfterValidator(_has_volume_name),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "description": "A volume as in a pod; only its name is looked at.",
+            "x-kubernetes-preserve-unknown-fields": True,
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "pattern": DNS_LABEL, "minLength": 1, "maxLength": 63}},
         }
+    ),
+    Rules(
+        Rule(
+            cel=f"!self.name.startsWith('{RESERVED_VOLUMES}')",
+            message=f"names that start with {RESERVED_VOLUMES} belong to adaptrain's own volumes: choose another name",
+            check=lambda volume: not volume["name"].startswith(RESERVED_VOLUMES),
+            path=".name",
+        )
     ),
 ]
 
@@ -99,16 +196,15 @@ Quantity = Annotated[
 class Resources(Model):
     """Compute resources of one worker pod, as in a container."""
 
-    limits: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
-    requests: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
+    limits: Annotated[ResourceList | None, Field(description="Most that the pod may use.")] = None
+    requests: Annotated[ResourceList | None, Field(description="What the scheduler sets aside; absent: limits.")] = None
 
 
 class Workers(Model):
     """The elastic worker pods."""
 
     min: Annotated[
-        Integer,
-        Field(ge=1, le=1000, description="Training waits while fewer workers than this are alive."),
+        Integer, Field(ge=1, le=1000, description="Training waits while fewer workers than this are alive.")
     ] = 1
     max: Annotated[Integer, Field(ge=1, le=1000, description="Most workers that the job may have.")] = 1
     replicas: Annotated[
@@ -120,17 +216,17 @@ class Workers(Model):
         Field(ge=1, le=1, description="Training processes in each worker pod; more than 1 is not supported yet."),
     ] = 1
     resources: Resources | None = None
-    env: Annotated[list[EnvVar], Field(max_length=256)] = []
+    env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
     env_from: Annotated[list[FreeForm], Field(max_length=64, description="As in a container.")] = []
-    node_selector: Annotated[dict[str, str] | None, Field(max_length=64)] = None
+    node_selector: Annotated[NodeSelector | None, Field(description="Labels of the nodes to run on.")] = None
     tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
     affinity: Annotated[FreeForm | None, Field(description="As in a pod.")] = None
     topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
-    volumes: Annotated[list[FreeForm], Field(max_length=64, description="As in a pod.")] = []
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64)] = []
-    priority_class_name: Annotated[str | None, Field(max_length=253)] = None
-    labels: Annotated[dict[str, str] | None, Field(max_length=64, description="Added to worker pods.")] = None
-    annotations: Annotated[dict[str, str] | None, Field(max_length=64, description="Added to worker pods.")] = None
+    volumes: Annotated[list[Volume], Field(max_length=64, description="As in a pod."), ListMap("name")] = []
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64), ListMap("mountPath")] = []
+    priority_class_name: DnsSubdomain | None = None
+    labels: Annotated[Labels | None, Field(description="Added to worker pods.")] = None
+    annotations: Annotated[Annotations | None, Field(description="Added to worker pods.")] = None
     termination_grace_period_seconds: Annotated[
         Integer,
         Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
@@ -146,6 +242,13 @@ class Workers(Model):
             cel="!has(self.replicas) || (self.min <= self.replicas && self.replicas <= self.max)",
             message="workers.replicas must lie between workers.min and workers.max: change it or widen the bounds",
             check=lambda self: self.replicas is None or self.min <= self.replicas <= self.max,
+        ),
+        Rule(
+            cel="!has(self.volumeMounts)"
+            " || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
+            message="every volumeMount must name one of workers.volumes: add the volume or correct the name",
+            check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
+            path=".volumeMounts",
         ),
     )
 
@@ -206,6 +309,8 @@ class Optimizer(Model):
 
 
 class Batch(Model):
+    """How many samples make one optimizer step."""
+
     size: Annotated[Integer, Field(ge=1, le=1048576, description="Samples per step, over all workers together.")]
 
 
@@ -256,10 +361,14 @@ class SupervisedPhase(Model):
 
 
 class PersistentVolumeClaim(Model):
-    claim_name: Annotated[str, Field(min_length=1, max_length=253, description="A claim in the job's namespace.")]
+    """A claim that every worker can mount."""
+
+    claim_name: Annotated[DnsSubdomain, Field(description="A claim in the job's namespace.")]
 
 
 class CheckpointVolume(Model):
+    """Storage that outlives the workers."""
+
     persistent_volume_claim: PersistentVolumeClaim
 
 
@@ -283,14 +392,14 @@ class TrainingJobSpec(Model):
     """What the user wants."""
 
     image: Annotated[
-        str | None, Field(min_length=1, max_length=1024, description="Worker image; absent: the chart's.")
+        Text | None, Field(pattern=IMAGE, max_length=1024, description="Worker image; absent: the chart's.")
     ] = None
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] = []
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16), ListMap("name")] = []
     workers: Workers = Workers()
     model: ModelSource
     data: DataSource
-    phases: Annotated[list[SupervisedPhase], Field(min_length=1, max_length=1)]
+    phases: Annotated[list[SupervisedPhase], Field(min_length=1, max_length=1), ListMap("name")]
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the job.")] = 0
     checkpoint: Checkpoint | None = None
     max_restarts: Annotated[
@@ -314,12 +423,12 @@ class ObjectMeta(Model):
 
     model_config = {**Model.model_config, "extra": "allow"}
 
-    name: str
+    name: Text
     namespace: str | None = None
     uid: str | None = None
 
 
-class Condition(Model):
+class Condition(Open):
     """metav1.Condition."""
 
     type: str
@@ -330,37 +439,35 @@ class Condition(Model):
     observed_generation: int | None = None
 
 
-class TrainedModel(Model):
+class TrainedModel(Open):
     """The best weights that the job left."""
 
     path: Annotated[str, Field(description="Path of the safetensors file, relative to the checkpoint volume.")]
     metric: str | None = None
-    value: float | None = None
+    value: Reading = None
     step: int | None = None
 
 
-class AvoidedNode(Model):
+class AvoidedNode(Open):
     """A node that went silent: no worker is placed there until its Lease is renewed."""
 
     name: str
     since: Annotated[datetime, Field(description="When it was last heard.")]
 
 
-class TrainingJobStatus(Model):
+class TrainingJobStatus(Open):
     """What is. Written by the operator alone."""
-
-    model_config = {**Model.model_config, "extra": "ignore"}
 
     phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
     observed_generation: int | None = None
-    conditions: list[Condition] = []
+    conditions: Annotated[list[Condition], ListMap("type")] = []
     replicas: Annotated[int | None, Field(description="Worker pods that exist (what /scale reads).")] = None
     ready_replicas: Annotated[int | None, Field(description="Workers that take part in training.")] = None
     selector: Annotated[str | None, Field(description="Label selector of the worker pods, for /scale.")] = None
     workers: Annotated[str | None, Field(description="Workers ready/wanted.")] = None
     step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
     epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
-    loss: Annotated[float | None, Field(description="Training loss, mean of the last steps.")] = None
+    loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
     metric: Annotated[str | None, Field(description="Newest validation metric.")] = None
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
     model: TrainedModel | None = None
@@ -385,7 +492,7 @@ class AdaptiveTrainingJob(Model):
     rules = (
         Rule(
             cel=f"size(self.metadata.name) <= {MAX_NAME}",
-            message=f"metadata.name must have at most {MAX_NAME} characters, so that the names of its pods fit: shorten it",
+            message=f"metadata.name must have at most {MAX_NAME} characters, so that its pods' names fit: shorten it",
             check=lambda self: len(self.metadata.name) <= MAX_NAME,
         ),
         Rule(
@@ -395,8 +502,3 @@ class AdaptiveTrainingJob(Model):
             check=lambda self: re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.metadata.name) is not None,
         ),
     )
-
-
-def dump(model: Model) -> dict[str, Any]:
-    """A model as the JSON object that the API server would store (camelCase, absent fields left out)."""
-    return model.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,199 @@
+"""From a pydantic model to a CustomResourceDefinition.
+
+Kubernetes takes a part of JSON schema that it calls structural: no references, one type per field, no unions. What
+the models say and the structural schema cannot is refused here with the field's path, rather than dropped in silence.
+
+    python -m adaptrain_api.crd            writes the YAML files
+    python -m adaptrain_api.crd --check    fails when they differ from the models
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from adaptrain_api.training import GROUP, KIND, PLURAL, VERSION, AdaptiveTrainingJob
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = (ROOT / "crds", ROOT / "charts/adaptrain/files/crds")
+"""The chart can only read files of its own, so that it holds a copy."""
+
+Schema = dict[str, Any]
+
+KEPT = {"type", "description", "default", "format", "pattern", "enum", "required", "minimum", "maximum"} | {
+    f"{bound}{what}" for bound in ("min", "max") for what in ("Length", "Items", "Properties")
+}
+BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+"""pydantic's own words, which it leaves where a validator of ours stands in front of the number's."""
+FORMATS = {"date-time"}
+
+
+class NotStructural(TypeError):
+    """A model says something that a structural schema cannot."""
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of a model."""
+    raw = model.model_json_schema()
+    return _convert(raw, model.__name__, raw.get("$defs", {}), ())
+
+
+def _convert(node: Schema, path: str, defs: Schema, inside: tuple[str, ...]) -> Schema:
+    node, inside = _flatten(node, path, defs, inside)
+    out: Schema = {}
+    for name, value in node.items():
+        match key := BOUNDS.get(name, name):
+            case "title" | "$defs":
+                pass
+            case "description":
+                out[key] = " ".join(value.split())
+            case "default":
+                # In full: the API server checks a default against the rules before it applies those inside it.
+                if value is not None:
+                    out[key] = _without_nulls(value)
+            case "const":
+                out["enum"] = [value]
+            case "exclusiveMinimum" | "exclusiveMaximum":
+                out[key.removeprefix("exclusive").lower()] = value
+                out[key] = True
+            case "properties":
+                out[key] = {sub: _convert(at, f"{path}.{sub}", defs, inside) for sub, at in value.items()}
+            case "items":
+                out[key] = _convert(value, f"{path}[]", defs, inside)
+            case "minLength" | "maxLength" if node.get("type") == "object":
+                out[key.replace("Length", "Properties")] = value
+            case "additionalProperties" if value is False:
+                pass  # the API server prunes or refuses unknown fields by itself
+            case "additionalProperties" if value is True:
+                out["x-kubernetes-preserve-unknown-fields"] = True
+            case "additionalProperties":
+                out[key] = _convert(value, f"{path}[*]", defs, inside)
+            case "propertyNames" if value == {"type": "string"}:
+                pass
+            case "format" if value not in FORMATS:
+                raise NotStructural(f"{path}: format {value!r} is unknown to the API server")
+            case _ if key in KEPT or key.startswith("x-kubernetes-"):
+                out[key] = value
+            case _:
+                raise NotStructural(f"{path}: {key} has no place in a structural schema")
+    if "x-kubernetes-preserve-unknown-fields" not in out and "x-kubernetes-int-or-string" not in out:
+        if not isinstance(out.get("type"), str) or out["type"] == "null":
+            raise NotStructural(f"{path}: needs exactly one type, not {out.get('type')!r}")
+        if out["type"] == "object" and not {"properties", "additionalProperties"} & out.keys():
+            raise NotStructural(f"{path}: an object needs properties, or has to preserve unknown fields")
+        if out["type"] == "array" and "items" not in out:
+            raise NotStructural(f"{path}: an array needs items")
+    for key in out.get("x-kubernetes-list-map-keys", []):
+        if key not in out["items"].get("required", []):
+            raise NotStructural(f"{path}: list-map key {key} must be a required field")
+    return out
+
+
+def _flatten(node: Schema, path: str, defs: Schema, inside: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]]:
+    """Put what a reference or an Optional stands for in its place; what is said beside it has precedence.
+
+    Optional needs no ``nullable``: without it the API server drops a null, as the models do.
+    """
+    while True:
+        beside = {key: value for key, value in node.items() if key not in ("$ref", "anyOf")}
+        if "$ref" in node:
+            name = node["$ref"].removeprefix("#/$defs/")
+            if name in inside:
+                raise NotStructural(f"{path}: {name} contains itself")
+            node, inside = {**defs[name], **beside}, (*inside, name)
+        elif "anyOf" in node:
+            options = [option for option in node["anyOf"] if option != {"type": "null"}]
+            if len(options) != 1:
+                raise NotStructural(f"{path}: a union of several types")
+            node = {**options[0], **beside}
+        else:
+            return node, inside
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def custom_resource_definition() -> Schema:
+    """The CRD of AdaptiveTrainingJob."""
+    schema = structural(AdaptiveTrainingJob)
+    plain = {name: {"type": "string"} for name in ("apiVersion", "kind")}
+    # The API server owns metadata's schema. Rules about the name therefore stand at the root.
+    schema["properties"] = {**plain, "metadata": {"type": "object"}} | {
+        name: schema["properties"][name] for name in ("spec", "status")
+    }
+    schema["required"] = ["spec"]
+    columns = [
+        ("Phase", "string", ".status.phase", "What the job is doing."),
+        ("Workers", "string", ".status.workers", "Workers ready/wanted."),
+        ("Step", "integer", ".status.step", "Optimizer steps applied."),
+        ("Metric", "string", ".status.metric", "Newest validation metric."),
+        ("ETA", "string", ".status.eta", "Time left, estimated."),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since the job was made."),
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "shortNames": ["atj"],
+                "categories": ["adaptrain"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "additionalPrinterColumns": [
+                        dict(zip(("name", "type", "jsonPath", "description"), column, strict=True))
+                        for column in columns
+                    ],
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.workers.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector",
+                        },
+                    },
+                    "schema": {"openAPIV3Schema": schema},
+                }
+            ],
+        },
+    }
+
+
+def render() -> str:
+    """The YAML file's text."""
+    head = "# Generated from crds/adaptrain_api by: python -m adaptrain_api.crd\n"
+    return head + yaml.dump(custom_resource_definition(), sort_keys=False, width=110, allow_unicode=True)
+
+
+def main(check: bool) -> int:
+    """Write the files, or tell which of them differ."""
+    text, stale = render(), []
+    for folder in FOLDERS:
+        path = folder / f"{GROUP}_{PLURAL}.yaml"
+        if check and (not path.exists() or path.read_text() != text):
+            stale.append(str(path.relative_to(ROOT)))
+        elif not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run python -m adaptrain_api.crd", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

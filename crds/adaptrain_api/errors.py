@@ -1,0 +1,121 @@
+"""What is wrong with a manifest, in sentences: the field as the user wrote it, the bound, and what to do."""
+
+import difflib
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
+
+from adaptrain_api import base, training
+from adaptrain_api.crd import structural
+
+WORDS = {
+    base.DNS_LABEL: "must hold only lower-case letters, digits and dashes, a letter or digit first and last",
+    base.DNS_SUBDOMAIN: "must hold only lower-case letters, digits, dashes and dots, a letter or digit first and last",
+    base.LABEL_VALUE: "must hold only letters, digits, '-', '_' and '.', a letter or digit first and last",
+    training.MOUNT_PATH: "must be an absolute path such as /data, without '.' and '..' and without a slash at its end",
+    training.COMPONENT: "must be a built-in's name, or module:callable from the image",
+    training.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
+    training.IMAGE: "must be an image reference: printable ASCII without blanks",
+}
+"""What each pattern wants; a test keeps this complete."""
+
+PLAIN = {
+    "missing": "is required",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "string_unicode": "must be valid Unicode",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "list_type": "must be a list",
+    "finite_number": "must be a finite number",
+    "int_parsing_size": "must be an integer of at most 64 bits",
+}
+BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "less_than_equal": ("at most", "le"),
+    "greater_than": ("greater than", "gt"),
+    "less_than": ("less than", "lt"),
+}
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each mistake, such as ``spec.workers.min: must be at least 1 (got 0)``."""
+    lines = [line for details in error.errors(include_url=False) for line in _explain(details)]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _explain(details: ErrorDetails) -> list[str]:
+    path, context = _path(details["loc"]), details.get("ctx", {})
+    if details["type"] == "rule":
+        return [f"{(path + where).lstrip('.') or 'the job'}: {message}" for where, message in context["broken"]]
+    return [f"{path or 'the job'}: {_sentence(details, context)}"]
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in loc:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step == "[key]":
+            path += " (key)"
+        elif re.fullmatch(r"\w+", step):
+            path += f".{step}"
+        else:
+            path += f"[{json.dumps(step, ensure_ascii=False)}]"
+    return path.removeprefix(".")
+
+
+def _sentence(details: ErrorDetails, context: dict[str, Any]) -> str:
+    kind, got = details["type"], f" (got {_short(details['input'])})"
+    if kind == "missing":
+        return PLAIN[kind]
+    if kind in PLAIN:
+        hint = ": put it in quotes" if kind == "string_type" and isinstance(details["input"], int | float) else ""
+        return PLAIN[kind] + hint + got
+    if kind in BOUNDS:
+        words, key = BOUNDS[kind]
+        return f"must be {words} {context[key]}{got}"
+    match kind:
+        case "extra_forbidden":
+            return f"unknown field{_suggestion(details['loc'])}"
+        case "literal_error" | "enum":
+            return f"must be {context['expected']}{got}"
+        case "string_pattern_mismatch":
+            return WORDS.get(context["pattern"], f"must match {context['pattern']}") + got
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters (got {len(details['input'])})"
+        case "string_too_short":
+            return "must not be empty"
+        case "too_long":
+            return f"must have at most {context['max_length']} entries (got {context['actual_length']})"
+        case "too_short":
+            return f"must have at least {context['min_length']} entries (got {context['actual_length']})"
+        case "value_error":
+            return f"{context['error']}{got}"
+    return f"{details['msg']}{got}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    """The field that was probably meant: another spelling, or snake_case."""
+    schema: dict[str, Any] = structural(training.AdaptiveTrainingJob)
+    for step in loc[:-1]:
+        schema = schema.get("items", {}) if isinstance(step, int) else schema.get("properties", {}).get(step, {})
+    known, name = list(schema.get("properties", {})), str(loc[-1])
+    close = [to_camel(name)] if to_camel(name) in known else difflib.get_close_matches(name, known, 1)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": known here are {', '.join(known)}" if known else ""
