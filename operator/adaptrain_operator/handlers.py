@@ -1,0 +1,72 @@
+"""Kopf's part: watching. Each handler passes on what it saw; none acts on it, and none writes to the object."""
+
+from typing import Any
+
+import kopf
+from adaptrain_api import training
+
+from adaptrain_operator.core import naming
+from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SERVICE
+from adaptrain_operator.runtime.runtime import Runtime
+
+OWNED = {naming.MANAGED_BY: naming.FIELD_MANAGER}
+
+
+def registry(runtime: Runtime, nodes: bool) -> kopf.OperatorRegistry:
+    """The handlers, bound to where they report to."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(training.GROUP, training.VERSION, training.PLURAL, registry=handlers)
+    async def job(event: Any, **_: Any) -> None:
+        await runtime.saw(JOB, event)
+
+    @kopf.on.event("", "v1", "pods", registry=handlers, labels=OWNED)
+    async def pod(event: Any, **_: Any) -> None:
+        await runtime.saw(POD, event)
+
+    @kopf.on.event("", "v1", "services", registry=handlers, labels=OWNED)
+    async def service(event: Any, **_: Any) -> None:
+        await runtime.saw(SERVICE, event)
+
+    @kopf.on.event("policy", "v1", "poddisruptionbudgets", registry=handlers, labels=OWNED)
+    async def budget(event: Any, **_: Any) -> None:
+        await runtime.saw(BUDGET, event)
+
+    @kopf.on.event("networking.k8s.io", "v1", "networkpolicies", registry=handlers, labels=OWNED)
+    async def policy(event: Any, **_: Any) -> None:
+        await runtime.saw(POLICY, event)
+
+    if nodes:
+
+        @kopf.on.event("", "v1", "nodes", registry=handlers)
+        async def node(event: Any, **_: Any) -> None:
+            await runtime.saw(NODE, event)
+
+    return handlers
+
+
+def configure() -> kopf.OperatorSettings:
+    """Kopf without anything that writes, elects or discovers."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.persistence.finalizer = f"{training.GROUP}/finalizer"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=training.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=training.GROUP)
+    settings.networking.request_timeout = 60
+    settings.networking.connect_timeout = 5
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 5
+    settings.watching.chunk_size = 250
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 1.0
+    settings.process.ultimate_exiting_timeout = 20
+    for kind in ("pods", "services", "poddisruptionbudgets", "networkpolicies"):
+        settings.watching.label_selectors[kind] = naming.OWNED_SELECTOR
+    return settings

@@ -1,0 +1,215 @@
+"""The operator process: stand by, lead while the Lease is held, and leave as soon as it isn't.
+
+Whatever breaks ends the process, and the kubelet starts another one: starting is cheap and loses nothing, so there is
+one way to recover instead of one per fault.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import kopf
+
+from adaptrain_operator import handlers, logs, metrics
+from adaptrain_operator.core import naming
+from adaptrain_operator.kube.client import Client
+from adaptrain_operator.kube.errors import ApiError, Refused
+from adaptrain_operator.kube.kinds import NODE
+from adaptrain_operator.kube.lease import Election
+from adaptrain_operator.progress import Puller
+from adaptrain_operator.runtime.cache import Cache
+from adaptrain_operator.runtime.events import Events
+from adaptrain_operator.runtime.leases import NodeLeases
+from adaptrain_operator.runtime.queue import Queue
+from adaptrain_operator.runtime.reconciler import Reconciler
+from adaptrain_operator.runtime.runtime import Runtime
+from adaptrain_operator.server import serve
+from adaptrain_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+STUCK = 60.0
+"""Seconds without progress after which the kubelet should start us anew."""
+
+
+class Operator:
+    """One process, as leader or standing by."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._settings = settings
+        self._client = client
+        self._cache = Cache()
+        self._queue: Queue[tuple[str, str]] = Queue()
+        self._runtime = Runtime(client, self._cache, self._queue, settings.namespaces, settings.resync_seconds)
+        self._election = Election(
+            client, settings.lease_namespace, settings.lease_name, settings.identity, settings.lease_seconds
+        )
+        self._leading = False
+        self._beat = time.monotonic()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """The exit code: 0 only if we were asked to stop."""
+        loop = asyncio.get_running_loop()
+        self._catch_signals(loop)
+        server = await serve(self._settings.host, self._settings.port, self._unhealthy, self._unready)
+        try:
+            if not await self._first(self._election.acquire()):
+                return 0
+            try:
+                return await self._lead()
+            finally:
+                metrics.LEADER.set(0)
+                await self._election.release()
+        finally:
+            await server.cleanup()
+
+    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+    async def _first(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether it was done before we were asked to stop."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        done, pending = await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        for other in pending:
+            other.cancel()
+        if task in done:
+            task.result()
+        return task in done and not self._stop.is_set()
+
+    async def _lead(self) -> int:
+        self._leading = True
+        metrics.LEADER.set(1)
+        settings, runtime = self._settings, self._runtime
+        events, leases = Events(self._client, settings.identity), NodeLeases(self._client)
+        self._cache.sees_nodes = await self._may_see_nodes()
+        puller = Puller(changed=lambda key: self._queue.add(key, 0.01), distrusted=lambda key: reconciler.distrust(key))
+        reconciler = Reconciler(self._client, self._cache, self._queue, puller, leases, events, settings.default_image)
+        tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}
+        try:
+            await self._list_first(tasks)
+            tasks |= {
+                asyncio.create_task(work, name=name)
+                for name, work in {
+                    "watches": self._watch(runtime),
+                    "resync": runtime.resync(),
+                    "events": events.send(),
+                    "gauges": runtime.measure(self._mark),
+                    **{f"worker {n}": runtime.work(reconciler) for n in range(settings.concurrency)},
+                }.items()
+            }
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return self._verdict(done)
+        finally:
+            self._leading = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=5)
+            await puller.close()
+
+    async def _list_first(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Nothing is decided before everything was listed once."""
+        while not any(task.done() for task in tasks):
+            try:
+                await self._runtime.list_everything()
+                return
+            except ApiError as problem:
+                logger.warning("listing failed and is tried again: %s", problem)
+                await asyncio.sleep(1)
+
+    async def _watch(self, runtime: Runtime) -> None:
+        registry = handlers.registry(runtime, self._cache.sees_nodes)
+        started = asyncio.Event()
+        task = asyncio.create_task(
+            kopf.operator(
+                registry=registry,
+                settings=handlers.configure(),
+                standalone=True,
+                clusterwide=not self._settings.namespaces,
+                namespaces=self._settings.namespaces,
+                ready_flag=started,
+                stop_flag=self._stop,
+            ),
+            name="kopf",
+        )
+        ready = asyncio.create_task(started.wait())
+        try:
+            await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+            # Kopf took over the signals on its way; they are ours, since stopping includes giving up the Lease.
+            self._catch_signals(asyncio.get_running_loop())
+            await task
+        finally:
+            ready.cancel()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _may_see_nodes(self) -> bool:
+        """Without this right, draining at ``min`` waits for the user, and only silence tells of a lost node."""
+        try:
+            async for _ in self._client.list(NODE):
+                break
+        except Refused:
+            logger.warning("nodes can't be read: cordoned nodes are not noticed")
+            return False
+        except ApiError as problem:
+            logger.warning("nodes could not be read: %s", problem)
+            return False
+        return True
+
+    def _verdict(self, done: set[asyncio.Task[Any]]) -> int:
+        if self._stop.is_set():
+            logger.info("asked to stop")
+            return 0
+        for task in done:
+            problem = None if task.cancelled() else task.exception()
+            logger.error("%s ended", task.get_name(), exc_info=problem)
+        return 1
+
+    def _mark(self) -> None:
+        self._beat = time.monotonic()
+
+    def _unhealthy(self) -> str | None:
+        now = time.monotonic()
+        if not self._leading:
+            asked = now - self._election.attempted
+            return None if asked < STUCK else f"the API server was last asked {asked:.0f} s ago"
+        if self._queue.overdue() > STUCK:
+            return f"a job has waited for {self._queue.overdue():.0f} s"
+        return None
+
+    def _unready(self) -> str | None:
+        """Standing by is being ready: a Deployment's update must not wait for us to lead."""
+        if self._leading and not self._runtime.listed:
+            return "nothing has been listed yet"
+        return None
+
+
+async def run(settings: Settings) -> int:
+    client = await Client.connect(naming.FIELD_MANAGER, _observe)
+    try:
+        return await Operator(settings, client).run()
+    finally:
+        await client.close()
+
+
+def _observe(verb: str, kind: str, code: int, seconds: float) -> None:
+    metrics.REQUESTS.labels(verb, kind, str(code)).inc()
+    metrics.REQUEST_SECONDS.labels(verb).observe(seconds)
+
+
+def main() -> None:
+    """Entry point of ``adaptrain-operator``."""
+    settings = Settings.from_env()
+    logs.configure(settings)
+    sys.exit(asyncio.run(run(settings)))
+
+
+if __name__ == "__main__":
+    main()

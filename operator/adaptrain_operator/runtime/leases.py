@@ -1,0 +1,60 @@
+"""Leases of the nodes that are suspected of something.
+
+They are read one by one: watching all would be an event per node every ten seconds, for the few that are ever in doubt.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from adaptrain_operator.core.observed import Lease, timestamp
+from adaptrain_operator.kube.client import Client
+from adaptrain_operator.kube.errors import ApiError, NotFound, Refused
+from adaptrain_operator.kube.kinds import LEASE
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "kube-node-lease"
+EVERY = 1.0
+FORGET = 120.0
+
+
+class NodeLeases:
+    """What was seen of them, and since when it is the same."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._seen: dict[str, Lease] = {}
+        self._readable = True
+
+    def seen(self) -> dict[str, Lease]:
+        return self._seen
+
+    async def refresh(self, nodes: Iterable[str]) -> None:
+        """Read the Leases of these nodes, each at most once a second."""
+        now = time.time()
+        for node in [node for node, lease in self._seen.items() if now - lease.last_seen > FORGET]:
+            del self._seen[node]
+        if self._readable:
+            await asyncio.gather(*(self._read(node, now) for node in nodes))
+
+    async def _read(self, node: str, now: float) -> None:
+        known = self._seen.get(node)
+        if known is not None and now - known.last_seen < EVERY:
+            return
+        try:
+            lease = await self._client.get(LEASE, NAMESPACE, node)
+        except NotFound:
+            return
+        except Refused as problem:
+            self._readable = False
+            logger.warning("Leases of nodes can't be read, so lost nodes are noticed late: %s", problem)
+            return
+        except ApiError as problem:
+            logger.info("the Lease of node %s could not be read: %s", node, problem)
+            return
+        renewed = timestamp(lease["spec"].get("renewTime")) or 0.0
+        # A gap in our own looking starts the count anew: staleness is what was watched, not what was found.
+        same = known is not None and known.renewed == renewed and now - known.last_seen < 10
+        self._seen[node] = Lease(renewed, known.first_seen if known is not None and same else now, now)

@@ -1,0 +1,398 @@
+"""Reads what is known of a job, has the core decide, and carries the plan out."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+from base64 import b64decode
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from adaptrain_api.base import Model
+from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from pydantic import ValidationError
+
+from adaptrain_operator import metrics
+from adaptrain_operator.core import children, naming
+from adaptrain_operator.core.decide import decide
+from adaptrain_operator.core.draft import Conditions
+from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Problem, timestamp
+from adaptrain_operator.core.plan import Deletion, Plan
+from adaptrain_operator.kube.client import Client
+from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
+from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, POD, SECRET
+from adaptrain_operator.runtime.cache import Cache, Key
+from adaptrain_operator.runtime.events import Events
+from adaptrain_operator.runtime.leases import NodeLeases
+from adaptrain_operator.runtime.queue import Queue
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+FAST = frozenset({"step", "epoch", "loss", "metric", "eta"})
+"""Status fields that change all the time while a job trains."""
+FAST_EVERY = 2.0
+CLAIM_EVERY = 4.0
+
+
+class Contacts(Protocol):
+    """The rest of the operator's view of coordinators."""
+
+    def ask(self, key: Key, number: int, address: str, node: str | None, token: str) -> None: ...
+    def stop(self, key: Key) -> None: ...
+    def contact(self, key: Key) -> Contact: ...
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is remembered of a job between decisions. Losing all of it costs a few requests and nothing else."""
+
+    uid: str
+    version: str = ""
+    job: Job | None = None
+    token: str | None = None
+    applied: dict[tuple[str, str], str] = field(default_factory=dict)
+    problem: Problem | None = None
+    refusals: int = 0
+    generation: int = 0
+    claim: Claim | None = None
+    claim_name: str = ""
+    claim_read: float = 0.0
+    status_written: float = 0.0
+
+
+class Reconciler:
+    """One per process; jobs are worked on concurrently, each by one worker at a time."""
+
+    def __init__(
+        self,
+        client: Client,
+        cache: Cache,
+        queue: Queue[Key],
+        contacts: Contacts,
+        leases: NodeLeases,
+        events: Events,
+        default_image: str,
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._queue = queue
+        self._contacts = contacts
+        self._leases = leases
+        self._events = events
+        self._default_image = default_image
+        self._memories: dict[Key, _Memory] = {}
+
+    async def reconcile(self, key: Key) -> None:
+        """Bring one job closer to what is wanted. Raises what a retry may cure."""
+        raw = self._cache.job(key)
+        if raw is None:
+            self.forget(key)
+            return
+        memory = self._memory(key, raw)
+        job = self._read(memory, raw)
+        if job is None:
+            await self._tell_invalid(key, memory, raw)
+            return
+        await self._look_at_claim(memory, job)
+        plan = decide(job, self._observe(key, memory, job), time.time())
+        await self._carry_out(key, memory, raw, job, plan)
+        if plan.suspects:
+            await self._leases.refresh(plan.suspects)
+        if plan.requeue_after is not None:
+            self._queue.add(key, plan.requeue_after)
+
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        self._contacts.stop(key)
+        self._memories.pop(key, None)
+
+    def distrust(self, key: Key) -> None:
+        """The coordinator refused our token: read it again."""
+        memory = self._memories.get(key)
+        if memory is not None:
+            memory.token = None
+        self._queue.add(key, 1.0)
+
+    def forget_applied(self) -> None:
+        """Apply once more what isn't watched, the next time that each job is decided."""
+        for memory in self._memories.values():
+            memory.applied.clear()
+
+    def _memory(self, key: Key, raw: Object) -> _Memory:
+        uid = raw["metadata"]["uid"]
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != uid:
+            # Another job of the same name: nothing of the old one holds.
+            self._contacts.stop(key)
+            memory = self._memories[key] = _Memory(uid)
+        generation = raw["metadata"].get("generation", 0)
+        if memory.generation != generation:
+            # The user may just have mended what was refused.
+            memory.generation, memory.problem, memory.refusals = generation, None, 0
+        return memory
+
+    def _read(self, memory: _Memory, raw: Object) -> Job | None:
+        meta = raw["metadata"]
+        if memory.job is not None and memory.version == meta["resourceVersion"]:
+            return memory.job
+        try:
+            spec = TrainingJobSpec.model_validate(raw["spec"])
+        except ValidationError as problem:
+            logger.warning("a job can't be read: %s", problem, extra={"job": f"{meta['namespace']}/{meta['name']}"})
+            memory.job = None
+            return None
+        memory.version = meta["resourceVersion"]
+        memory.job = Job(
+            name=meta["name"],
+            namespace=meta["namespace"],
+            uid=meta["uid"],
+            generation=meta.get("generation", 0),
+            created=timestamp(meta.get("creationTimestamp")) or 0.0,
+            deleting="deletionTimestamp" in meta,
+            spec=spec,
+            status=TrainingJobStatus.model_validate(raw["status"]),
+        )
+        return memory.job
+
+    async def _tell_invalid(self, key: Key, memory: _Memory, raw: Object) -> None:
+        """The schema let it pass, this operator can't read it: say so and leave what runs alone."""
+        try:
+            TrainingJobSpec.model_validate(raw["spec"])
+            return
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = f"spec.{where}: {first['msg']}: correct it, or upgrade the operator"
+        status = TrainingJobStatus.model_validate(raw["status"])
+        conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), time.time())
+        conditions.set("PodsReady", False, "InvalidSpec", message)
+        update = {"conditions": conditions.list(), "phase": status.phase or "Pending"}
+        await self._write_status(key, memory, raw, status.model_copy(update=update))
+
+    def _observe(self, key: Key, memory: _Memory, job: Job) -> Observed:
+        pods = self._cache.pods(key, job.uid)
+        return Observed(
+            workers=tuple(pod for role, pod in pods if role == naming.WORKER),
+            coordinators=tuple(pod for role, pod in pods if role == naming.COORDINATOR),
+            children=self._cache.children(key, job.uid),
+            contact=self._contacts.contact(key),
+            nodes=self._cache.nodes(),
+            leases=self._leases.seen(),
+            claim=memory.claim,
+            problem=memory.problem,
+            default_image=self._default_image,
+        )
+
+    async def _look_at_claim(self, memory: _Memory, job: Job) -> None:
+        """Read the checkpoint's claim: once if all is well, again and again while it is missing."""
+        if job.spec.checkpoint is None or job.deleting:
+            memory.claim = None
+            return
+        name = job.spec.checkpoint.volume.persistent_volume_claim.claim_name
+        now = time.time()
+        good = memory.claim is not None and memory.claim.exists and memory.claim_name == name
+        settled = good and memory.claim_read >= now - 3600
+        if settled and memory.claim is not None and not _single(memory.claim):
+            return
+        if memory.claim is not None and memory.claim_name == name and now - memory.claim_read < CLAIM_EVERY:
+            return
+        try:
+            claim = await self._client.get(CLAIM, job.namespace, name)
+            memory.claim = Claim(True, tuple((claim.get("spec") or {}).get("accessModes") or ()))
+        except NotFound:
+            memory.claim = Claim(False)
+        except Refused:
+            memory.claim = Claim(True, known=False)
+        memory.claim_name, memory.claim_read = name, now
+
+    async def _carry_out(self, key: Key, memory: _Memory, raw: Object, job: Job, plan: Plan) -> None:
+        """In the order that a crash at any point leaves something that the next decision can go on from."""
+        await self._write_status(key, memory, raw, plan.status)
+        if plan.remove_job:
+            await self._remove_job(key, job)
+            return
+        await _all(self._delete(job, deletion) for deletion in plan.delete)
+        waiting = memory.problem is not None and time.time() < memory.problem.retry_at
+        if not waiting and (plan.apply or plan.create):
+            try:
+                await self._make(key, memory, job, plan)
+            except Refused as problem:
+                self._refused(key, memory, problem)
+            else:
+                if plan.create:
+                    memory.problem, memory.refusals = None, 0
+        if plan.ask is not None:
+            number, address = plan.ask
+            node = next((pod.node for _, pod in self._cache.pods(key, job.uid) if pod.ip == address), None)
+            self._contacts.ask(key, number, address, node, await self._token(memory, job))
+        elif plan.status.phase in ("Succeeded", "Failed", "Suspended"):
+            self._contacts.stop(key)
+        for event in plan.events:
+            self._events.tell(job, event)
+
+    async def _make(self, key: Key, memory: _Memory, job: Job, plan: Plan) -> None:
+        # What a pod can't start without comes first, then pods and everything else side by side.
+        unwatched = [child for child in plan.apply if child["kind"] not in _WATCHED]
+        others = [child for child in plan.apply if child["kind"] in _WATCHED]
+        needed = [self._apply(memory, job, child) for child in unwatched]
+        if plan.create:
+            needed.append(self._ensure_token(memory, job))
+        await _all(needed)
+        pods = [self._create_pod(key, job, pod) for pod in plan.create]
+        await _all([*pods, *(self._apply(memory, job, child) for child in others)])
+
+    def _refused(self, key: Key, memory: _Memory, problem: Refused) -> None:
+        now = time.time()
+        delay = min(30.0, 2.0 ** min(memory.refusals, 10))
+        memory.refusals += 1
+        since = now if memory.problem is None else memory.problem.since
+        if problem.quota:
+            reason, remedy = "QuotaExceeded", "raise the quota, free some of it, or ask for less"
+        elif problem.status == 403:
+            reason, remedy = "PodForbidden", "ask the cluster's administrator, or change the job"
+        else:
+            reason, remedy = "PodRefused", "correct the job"
+        message = f"the API server refuses its objects: {problem.message[:500]}: {remedy}"
+        memory.problem = Problem(reason, message, since, now + delay)
+        logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
+        self._queue.add(key)
+
+    async def _write_status(self, key: Key, memory: _Memory, raw: Object, wanted: TrainingJobStatus) -> None:
+        """Patch what differs, and nothing if nothing does."""
+        before, after = raw["status"], _dump_status(wanted)
+        change: Object = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
+        if not change:
+            return
+        if _only_fast(change, before):
+            left = memory.status_written + FAST_EVERY - time.time()
+            if left > 0:
+                self._queue.add(key, left)
+                return
+        body: Object = {"status": change}
+        if change.keys() & {"nextWorker", "coordinator"}:
+            # Numbers are reserved: from what we read, or not at all.
+            body["metadata"] = {"resourceVersion": raw["metadata"]["resourceVersion"]}
+        try:
+            answer = await self._client.patch_status(JOB, key[0], key[1], body)
+        except Conflict:
+            self._cache.put(JOB, await self._client.get(JOB, key[0], key[1]))
+            raise
+        except NotFound:
+            self._cache.gone(JOB, key, raw["metadata"]["uid"])
+            raise
+        memory.status_written = time.time()
+        self._cache.put(JOB, answer)
+
+    async def _remove_job(self, key: Key, job: Job) -> None:
+        logger.info("its time to live is over", extra={"job": "/".join(key)})
+        try:
+            await self._client.delete(JOB, key[0], key[1], job.uid, background=True)
+        except (NotFound, Conflict):
+            self._cache.gone(JOB, key, job.uid)
+
+    async def _delete(self, job: Job, deletion: Deletion) -> None:
+        pod = (job.namespace, deletion.name)
+        try:
+            answer = await self._client.delete(POD, job.namespace, deletion.name, deletion.uid, deletion.grace)
+        except (NotFound, Conflict):
+            self._cache.gone(POD, pod, deletion.uid)
+            self._queue.add((job.namespace, job.name))
+            return
+        metrics.PODS_DELETED.labels(_role(deletion.name)).inc()
+        if answer.get("kind") == "Pod" and answer["metadata"].get("deletionGracePeriodSeconds"):
+            self._cache.put(POD, answer)
+        else:
+            self._cache.gone(POD, pod, deletion.uid)
+            self._queue.add((job.namespace, job.name))
+
+    async def _create_pod(self, key: Key, job: Job, pod: Object) -> None:
+        try:
+            made = await self._client.create(POD, job.namespace, pod)
+        except AlreadyExists:
+            # By an earlier life of ours, whose answer was lost. One of another job is skipped: its number is used up.
+            made = await self._client.get(POD, job.namespace, pod["metadata"]["name"])
+        else:
+            metrics.PODS_CREATED.labels(pod["metadata"]["labels"][naming.ROLE]).inc()
+        self._cache.put(POD, made)
+
+    async def _apply(self, memory: _Memory, job: Job, child: Object) -> None:
+        name = (child["kind"], child["metadata"]["name"])
+        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+        kind = APPLIED[child["kind"]]
+        if kind not in CHILDREN and memory.applied.get(name) == digest:
+            return
+        made = await self._client.apply(kind, child)
+        strangers = [owner for owner in made["metadata"].get("ownerReferences") or [] if owner["uid"] != job.uid]
+        if strangers:
+            # Left by a job of the same name that was deleted just now: the collector will take it, so make our own.
+            await self._client.delete(kind, job.namespace, name[1], made["metadata"]["uid"])
+            made = await self._client.apply(kind, child)
+        memory.applied[name] = digest
+        if kind in CHILDREN:
+            self._cache.put(kind, made)
+
+    async def _ensure_token(self, memory: _Memory, job: Job) -> None:
+        if memory.token is None:
+            await self._token(memory, job)
+
+    async def _token(self, memory: _Memory, job: Job) -> str:
+        """The job's token: made once, and from then on only ever read."""
+        if memory.token is not None:
+            return memory.token
+        name = naming.token_secret(job.name)
+        for _ in range(3):
+            try:
+                secret = await self._client.create(
+                    SECRET, job.namespace, children.token_secret(job, secrets.token_hex(32))
+                )
+            except AlreadyExists:
+                secret = await self._client.get(SECRET, job.namespace, name)
+            owners = [owner["uid"] for owner in secret["metadata"].get("ownerReferences") or []]
+            if job.uid in owners:
+                memory.token = b64decode(secret["data"]["token"]).decode()
+                return memory.token
+            await self._client.delete(SECRET, job.namespace, name, secret["metadata"]["uid"])
+        raise ApiError(409, "Conflict", f"Secret {name} belongs to somebody else")
+
+
+_WATCHED = {kind.name for kind in CHILDREN}
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Everything gets its try; then the first failure counts, one that a retry won't cure before others."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    failures.sort(key=lambda failure: not isinstance(failure, Refused))
+    if failures:
+        raise failures[0]
+
+
+def _single(claim: Claim) -> bool:
+    return bool(claim.access_modes) and not set(claim.access_modes) - {"ReadWriteOnce", "ReadWriteOncePod"}
+
+
+def _role(name: str) -> str:
+    return naming.COORDINATOR if f"-{naming.COORDINATOR}-" in name else naming.WORKER
+
+
+def _dump_status(status: Model) -> Object:
+    """The status as the API server would store it: times in whole seconds, absent and empty fields left out."""
+    return {name: value for name, value in dump(status).items() if value not in ([], {})}
+
+
+def _only_fast(change: Object, before: Object) -> bool:
+    """Whether nothing is new but numbers that change all the time, and sentences that contain them."""
+    if not change.keys() - FAST:
+        return True
+    if change.keys() - FAST - {"conditions"}:
+        return False
+    return _truths(change["conditions"]) == _truths(before.get("conditions"))
+
+
+def _truths(conditions: list[Object] | None) -> list[tuple[Any, ...]]:
+    return [(one["type"], one["status"], one["reason"], one.get("observedGeneration")) for one in conditions or []]

@@ -1,0 +1,49 @@
+"""Settings of the operator process, from ``ADAPTRAIN_OPERATOR_*`` environment variables."""
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+PREFIX = "ADAPTRAIN_OPERATOR_"
+
+
+def _names(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Each field is read from the variable of its name: ``lease_name`` from ``ADAPTRAIN_OPERATOR_LEASE_NAME``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Namespaces to serve, comma-separated; empty: the whole cluster."""
+    default_image: str = "adaptrain-trainer:latest"
+    """Image of workers and coordinators whose job names none."""
+    lease_name: str = "adaptrain-operator"
+    lease_namespace: str = "default"
+    lease_seconds: Annotated[float, Field(ge=2)] = 15.0
+    """How long a leader that is not heard keeps the lead."""
+    identity: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """Name of this process in the election; a pod's name, so that a restarted container takes up its own lead."""
+    host: str = "0.0.0.0"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """``/healthz``, ``/readyz`` and ``/metrics``; 0 picks a free one."""
+    log_format: Literal["json", "text"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    resync_seconds: Annotated[float, Field(ge=1)] = 120.0
+    """How often everything is listed anew, whatever the watches said."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    """Jobs that are worked on at the same time."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
+        """Read the environment; an unknown variable of ours is an error, so that a typing mistake is noticed."""
+        env = os.environ if env is None else env
+        given: dict[str, Any] = {
+            name.removeprefix(PREFIX).lower(): value for name, value in env.items() if name.startswith(PREFIX) and value
+        }
+        return cls.model_validate(given)
