@@ -13,6 +13,7 @@ from adaptrain_api import base, training
 from adaptrain_api.crd import structural
 
 WORDS = {
+    base.QUANTITY: "must be a quantity such as 2, 500m or 4Gi",
     base.DNS_LABEL: "must hold only lower-case letters, digits and dashes, a letter or digit first and last",
     base.DNS_SUBDOMAIN: "must hold only lower-case letters, digits, dashes and dots, a letter or digit first and last",
     base.LABEL_VALUE: "must hold only letters, digits, '-', '_' and '.', a letter or digit first and last",
@@ -80,7 +81,7 @@ def _sentence(details: ErrorDetails, context: dict[str, Any]) -> str:
         return PLAIN[kind] + hint + got
     if kind in BOUNDS:
         words, key = BOUNDS[kind]
-        return f"must be {words} {context[key]}{got}"
+        return f"must be {words} {json.dumps(context[key]).removesuffix('.0')}{got}"
     match kind:
         case "extra_forbidden":
             return f"unknown field{_suggestion(details['loc'])}"

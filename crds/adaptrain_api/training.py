@@ -61,8 +61,8 @@ class LocalObjectReference(Model):
 class EnvVar(Model):
     """An environment variable, as in a container."""
 
-    name: Annotated[Text, Field(pattern=ENV_NAME, max_length=253)]
-    value: Text | None = None
+    name: Annotated[Text, Field(pattern=ENV_NAME, max_length=253, description="Name of the variable.")]
+    value: Annotated[Text | None, Field(description="Its value.")] = None
     value_from: Annotated[FreeForm | None, Field(description="As in a container.")] = None
 
     rules = (
@@ -84,9 +84,11 @@ class Toleration(Model):
     """A taint that worker pods tolerate, as in a pod."""
 
     key: Annotated[Text | None, Field(max_length=317, description="Absent, with operator Exists: every key.")] = None
-    operator: Literal["Exists", "Equal"] | None = None
-    value: LabelValue | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    operator: Annotated[Literal["Exists", "Equal"] | None, Field(description="Absent: Equal.")] = None
+    value: Annotated[LabelValue | None, Field(description="The taint's value, with operator Equal.")] = None
+    effect: Annotated[
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None, Field(description="Absent: every effect.")
+    ] = None
     toleration_seconds: Annotated[
         Integer | None, Field(ge=0, le=2**31 - 1, description="Seconds until a NoExecute taint evicts the worker.")
     ] = None
@@ -115,14 +117,14 @@ class Toleration(Model):
 class VolumeMount(Model):
     """Where a volume appears in the worker's container, as in a container."""
 
-    name: DnsLabel
+    name: Annotated[DnsLabel, Field(description="One of workers.volumes.")]
     mount_path: Annotated[
         Text, Field(pattern=MOUNT_PATH, max_length=1024, description="An absolute path without '.' and '..'.")
     ]
     sub_path: Annotated[
         Text | None, Field(max_length=1024, description="A relative path in the volume; absent: its root.")
     ] = None
-    read_only: Boolean | None = None
+    read_only: Annotated[Boolean | None, Field(description="Workers can't write to it.")] = None
 
     rules = (
         Rule(
@@ -224,7 +226,7 @@ class Workers(Model):
     topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
     volumes: Annotated[list[Volume], Field(max_length=64, description="As in a pod."), ListMap("name")] = []
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=64), ListMap("mountPath")] = []
-    priority_class_name: DnsSubdomain | None = None
+    priority_class_name: Annotated[DnsSubdomain | None, Field(description="Of the worker pods.")] = None
     labels: Annotated[Labels | None, Field(description="Added to worker pods.")] = None
     annotations: Annotated[Annotations | None, Field(description="Added to worker pods.")] = None
     termination_grace_period_seconds: Annotated[
@@ -293,9 +295,9 @@ class DataSource(Model):
 class Optimizer(Model):
     """Which optimizer, with torch's defaults where a field is absent."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Annotated[Number, Field(gt=0, le=100)]
-    weight_decay: Annotated[Number | None, Field(ge=0, le=10)] = None
+    name: Annotated[Literal["adamw", "sgd"], Field(description="AdamW, or SGD with momentum.")] = "adamw"
+    learning_rate: Annotated[Number, Field(gt=0, le=100, description="Step size.")]
+    weight_decay: Annotated[Number | None, Field(ge=0, le=10, description="Decay of the weights per step.")] = None
     momentum: Annotated[Number | None, Field(ge=0, lt=1, description="sgd only.")] = None
 
     rules = (
@@ -317,7 +319,7 @@ class Batch(Model):
 class EarlyStopping(Model):
     """Stop when the validation metric has not improved for a while."""
 
-    metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    metric: Annotated[Literal["val/accuracy", "val/loss"], Field(description="What has to improve.")] = "val/accuracy"
     patience: Annotated[
         Integer, Field(ge=1, le=100000, description="Epochs without a better value before stopping.")
     ] = 5
@@ -352,8 +354,8 @@ class Augmentation(Model):
 class SupervisedPhase(Model):
     """Minimize cross-entropy on labelled samples."""
 
-    name: DnsLabel
-    type: Literal["supervised"]
+    name: Annotated[DnsLabel, Field(description="A name of your choice.")]
+    type: Annotated[Literal["supervised"], Field(description="What the phase does.")]
     optimizer: Optimizer
     batch: Batch
     stop: Stop
@@ -394,7 +396,9 @@ class TrainingJobSpec(Model):
     image: Annotated[
         Text | None, Field(pattern=IMAGE, max_length=1024, description="Worker image; absent: the chart's.")
     ] = None
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_policy: Annotated[
+        Literal["Always", "IfNotPresent", "Never"] | None, Field(description="As in a container.")
+    ] = None
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16), ListMap("name")] = []
     workers: Workers = Workers()
     model: ModelSource
