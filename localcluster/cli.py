@@ -24,6 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: the machine refused: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: run the command again to go on, or `down` to clean up", file=sys.stderr)
         return 130
@@ -114,7 +117,8 @@ def _node(args: argparse.Namespace, cluster: Cluster) -> None:
 
 
 def _show(status: Status) -> None:
-    console = Console(highlight=False)
+    # Paths are to be copied, so a pipe or file has them whole.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     components = Table("component", "state", "pid", "log", box=None)
     for item in status.components:
         components.add_row(item.name, item.state, str(item.pid or "-"), item.log)

@@ -21,6 +21,7 @@ from localcluster.config import (
     SERVICE_NETWORK,
     Paths,
 )
+from localcluster.errors import ClusterError
 from localcluster.kube import Kube, KubeError, Object
 from localcluster.process import Daemon, Processes, as_argv
 from localcluster.storage import PROVISIONER
@@ -60,6 +61,11 @@ class ControlPlane:
 
         kube-proxy wants to be some node, or it waits half a minute for one; here it is the first.
         """
+        if self._processes.record("kube-proxy") is None and network.has_service_tables():
+            raise ClusterError(
+                "the nftables rules of another Kubernetes are on this machine: take it out of that cluster, then run "
+                "`nft delete table ip kube-proxy`"
+            )
         config = proxy_config(self._paths, self._paths.state / "kube-proxy.yaml")
         argv = as_argv(self._programs["kube-proxy"], {"config": config, "hostname-override": "node1"})
         proxy = Daemon("kube-proxy", argv, CGROUP)

@@ -48,7 +48,7 @@ def load(name: str) -> str:
     short = name.removeprefix("localhost/")
     with _store(), step(f"pushing {name} to the cluster's registry"):
         to = f"docker://{HOST_IP}:{REGISTRY_PORT}/{short}"
-        _buildah("push", "--tls-verify=false", name, to, log=f"push-{short}")
+        _buildah("push", "--compression-format", "zstd", "--tls-verify=false", name, to, log=f"push-{short}")
     return f"{REGISTRY}/{short}" if ":" in short else f"{REGISTRY}/{short}:latest"
 
 

@@ -26,31 +26,36 @@ class KubeError(ClusterError):
 
 
 class Kube:
-    """Every call has a time limit and a connection of its own: it can neither hang nor go stale."""
+    """Every call has a time limit. The connection is kept between calls: one client per thread."""
 
     def __init__(self, paths: Paths, *, identity: str = "admin") -> None:
-        self._tls = ssl.create_default_context(cafile=str(paths.pki / "ca.crt"))
-        self._tls.load_cert_chain(paths.pki / f"{identity}.crt", paths.pki / f"{identity}.key")
+        tls = ssl.create_default_context(cafile=str(paths.pki / "ca.crt"))
+        tls.load_cert_chain(paths.pki / f"{identity}.crt", paths.pki / f"{identity}.key")
+        self._connection = http.client.HTTPSConnection(HOST_IP, API_PORT, context=tls, timeout=10)
 
-    def call(
-        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", timeout: float = 10
-    ) -> str:
-        connection = http.client.HTTPSConnection(HOST_IP, API_PORT, context=self._tls, timeout=timeout)
+    def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> str:
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": kind})
-            response = connection.getresponse()
-            text = response.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            raise KubeError(0, f"the API server does not answer: {error}") from error
-        finally:
-            connection.close()
-        if response.status >= 300:
+            status, text = self._send(method, path, body, kind)
+        except (OSError, http.client.HTTPException):
+            # The server may have closed the kept connection, by a restart for one: once more, on a new one.
+            self._connection.close()
+            try:
+                status, text = self._send(method, path, body, kind)
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                raise KubeError(0, f"the API server does not answer: {error}") from error
+        if status >= 300:
             try:
                 message = json.loads(text)["message"]
             except (ValueError, KeyError, TypeError):
                 message = text
-            raise KubeError(response.status, f"{method} {path}: {message}")
+            raise KubeError(status, f"{method} {path}: {message}")
         return text
+
+    def _send(self, method: str, path: str, body: Any, kind: str) -> tuple[int, str]:
+        self._connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": kind})
+        response = self._connection.getresponse()
+        return response.status, response.read().decode()
 
     def get(self, path: str) -> Object:
         return json.loads(self.call("GET", path))  # type: ignore[no-any-return]
@@ -76,14 +81,14 @@ class Kube:
 
     def delete(self, path: str) -> None:
         try:
-            self.call("DELETE", path, timeout=60)
+            self.call("DELETE", path)
         except KubeError as error:
             if error.code != 404:
                 raise
 
     def ready(self) -> bool:
         try:
-            self.call("GET", "/readyz", timeout=2)
+            self.call("GET", "/readyz")
         except KubeError:
             return False
         return True

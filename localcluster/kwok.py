@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localcluster import build
+from localcluster import build, network
 from localcluster.config import Paths
 from localcluster.controlplane import CGROUP
 from localcluster.kube import Kube, Object
@@ -26,14 +26,14 @@ def scale(count: int, paths: Paths, processes: Processes, kube: Kube) -> None:
     for name in wanted:
         if name not in present:
             kube.create(_NODES, _node(name))
-    surplus = present - set(wanted)
-    for name in surplus:
+    if surplus := present - set(wanted):
         # Pods on a node that is no more would be in nobody's care: they go at once.
-        pods = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{name}"
-        for pod in kube.items(pods):
-            meta = pod["metadata"]
-            kube.delete(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}?gracePeriodSeconds=0")
-        kube.delete(f"{_NODES}/{name}")
+        for pod in kube.items("/api/v1/pods?resourceVersion=0"):
+            if pod["spec"].get("nodeName") in surplus:
+                meta = pod["metadata"]
+                kube.delete(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}?gracePeriodSeconds=0")
+        for name in surplus:
+            kube.delete(f"{_NODES}/{name}")
     if not count:
         processes.stop(NAME)
     wait_until(f"{count} simulated nodes", lambda: _ready(kube) == count, timeout=60 + count / 5)
@@ -47,6 +47,7 @@ def ensure(paths: Paths, processes: Processes) -> None:
         "manage-all-nodes": False,
         "manage-nodes-with-annotation-selector": "kwok.x-k8s.io/node=fake",
         "node-lease-duration-seconds": 40,
+        "cidr": network.SIMULATED_PODS,
     }
     # A home of its own: kwok would read the settings of the user who starts it.
     home = {"HOME": str(paths.state)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,10 @@ from localcluster.process import enter
 
 def node_ip(index: int) -> str:
     return str(ipaddress.ip_network(NODE_NETWORK)[10 + index])
+
+
+SIMULATED_PODS = str(list(ipaddress.ip_network(POD_NETWORK).subnets())[1])
+"""The upper half of the pods' addresses: the real nodes use the lower."""
 
 
 def pod_subnet(index: int) -> str:
@@ -46,13 +49,15 @@ def ensure_bridge(paths: Paths) -> None:
     # Nodes reach one another's pods through the host: that is meant, so no advice to go another way.
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/send_redirects").write_text("0")
     run("ip", "addr", "replace", f"{HOST_IP}/24", "dev", BRIDGE)
+    # What is sent to pods that do not exist, such as simulated ones, must not leave the machine.
+    run("ip", "route", "replace", "unreachable", POD_NETWORK)
     run("ip", "link", "set", BRIDGE, "up")
 
 
 def _check_addresses_are_free() -> None:
     ours = [ipaddress.ip_network(network) for network in (NODE_NETWORK, POD_NETWORK, SERVICE_NETWORK)]
     for route in _json("route", "show"):
-        if route["dst"] == "default":
+        if route["dst"] == "default" or route.get("type") == "unreachable":
             continue
         theirs = ipaddress.ip_network(route["dst"], strict=False)
         for network in ours:
@@ -85,6 +90,12 @@ def cut(index: int) -> None:
         run("ip", "link", "set", link_name(index), "down")
 
 
+def disconnect(index: int) -> None:
+    """Removes the node's link, once nobody is left at its other end."""
+    if _link(link_name(index)) is not None:
+        run("ip", "link", "delete", link_name(index))
+
+
 def is_connected(index: int) -> bool:
     link = _link(link_name(index))
     return link is not None and "UP" in link["flags"] and link.get("master") == BRIDGE
@@ -97,9 +108,19 @@ def remove() -> None:
             run("ip", "link", "delete", link["ifname"])
     if _link(BRIDGE) is not None:
         run("ip", "link", "delete", BRIDGE)
-    for family in ("ip", "ip6"):
-        # nft fails if there is no such table, which is fine.
-        subprocess.run(["nft", "delete", "table", family, "kube-proxy"], capture_output=True, check=False)
+    if any(route["dst"] == POD_NETWORK for route in _json("route", "show", "type", "unreachable")):
+        run("ip", "route", "delete", "unreachable", POD_NETWORK)
+    for table in _service_tables():
+        run("nft", "delete", *table.split())
+
+
+def has_service_tables() -> bool:
+    return bool(_service_tables())
+
+
+def _service_tables() -> list[str]:
+    """kube-proxy's tables of the host, as "table FAMILY NAME"."""
+    return [line for line in run("nft", "list", "tables").splitlines() if line.endswith(" kube-proxy")]
 
 
 def owner() -> str | None:

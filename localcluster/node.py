@@ -11,6 +11,8 @@ import json
 import os
 import re
 import signal
+import socket
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -41,9 +43,10 @@ echo {name} >/proc/sys/kernel/hostname
 mount -t tmpfs tmpfs /run
 mount --bind {folder}/log /var/log
 mount --bind {folder}/cni-cache /var/lib/cni
+mount --bind {folder}/kubelet /var/lib/kubelet
 exec {pause}
 """
-MOUNT_POINTS = (Path("/var/lib/cni"),)
+MOUNT_POINTS = (Path("/var/lib/cni"), Path("/var/lib/kubelet"))
 """What has to exist on the host for that, and may not."""
 
 
@@ -82,17 +85,14 @@ class Node:
         if not self.running:
             self._boot()
         network.ensure_node(self.index, self._pid())
-        if self._start("containerd", ("containerd", "--config", str(self._folder / "containerd.toml"))):
-            socket = Path(f"/proc/{self._pid()}/root{_SOCKET}")
-            self._processes.wait(self.daemon("containerd"), socket.exists, timeout=30)
-            self._import(archive)
+        self._start("containerd", ("containerd", "--config", str(self._folder / "containerd.toml")))
+        self._processes.wait(self.daemon("containerd"), self._containerd_answers, timeout=30)
+        self._import(archive)
         kubelet = {
             "config": self._folder / "kubelet.yaml",
             "kubeconfig": self._folder / "kubelet.conf",
             "hostname-override": self.name,
             "node-ip": self.ip,
-            "root-dir": self._folder / "kubelet",
-            "cert-dir": self._folder / "pki",
         }
         self._start("kubelet", as_argv(self._programs["kubelet"], kubelet))
         proxy = {"config": self._folder / "kube-proxy.yaml", "hostname-override": self.name}
@@ -105,6 +105,11 @@ class Node:
     def _is_ready(self, kube: Kube) -> bool:
         path = f"/api/v1/nodes/{self.name}"
         try:
+            lease = kube.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{self.name}")
+            # Before this kubelet's first word, the status is what an earlier one said.
+            renewed = datetime.fromisoformat(lease["spec"]["renewTime"])
+            if renewed.timestamp() < self._processes.since(self.daemon("kubelet")):
+                return False
             status = kube.get(path)["status"]
             if status.get("capacity", {}).get("nvidia.com/gpu") != str(GPUS_PER_NODE):
                 gpus = {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": str(GPUS_PER_NODE)}
@@ -127,6 +132,7 @@ class Node:
         for role in DAEMONS:
             self._processes.forget(self.daemon(role))
         cgroups.remove(self.name)
+        network.disconnect(self.index)
 
     def cut(self) -> None:
         network.cut(self.index)
@@ -167,12 +173,22 @@ class Node:
         prefix = enter(self._pid(), "mount", "uts", "net", "pid")
         return self._processes.start(Daemon(self.daemon(role), argv, f"{self.name}/system", enter=prefix))
 
+    def _containerd_answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(f"/proc/{self._pid()}/root{_SOCKET}")
+            except OSError:
+                return False
+        return True
+
     def _import(self, archive: Path) -> None:
-        run(*self.enter("ctr", "--namespace", "k8s.io", "images", "import", "--all-platforms", archive))
+        images = self.enter("ctr", "--namespace", "k8s.io", "images")
+        if not run(*images, "list", "--quiet", f"name=={PAUSE_IMAGE}").strip():
+            run(*images, "import", archive)
 
     def _write_files(self) -> None:
         folder = self._folder
-        for name in ("containerd", "kubelet", "cni", "cni-cache", "pki", "log/pods", f"certs.d/{REGISTRY}"):
+        for name in ("containerd", "kubelet", "cni", "cni-cache", "log/pods", f"certs.d/{REGISTRY}"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for point in MOUNT_POINTS:
             point.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,10 @@ class Processes:
         record = self.record(name)
         return record.pid if record and record.alive else None
 
+    def since(self, name: str) -> float:
+        """When the process was started."""
+        return (self._paths.processes / f"{name}.json").stat().st_mtime
+
     def start(self, daemon: Daemon) -> bool:
         """Makes the daemon run as described; returns whether it had to be started."""
         command = [*daemon.enter, *daemon.argv]

@@ -6,6 +6,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from localcluster.errors import ClusterError
+
 _PROC = Path("/proc/sys")
 # What we set ourselves: pods' packets pass through the host, and every container runtime and watcher needs inotify.
 _WANTED = {"net/ipv4/ip_forward": "1", "fs/inotify/max_user_instances": "1024"}
@@ -44,7 +46,14 @@ def apply(record: Path) -> None:
         record.write_text(json.dumps(_values(), indent=1))
     for name, value in _WANTED.items():
         if int((_PROC / name).read_text()) < int(value):
-            (_PROC / name).write_text(value)
+            try:
+                (_PROC / name).write_text(value)
+            except OSError as error:
+                setting = name.replace("/", ".")
+                raise ClusterError(
+                    f"the kernel setting {setting} cannot be set to {value} ({error.strerror}), as in most containers: "
+                    "use a real or virtual machine"
+                ) from None
 
 
 def restore(record: Path) -> None:
