@@ -1,0 +1,1 @@
+"""adaptrain: elastic PyTorch training that goes on while its workers come and go."""

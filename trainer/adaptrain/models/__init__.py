@@ -1,0 +1,38 @@
+"""Models: ours by name, the user's by ``module:callable``."""
+
+from collections.abc import Callable
+
+from adaptrain_api.training import ModelSource
+from torch import nn
+
+from adaptrain.data import DataSet
+from adaptrain.errors import InvalidJob
+from adaptrain.load import call, find
+from adaptrain.models.mlp import mlp
+from adaptrain.models.resnet import resnet
+
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet": resnet}
+
+
+def build_model(source: ModelSource, data: DataSet) -> nn.Module:
+    """The model that a manifest names, with initial weights from torch's global random state.
+
+    Raises:
+        InvalidJob: it isn't there, doesn't take these arguments, or can't be trained elastically.
+    """
+    if source.name in BUILT_IN:
+        model = call("model", BUILT_IN[source.name], source.args, shape=data.shape, classes=data.classes)
+    else:
+        made = call("model", find("model", source.name), source.args)
+        if not isinstance(made, nn.Module):
+            raise InvalidJob(f"model.name: {source.name} must return a torch.nn.Module, not {type(made).__name__}")
+        model = made
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise InvalidJob(
+                f"model: {name} is a {type(module).__name__}, whose statistics depend on how a batch is split among"
+                " workers: use GroupNorm or LayerNorm"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidJob("model: there is no parameter to train")
+    return model

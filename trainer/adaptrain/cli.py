@@ -1,0 +1,108 @@
+"""The command line: ``adaptrain run`` for people, ``adaptrain coordinator`` and ``adaptrain worker`` for pods."""
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
+
+from adaptrain.errors import InvalidJob
+
+# torch is imported by those commands alone that need it: the coordinator does without.
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="adaptrain", description="Elastic PyTorch training that adapts while it runs."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train a manifest on this machine, without a cluster")
+    run.add_argument("manifest", type=Path)
+    run.add_argument("--workers", type=int, help="worker processes (default: the manifest's)")
+    run.add_argument("--output", type=Path, help="where checkpoints and the model go (default: adaptrain-runs/NAME)")
+    commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
+    commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        match arguments.command:
+            case "run":
+                from adaptrain.run import run_manifest
+
+                sys.exit(run_manifest(arguments.manifest, arguments.workers, arguments.output))
+            case "coordinator":
+                _die_with_parent()
+                _coordinator()
+            case "worker":
+                _die_with_parent()
+                _worker()
+    except InvalidJob as error:
+        sys.exit(f"adaptrain: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _die_with_parent() -> None:
+    """A process that a local runner started ends with it, however the runner ends."""
+    if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            sys.exit("adaptrain: the runner has ended")
+
+
+def _path(variable: str) -> Path | None:
+    return Path(value) if (value := os.environ.get(variable)) else None
+
+
+def _required(variable: str) -> str:
+    if not (value := os.environ.get(variable)):
+        raise InvalidJob(f"the environment variable {variable} is not set: the operator sets it in its pods")
+    return value
+
+
+def _coordinator() -> None:
+    from adaptrain.elastic.coordinator import Coordinator
+    from adaptrain.manifest import read_job
+
+    job = read_job(Path(_required("ADAPTRAIN_JOB_FILE")))
+    token = Path(_required("ADAPTRAIN_TOKEN_FILE")).read_text().strip()
+    coordinator = Coordinator(
+        int(_required("ADAPTRAIN_COORDINATOR_NUMBER")),
+        token,
+        job.spec.workers.min,
+        job.metadata.namespace or "default",
+        job.metadata.name,
+    )
+    control = int(os.environ.get("ADAPTRAIN_CONTROL_PORT", CONTROL_PORT))
+    web = int(os.environ.get("ADAPTRAIN_HTTP_PORT", HTTP_PORT))
+    asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", "0.0.0.0"), control, web))
+
+
+def _worker() -> None:
+    from adaptrain.worker import WorkerSettings
+    from adaptrain.worker import main as work
+
+    work(
+        WorkerSettings(
+            job=Path(_required("ADAPTRAIN_JOB_FILE")),
+            token=Path(_required("ADAPTRAIN_TOKEN_FILE")),
+            coordinator=_required("ADAPTRAIN_COORDINATOR"),
+            id=_required("ADAPTRAIN_WORKER_ID"),
+            name=_required("ADAPTRAIN_WORKER_NAME"),
+            host=_required("ADAPTRAIN_ADDRESS"),
+            metrics_port=int(os.environ.get("ADAPTRAIN_METRICS_PORT", WORKER_METRICS_PORT)),
+            termination_log=_path("ADAPTRAIN_TERMINATION_LOG"),
+            checkpoints=_path("ADAPTRAIN_CHECKPOINT_DIR"),
+            trace=_path("ADAPTRAIN_TRACE_DIR"),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

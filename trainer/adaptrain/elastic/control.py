@@ -1,0 +1,239 @@
+"""A worker's connection to its coordinator.
+
+Training goes on while it is broken; it is made again for ever. One thread listens, one sends beats (from a thread of
+its own, since whoever waits in a collective for a hung peer is not hung itself), one shuts down the sockets of a group
+that must be left at once. The training thread only reads flags, and asks for its next instruction between groups.
+"""
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from adaptrain.elastic import wire
+from adaptrain.elastic.membership import coordinator_of
+from adaptrain.elastic.sockets import INTERVAL, GroupSockets, inode
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.2
+CONNECT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a worker is: ``id`` is never used twice (a pod's UID), ``host`` is where others reach it."""
+
+    id: str
+    name: str
+    host: str
+    port: int
+    """Of this worker's own TCPStore."""
+
+
+class Control:
+    """The control connection and what came over it."""
+
+    def __init__(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> None:
+        host, _, port = address.rpartition(":")
+        self._address = (host, int(port))
+        self._token = token
+        self.identity = identity
+        self._sockets = sockets
+        sockets.spare(self._own_sockets)
+        self._sock: socket.socket | None = None
+        self._lock = threading.RLock()
+        self._inbox: queue.Queue[wire.Frame] = queue.Queue()
+        self._number = 0
+        self._group = 0
+        self._peers: list[str] = []
+        self._epoch = 0
+        self._wanted = 0
+        self._planned = 0
+        self._leaving = False
+        self._doing: tuple[str, float, float] = ("idle", time.monotonic(), 0.0)
+        self._must_sever = threading.Event()
+        self.version = 0
+        self.step = 0
+        for target in (self._listen, self._beat, self._sever):
+            threading.Thread(target=target, daemon=True, name=f"control{target.__name__}").start()
+
+    # What the training thread asks and tells
+
+    def next(self) -> wire.Frame:
+        """The newest instruction; waits for one. What an older one asked for is over by then."""
+        with self.doing("idle"):
+            frame = self._inbox.get()
+            while frame["do"] not in ("go", "finish", "refuse"):
+                try:
+                    frame = self._inbox.get_nowait()
+                except queue.Empty:
+                    break
+        return frame
+
+    def ready(self, epoch: int) -> None:
+        """This worker has left every group and waits for the epoch's."""
+        self.say({"is": "ready", "epoch": epoch})
+
+    @contextmanager
+    def group(self, epoch: int, peers: list[str]) -> Iterator[None]:
+        """The training thread is in the group of an epoch. An OSError or GroupBroken inside is told by ``broken``."""
+        with self._lock:
+            self._group, self._peers, self._epoch = epoch, peers, epoch
+        if self.must_leave:
+            self._must_sever.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._group, self._peers = 0, []
+
+    def broken(self, why: str) -> None:
+        """The group failed. Of no interest to a coordinator that has told to leave it already."""
+        with self._lock:
+            if not self.must_leave:
+                self.say({"is": "broken", "epoch": self._epoch, "why": why})
+
+    @property
+    def must_leave(self) -> bool:
+        """Somebody is lost: the group is to be left at once."""
+        return self._wanted > self._epoch
+
+    @property
+    def should_leave(self) -> bool:
+        """A planned change: the group is to be left together, at the end of a step."""
+        return max(self._planned, self._wanted) > self._epoch
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether this group is the one that the newest coordinator obeys: only it may leave anything behind."""
+        return self._sock is not None and self._group > 0 and coordinator_of(self._epoch) == self._number
+
+    @contextmanager
+    def doing(self, what: str, bound: float = 0.0) -> Iterator[None]:
+        """Tell the beats what the training thread does, and for a long section how many seconds it takes at most."""
+        before, self._doing = self._doing, (what, time.monotonic(), bound)
+        try:
+            yield
+        finally:
+            self._doing = (before[0], time.monotonic(), before[2])
+
+    def leave(self) -> None:
+        """Ask to leave at the step's end."""
+        self._leaving = True
+        self.say({"is": "leaving"})
+
+    @property
+    def leaving(self) -> bool:
+        return self._leaving
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    def say(self, frame: wire.Frame) -> bool:
+        """Send a frame; whether it was sent. What the coordinator must know is told again after a reconnection."""
+        with self._lock:
+            if self._sock is None:
+                return False
+            try:
+                self._sock.sendall(wire.encode(frame))
+            except OSError:
+                self._hang_up()
+                return False
+            return True
+
+    # Threads
+
+    def _own_sockets(self) -> set[str]:
+        try:
+            return {inode(self._sock)} if self._sock is not None else set()
+        except OSError:
+            return set()
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
+
+    def _listen(self) -> None:
+        said = False
+        while True:
+            try:
+                sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
+                sock.settimeout(wire.SILENCE_SECONDS)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                said = False
+                self._converse(sock)
+            except (OSError, wire.BadFrame) as error:
+                if not said:
+                    log.warning("no coordinator (%s); training goes on, and it is tried again", error)
+                    said = True
+            self._hang_up()
+            time.sleep(RETRY_SECONDS)
+
+    def _converse(self, sock: socket.socket) -> None:
+        i = self.identity
+        try:
+            with self._lock:
+                hello: dict[str, Any] = {"is": "hello", "protocol": wire.PROTOCOL, "token": self._token}
+                hello |= {"id": i.id, "name": i.name, "host": i.host, "port": i.port}
+                hello |= {"group": self._group and self._epoch, "peers": self._peers, "version": self.version}
+                sock.sendall(wire.encode(hello))
+            for frame in wire.frames(sock):
+                self._hear(sock, frame)
+        finally:
+            sock.close()
+
+    def _hear(self, sock: socket.socket, frame: wire.Frame) -> None:
+        match frame["do"]:
+            case "beat":
+                return
+            case "welcome":
+                if frame["number"] < self._number:
+                    raise wire.BadFrame(f"coordinator {frame['number']} is older than {self._number}")
+                with self._lock:
+                    self._number, self._sock = frame["number"], sock
+                if self._leaving:
+                    self.say({"is": "leaving"})
+                return
+            case "adopt":
+                with self._lock:
+                    if self._group and self._epoch == frame["group"]:
+                        self._epoch = frame["epoch"]
+                    else:  # the group broke while nobody listened
+                        self.say({"is": "broken", "epoch": frame["epoch"], "why": "left before"})
+                return
+            case "plan":
+                self._planned = frame["epoch"]
+            case "leave":
+                self._wanted = frame["epoch"]
+                if self._group:
+                    self._must_sever.set()
+        self._inbox.put(frame)
+
+    def _sever(self) -> None:
+        while True:
+            self._must_sever.wait()
+            self._must_sever.clear()
+            while self._group and self.must_leave:
+                self._sockets.sever()
+                time.sleep(INTERVAL)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(wire.BEAT_SECONDS)
+            doing, since, bound = self._doing
+            age = time.monotonic() - since
+            frame = {"is": "beating", "doing": doing, "age": age, "bound": bound}
+            self.say(frame | {"version": self.version, "step": self.step})

@@ -1,0 +1,103 @@
+"""An epoch's process group: an ordinary gloo group over the TCPStore of the epoch's first member.
+
+It is never torch's default group, which a user's code or FSDP inside a pod may own.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+
+from adaptrain.elastic.control import Control
+from adaptrain.elastic.sockets import GroupSockets
+
+STORE_SECONDS = 5.0
+FORM_SECONDS = 60.0
+COLLECTIVE = timedelta(hours=1)
+"""A collective has no time-out of its own: who is lost is the coordinator's to decide, and severing sockets ends it."""
+
+
+class GroupBroken(Exception):
+    """A collective failed: the step is to be discarded, and taken again in the next group."""
+
+
+class Group:
+    """``size`` members, of which this is number ``rank``."""
+
+    def __init__(self, control: Control, epoch: int, rank: int, size: int, backend: ProcessGroupGloo | None) -> None:
+        self._control = control
+        self._backend = backend
+        self.epoch = epoch
+        self.rank = rank
+        self.size = size
+        self.leaving = False
+        """Whether all members leave together now: known after each ``sum``."""
+        self.waited = 0.0
+        """Seconds spent in collectives since it was last set to 0."""
+
+    @contextlib.contextmanager
+    def _collective(self) -> Iterator[None]:
+        if self._control.must_leave:
+            raise GroupBroken("told to leave")
+        began = time.perf_counter()
+        try:
+            with self._control.doing("waiting"):
+                yield
+        except RuntimeError as error:
+            raise GroupBroken(str(error).splitlines()[0]) from error
+        self.waited += time.perf_counter() - began
+
+    def sum(self, flat: torch.Tensor) -> None:
+        """Sum over all members, in place.
+
+        The last element belongs to the group: it counts who wants to leave, so that all leave after the same step.
+        """
+        flat[-1] = float(self._control.should_leave)
+        if self._backend is not None:
+            with self._collective():
+                self._backend.allreduce(flat).wait()
+        elif self._control.must_leave:
+            raise GroupBroken("told to leave")
+        self.leaving = bool(flat[-1] > 0)
+
+    def gather(self, value: int) -> list[int]:
+        """Each member's value, by rank."""
+        every = torch.zeros(self.size + 1, dtype=torch.int64)
+        every[self.rank] = value
+        if self._backend is not None:
+            with self._collective():
+                self._backend.allreduce(every).wait()
+        return every[:-1].tolist()
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> None:
+        """Overwrite with what ``root`` has."""
+        if self._backend is not None:
+            with self._collective():
+                self._backend.broadcast(tensor, root).wait()
+
+
+def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: int, host: str, port: int) -> Group:
+    """Meet the epoch's other members.
+
+    Raises:
+        GroupBroken: somebody was lost meanwhile.
+    """
+    if size == 1:
+        return Group(control, epoch, rank, size, None)
+    sockets.forming()
+    try:
+        # A client of its own for each attempt: severing its socket ends the attempt.
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_SECONDS))
+        options = ProcessGroupGloo._Options()
+        options._devices = [ProcessGroupGloo.create_device(hostname=control.identity.host)]
+        options._timeout = timedelta(seconds=FORM_SECONDS)
+        backend = ProcessGroupGloo(PrefixStore(f"epoch/{epoch}", store), rank, size, options)
+        backend._set_default_timeout(COLLECTIVE)
+    except RuntimeError as error:
+        raise GroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
+    finally:
+        sockets.formed()
+    return Group(control, epoch, rank, size, backend)

@@ -1,0 +1,176 @@
+"""The elastic loop: form a group, heal, take units until the group must be left, and again.
+
+A *unit* is whatever is applied as a whole (a step, an evaluation): all of its collectives succeed before the state
+changes, so a unit that fails can be taken again in the next group, by other members, with the same outcome.
+"""
+
+import statistics
+import time
+from collections import deque
+from typing import Any, Protocol
+
+from adaptrain.elastic.checkpoint import MODEL_FILE, SECTION_SECONDS, Checkpoints, Superseded
+from adaptrain.elastic.control import Control
+from adaptrain.elastic.group import Group, GroupBroken, form
+from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.state import TORN, ReplicatedState
+from adaptrain.elastic.wire import Frame
+
+REPORT_SECONDS = 0.5
+WAIT_SECONDS = 0.1
+
+
+class Refused(Exception):
+    """The coordinator does not take this worker."""
+
+
+class Task(Protocol):
+    """What is trained: a phase.
+
+    ``remaining_steps`` is an upper bound: training may stop earlier.
+    """
+
+    state: ReplicatedState
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def remaining_steps(self) -> int: ...
+
+    def reset(self) -> None:
+        """Go back to the initial state, which is the same on every worker."""
+
+    def unit(self, group: Group) -> None:
+        """Take one unit: raises GroupBroken before the state changes, or applies it."""
+
+    def report(self) -> dict[str, Any]:
+        """What the coordinator publishes of the training."""
+
+
+class ElasticLoop:
+    """Runs a task with whoever is a member."""
+
+    def __init__(self, control: Control, sockets: GroupSockets, task: Task, checkpoints: Checkpoints | None) -> None:
+        self._control = control
+        self._sockets = sockets
+        self._task = task
+        self._checkpoints = checkpoints
+        self._durations: deque[float] = deque(maxlen=32)
+        self._applied: float | None = None
+        self._measured = 0
+        self._reported = 0.0
+        self.model: str | None = None
+        """File name of the best weights in the checkpoint directory, once training is finished."""
+
+    def run(self) -> bool:
+        """Train until the task is finished (True), or until this worker may leave or isn't needed (False)."""
+        while True:
+            frame = self._control.next()
+            match frame["do"]:
+                case "leave" | "plan":
+                    self._control.ready(frame["epoch"])
+                case "form":
+                    if self._in_group(frame):
+                        return True
+                case "go":
+                    if frame["save"] and self._checkpoints is not None and self._task.state.counters.version > 0:
+                        self._checkpoints.save(self._task.state)
+                    return False
+                case "finish":
+                    return False
+                case "refuse":
+                    raise Refused(frame["why"])
+
+    def report(self) -> dict[str, Any]:
+        """What the task reports, how long it takes, and how old the newest checkpoint is."""
+        said = self._task.report()
+        if self._durations:
+            seconds = statistics.median(self._durations)
+            said["step_seconds"] = seconds
+            said["samples_per_second"] = self._task.batch_size / seconds
+            said["eta_seconds"] = self._task.remaining_steps * seconds
+        if (c := self._checkpoints) is not None:
+            said |= {"checkpoint_step": c.newest_step, "checkpoint_time": c.newest_time, "checkpoint_error": c.error}
+        return said
+
+    def _in_group(self, frame: Frame) -> bool:
+        """Take part in an epoch's group until it is left; whether the task is finished then."""
+        epoch, rank, peers = frame["epoch"], frame["rank"], frame["peers"]
+        with self._control.group(epoch, peers):
+            try:
+                group = form(self._control, self._sockets, epoch, rank, len(peers), frame["host"], frame["port"])
+                self._heal(group)
+                while not self._task.finished:
+                    self._unit(group)
+                    if group.leaving and not self._task.finished:
+                        return False
+                self._conclude(group)
+                return True
+            except GroupBroken as error:
+                self._control.broken(str(error))
+                return False
+
+    def _heal(self, group: Group) -> None:
+        state = self._task.state
+        if self._checkpoints is not None and group.rank == 0:
+            self._checkpoints.claim()
+        newest = state.heal(group)
+        if newest == TORN:
+            self._task.reset()
+        if newest <= 0:
+            # Nobody has any progress: begin where the newest checkpoint is.
+            if self._checkpoints is not None and group.rank == 0:
+                with self._control.doing("section", SECTION_SECONDS):
+                    self._checkpoints.load(state)
+            state.heal(group)
+        self._publish(group, force=True)
+
+    def _unit(self, group: Group) -> None:
+        began = time.monotonic()
+        step = self._task.state.counters.step
+        with self._control.doing("computing"):
+            self._task.unit(group)
+        if self._task.state.counters.step != step:
+            self._measure(group, began, time.monotonic())
+        if self._checkpoints is not None and group.rank == 0:
+            self._checkpoints.maybe_save(self._task.state)
+        self._publish(group)
+
+    def _measure(self, group: Group, began: float, now: float) -> None:
+        """Tell how long a change of membership kept this worker from its next step."""
+        if self._applied is not None and self._measured != group.epoch:
+            stall = max(0.0, now - self._applied - statistics.median(self._durations))
+            self._control.say({"is": "stall", "epoch": self._control.epoch, "seconds": stall})
+        self._measured = group.epoch
+        self._applied = now
+        self._durations.append(now - began)
+
+    def _publish(self, group: Group, force: bool = False) -> None:
+        counters = self._task.state.counters
+        self._control.version, self._control.step = counters.version, counters.step
+        now = time.monotonic()
+        if group.rank == 0 and (force or now - self._reported >= REPORT_SECONDS):
+            self._reported = now
+            self._control.say({"is": "report", **self.report()})
+
+    def _conclude(self, group: Group) -> None:
+        """Leave the model and the final checkpoint behind, before anybody says that training is done."""
+        if self._checkpoints is None:
+            return
+        if group.rank == 0:
+            with self._control.doing("section", SECTION_SECONDS):
+                while True:
+                    try:
+                        self._checkpoints.export(self._task.state)
+                        self._checkpoints.save(self._task.state)
+                        break
+                    except Superseded:  # the coordinator is away: without it nothing may be committed
+                        if self._control.must_leave:
+                            raise GroupBroken("told to leave") from None
+                        time.sleep(WAIT_SECONDS)
+        group.gather(0)
+        self.model = MODEL_FILE

@@ -1,0 +1,319 @@
+"""Who takes part in training: a pure state machine, with no clock, socket or thread of its own.
+
+The coordinator feeds it events (a worker said hello, is ready, closed its connection, …) with the time at which they
+happened, and carries out the actions that it returns. Its one invariant: **a group is only ever formed of members that
+all said, for that very epoch, that they have left every earlier group.** So no member can wait in a group that others
+believe to be over.
+
+An epoch is ``number << 32 | count``: the high part is the coordinator's own number, which the operator writes to the
+job's status before the coordinator exists, so that of two coordinators only one is obeyed.
+
+A change is *planned* when everybody can still compute (a join, a farewell): members finish the step that they are in
+and leave together. It is *unplanned* when somebody is lost: whoever waits for the lost one is told to leave at once.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from adaptrain.elastic.wire import SILENCE_SECONDS, Frame
+
+SETTLE_SECONDS = 2.0
+"""A coordinator that replaces another gives the members of the running group this long to come back, before it takes
+the missing ones for lost."""
+HUNG_SECONDS = 30.0
+"""A member that computes this long while all others wait for it is hung, unless it announced a longer section."""
+
+COUNT_BITS = 32
+CHANGES_KEPT = 50
+BUSY = ("computing", "section")
+
+
+def coordinator_of(epoch: int) -> int:
+    """The number of the coordinator that opened an epoch."""
+    return epoch >> COUNT_BITS
+
+
+@dataclass(frozen=True)
+class Send:
+    to: str
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Close the connection of a member that is no longer one."""
+
+    id: str
+    why: str
+
+
+Action = Send | Drop
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a worker's training thread does, as its beats tell."""
+
+    doing: Literal["idle", "computing", "waiting", "section"] = "idle"
+    since: float = 0.0
+    """When it began, on the coordinator's clock, seconds."""
+    bound: float = HUNG_SECONDS
+    """Seconds that it may take at most: announced by long sections (saving, loading, compiling)."""
+
+
+@dataclass
+class Member:
+    id: str
+    name: str
+    host: str
+    port: int
+    """Of this worker's own TCPStore: the epoch's first member hosts the epoch's."""
+    joined: float
+    heard: float
+    version: int = 0
+    step: int = 0
+    group: int = 0
+    """The epoch whose group it is in; 0: none."""
+    peers: frozenset[str] = frozenset()
+    """Everybody in that group, itself included."""
+    ready: bool = False
+    leaving: bool = False
+    activity: Activity = field(default_factory=Activity)
+
+
+@dataclass(frozen=True)
+class Silence:
+    id: str
+    name: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of membership in words, for people."""
+
+    time: float
+    epoch: int
+    message: str
+
+
+class Membership:
+    """The members of one job. Every method takes the time (Unix seconds) and returns what is to be done."""
+
+    def __init__(self, number: int, minimum: int = 1) -> None:
+        self.minimum = minimum
+        self.epoch = number << COUNT_BITS
+        self.members: dict[str, Member] = {}
+        self.silent: dict[str, Silence] = {}
+        self.changes: list[Change] = []
+        self.finished = False
+        self._formed = False
+        self._planned = False
+        # A first coordinator has no predecessor whose group could still run.
+        self._settled = number <= 1
+        self._settle_until: float | None = None
+        self._ticked: float | None = None
+
+    @property
+    def state(self) -> Literal["waiting", "forming", "running", "done"]:
+        if self.finished:
+            return "done"
+        if self._formed:
+            return "running"
+        return "forming" if len(self._ranked()) >= self.minimum else "waiting"
+
+    def hello(
+        self,
+        now: float,
+        id: str,
+        name: str,
+        host: str,
+        port: int,
+        group: int = 0,
+        peers: frozenset[str] = frozenset(),
+        version: int = 0,
+    ) -> list[Action]:
+        """A worker arrived: fresh (``group`` 0), or back while it is still in a group of ``peers``."""
+        actions: list[Action] = []
+        if id in self.members:
+            actions += self._lose(now, id, "came back on another connection")
+        self.silent.pop(id, None)
+        if self.finished:
+            return [*actions, Send(id, {"do": "finish"})]
+        self.members[id] = Member(
+            id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers
+        )
+        if not self._settled:
+            actions += self._settle(now)
+        elif self._formed:
+            actions += self._open(now, f"{name} joined", planned=True)
+        elif self._opened:  # join storms fold into the epoch that is being prepared
+            self._tell(now, f"{name} joined")
+            actions.append(Send(id, {"do": "leave", "epoch": self.epoch}))
+        else:
+            actions += self._open(now, f"{name} joined", planned=False)
+        return actions
+
+    def ready(self, now: float, id: str, epoch: int) -> list[Action]:
+        """A worker has left every group and waits for this epoch's."""
+        member = self.members.get(id)
+        if member is None or epoch != self.epoch or self._formed:
+            return []
+        member.ready, member.group = True, 0
+        return self._form(now)
+
+    def broken(self, now: float, id: str, epoch: int, why: str) -> list[Action]:
+        """A collective failed in this worker's group."""
+        member = self.members.get(id)
+        if member is None or epoch != self.epoch or not self._formed:
+            return []
+        return self._open(now, f"{member.name} saw a broken group: {why}", planned=False)
+
+    def leaving(self, now: float, id: str) -> list[Action]:
+        """A worker was asked to end (SIGTERM) and leaves at its step's end."""
+        member = self.members.get(id)
+        if member is None or member.leaving:
+            return []
+        member.leaving = True
+        if self._formed:
+            return self._open(now, f"{member.name} leaves", planned=True)
+        return self._form(now)
+
+    def done(self, now: float, id: str) -> list[Action]:
+        """A worker has finished training. Others of its group may still be about to, and may yet need each other."""
+        self.finished = True
+        self.members.pop(id, None)
+        return self._form(now)
+
+    def gone(self, now: float, id: str) -> list[Action]:
+        """A worker's connection closed."""
+        return self._lose(now, id, "is gone")
+
+    def beat(self, now: float, id: str, activity: Activity, version: int, step: int) -> None:
+        """A worker is alive, and says what it does."""
+        if (member := self.members.get(id)) is not None:
+            member.heard, member.activity, member.version, member.step = now, activity, version, step
+
+    def tick(self, now: float) -> list[Action]:
+        """To be called several times a second: finds who is silent or hung, and ends settling."""
+        pause = now - self._ticked if self._ticked is not None else 0.0
+        self._ticked = now
+        if pause > SILENCE_SECONDS / 3:
+            # The coordinator itself was stopped or starved, and what was said meanwhile waits in its sockets: that is
+            # nobody else's silence.
+            for member in self.members.values():
+                member.heard += pause
+                member.activity = replace(member.activity, since=member.activity.since + pause)
+        actions: list[Action] = []
+        for member in list(self.members.values()):
+            if (quiet := now - member.heard) > SILENCE_SECONDS:
+                actions += self._silence(now, member, f"was not heard for {quiet:.1f} s", member.heard)
+        if (hung := self._hung(now)) is not None:
+            busy = now - hung.activity.since
+            actions += self._silence(now, hung, f"computed for {busy:.0f} s while others waited", hung.activity.since)
+        if not self._settled and self._settle_until is not None and now >= self._settle_until:
+            self._settled = True
+            actions += self._open(now, "a new coordinator took over", planned=False)
+        return actions
+
+    @property
+    def group(self) -> list[Member]:
+        """The members of the running group, first the one that hosts its store."""
+        return [m for m in self._ranked() if m.group == self.epoch] if self._formed else []
+
+    @property
+    def _opened(self) -> bool:
+        return self.epoch & ((1 << COUNT_BITS) - 1) > 0
+
+    def _ranked(self) -> list[Member]:
+        return sorted((m for m in self.members.values() if not m.leaving), key=lambda m: (m.joined, m.id))
+
+    def _tell(self, now: float, message: str) -> None:
+        self.changes = [*self.changes[-(CHANGES_KEPT - 1) :], Change(now, self.epoch, message)]
+
+    def _hung(self, now: float) -> Member | None:
+        group = self.group
+        if not any(m.activity.doing == "waiting" for m in group):
+            return None
+        over = (m for m in group if m.activity.doing in BUSY and now - m.activity.since > m.activity.bound)
+        return min(over, key=lambda m: m.activity.since, default=None)
+
+    def _silence(self, now: float, member: Member, why: str, since: float) -> list[Action]:
+        self.silent[member.id] = Silence(member.id, member.name, since)
+        return [Drop(member.id, why), *self._lose(now, member.id, why)]
+
+    def _settle(self, now: float) -> list[Action]:
+        """A new coordinator takes a running group over as it is, once all of its members are back."""
+        if self._settle_until is None:
+            self._settle_until = now + SETTLE_SECONDS
+        inside = [m for m in self.members.values() if m.group]
+        back = {m.id for m in inside}
+        if not inside or any(m.group != inside[0].group or not m.peers <= back for m in inside):
+            return []
+        running = inside[0].group
+        self._settled = self._formed = True
+        self.epoch += 1
+        self._tell(now, f"a new coordinator took over the {len(inside)} workers of the running group")
+        for member in inside:
+            member.group = self.epoch
+        actions: list[Action] = [Send(m.id, {"do": "adopt", "epoch": self.epoch, "group": running}) for m in inside]
+        if outside := [m.name for m in self.members.values() if not m.group]:
+            actions += self._open(now, f"{', '.join(outside)} joined", planned=True)
+        return actions
+
+    def _lose(self, now: float, id: str, why: str) -> list[Action]:
+        member = self.members.pop(id, None)
+        if member is None:
+            return []
+        if self._formed:
+            return self._open(now, f"{member.name} {why}", planned=False)
+        if self._planned and not member.ready:
+            # Others may wait for it in the group that they were about to leave together.
+            return self._open(now, f"{member.name} {why}", planned=False)
+        self._tell(now, f"{member.name} {why}")
+        return self._form(now)
+
+    def _open(self, now: float, why: str, planned: bool) -> list[Action]:
+        """Open an epoch: everybody is told to leave the running group, at the step's end or at once."""
+        running = self.epoch if self._formed else 0
+        self.epoch += 1
+        self._formed, self._planned = False, planned
+        self._tell(now, why)
+        actions: list[Action] = []
+        for member in self.members.values():
+            member.ready = False
+            gently = planned and running and member.group == running
+            actions.append(Send(member.id, {"do": "plan" if gently else "leave", "epoch": self.epoch}))
+        return actions
+
+    def _form(self, now: float) -> list[Action]:
+        """Form the group once every member is ready for it; whoever leaves may go then."""
+        if self._formed or not self._opened or not all(m.ready for m in self.members.values()):
+            return []
+        staying = self._ranked()
+        leaving = sorted((m for m in self.members.values() if m.leaving), key=lambda m: (-m.version, m.id))
+        actions: list[Action] = []
+        for index, member in enumerate(leaving):
+            del self.members[member.id]
+            # The last to go would take the progress since the newest checkpoint with it.
+            actions.append(Send(member.id, {"do": "go", "save": not staying and index == 0}))
+        if not staying or (len(staying) < self.minimum and not self.finished):
+            return actions
+        self._formed = True
+        first = staying[0]
+        for rank, member in enumerate(staying):
+            member.group = self.epoch
+            actions.append(
+                Send(
+                    member.id,
+                    {
+                        "do": "form",
+                        "epoch": self.epoch,
+                        "rank": rank,
+                        "peers": [m.id for m in staying],
+                        "host": first.host,
+                        "port": first.port,
+                    },
+                )
+            )
+        return actions

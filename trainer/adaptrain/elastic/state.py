@@ -1,0 +1,172 @@
+"""The replicated state: everything that training's future depends on, the same on every member."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from adaptrain.elastic.group import Group
+
+TORN = -1
+"""Version of a state that was being overwritten when its source was lost."""
+CHUNK = 1 << 24
+"""Elements moved at once when a state is sent."""
+
+
+@dataclass
+class Counters:
+    """Where training is. JSON-able, and sent with the tensors."""
+
+    version: int = 0
+    """Units (steps, evaluations, …) that were applied: who has more is ahead."""
+    step: int = 0
+    epoch: int = 0
+    """Passes over the training set that are complete."""
+    cursor: int = 0
+    """Samples of the current pass that are done."""
+    evaluated_step: int = 0
+    """Step after which the validation metrics were taken."""
+    stopped: str = ""
+    """Why training ended; empty while it has not."""
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class ReplicatedState:
+    """A model, its optimizer, the best weights so far, and counters.
+
+    The gradients are views of one flat buffer for each dtype, so that one all-reduce sums them without a copy.
+    """
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.counters = Counters()
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradients = _flat_gradients(self._parameters)
+        _materialize(optimizer)
+        self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the state, by a stable name. They are the live ones, not copies."""
+        named = {f"model.{name}": t for name, t in self.model.state_dict(keep_vars=True).items()}
+        for index, parameter in enumerate(self._parameters):
+            for name, value in self.optimizer.state[parameter].items():
+                named[f"optimizer.{index}.{name}"] = value
+        named |= {f"best.{name}": t for name, t in self.best.items()}
+        return {name: t.detach() for name, t in named.items()}
+
+    def zero_gradients(self) -> None:
+        for flat in self.gradients:
+            flat.zero_()
+
+    def keep_best(self) -> None:
+        """Take the present weights for the best."""
+        for name, t in self.model.state_dict().items():
+            self.best[name].copy_(t)
+
+    @torch.no_grad()
+    def heal(self, group: Group) -> int:
+        """Make all members equal to the most advanced one. Returns the version that all have then.
+
+        Raises:
+            GroupBroken: somebody was lost meanwhile; a state that was worth something is still whole.
+        """
+        versions = group.gather(self.counters.version)
+        newest = max(versions)
+        if min(versions) == newest:
+            return newest
+        root = versions.index(newest)
+        mine = versions[group.rank]
+        sent = self.tensors()
+        # A fresh member is overwritten in place; one that is only a step behind must survive the loss of its source.
+        into = {name: t.clone() for name, t in sent.items()} if 0 < mine < newest else sent
+        if mine <= 0:
+            self.counters.version = TORN
+        payload = json.dumps(asdict(self.counters)).encode()
+        length = torch.tensor([len(payload)])
+        group.broadcast(length, root)
+        text = torch.zeros(int(length), dtype=torch.uint8)
+        if group.rank == root:
+            text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        group.broadcast(text, root)
+        _broadcast(list(into.values()), group, root)
+        if mine < newest:
+            if into is not sent:
+                for name, t in sent.items():
+                    t.copy_(into[name])
+            self.counters = Counters(**json.loads(bytes(text.tolist())))
+        return newest
+
+    def capture(self) -> dict[str, Any]:
+        """A copy to save while training goes on: tensors on the CPU, and the counters."""
+        tensors: dict[str, Any] = {name: t.to("cpu", copy=True) for name, t in self.tensors().items()}
+        return tensors | {"counters": asdict(self.counters)}
+
+    @torch.no_grad()
+    def restore(self, captured: dict[str, Any]) -> None:
+        """Take over what ``capture`` gave."""
+        for name, t in self.tensors().items():
+            t.copy_(captured[name])
+        self.counters = Counters(**captured["counters"])
+
+
+def _flat_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """One flat buffer for each (dtype, device), of which the parameters' gradients are views."""
+    buffers = []
+    for kind in dict.fromkeys((p.dtype, p.device) for p in parameters):
+        alike = [p for p in parameters if (p.dtype, p.device) == kind]
+        # Two more elements: the loss, and the group's own (see Group.sum).
+        flat = torch.zeros(sum(p.numel() for p in alike) + 2, dtype=kind[0], device=kind[1])
+        at = 0
+        for p in alike:
+            p.grad = flat[at : at + p.numel()].view_as(p)
+            at += p.numel()
+        buffers.append(flat)
+    return buffers
+
+
+def _materialize(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer's state exist before the first step, so that it can be received.
+
+    A step with learning rate 0 and zero gradients leaves the parameters as they are.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for values in optimizer.state.values():
+        for value in values.values():
+            value.zero_()
+
+
+def _broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
+    """Send tensors in chunks: small ones packed together, large ones as they are."""
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        pack: list[torch.Tensor] = []
+        size = 0
+        for t in [t for t in tensors if t.dtype == dtype]:
+            if t.numel() >= CHUNK and t.is_contiguous():
+                group.broadcast(t, root)
+                continue
+            pack.append(t)
+            size += t.numel()
+            if size >= CHUNK:
+                _broadcast_packed(pack, group, root)
+                pack, size = [], 0
+        if pack:
+            _broadcast_packed(pack, group, root)
+
+
+def _broadcast_packed(pack: list[torch.Tensor], group: Group, root: int) -> None:
+    flat = torch.cat([t.reshape(-1) for t in pack])
+    group.broadcast(flat, root)
+    if group.rank != root:
+        for t, part in zip(pack, torch.split(flat, [t.numel() for t in pack]), strict=True):
+            t.copy_(part.view_as(t))

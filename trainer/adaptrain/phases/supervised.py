@@ -1,0 +1,219 @@
+"""Supervised training: minimize cross-entropy over labelled samples.
+
+A step's gradient is the mean over the global batch: each member divides the sum over its share by the size of the
+whole batch, and the sums add up. So the trajectory does not depend on how many members there are.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from adaptrain_api.training import SupervisedPhase
+
+from adaptrain.data import DataSet, Split
+from adaptrain.data.augment import augment
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.sampler import Sampler, share
+from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.trace import Trace
+from adaptrain.metrics import WorkerMetrics
+from adaptrain.seeds import derive
+
+EVALUATION_BATCH = 1024
+DEFAULT_METRIC = "val/accuracy"
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+class SupervisedTask:
+    """One supervised phase as an elastic task."""
+
+    def __init__(
+        self,
+        phase: SupervisedPhase,
+        build: Callable[[], torch.nn.Module],
+        data: DataSet,
+        seed: int,
+        metrics: WorkerMetrics,
+        trace: Trace,
+    ) -> None:
+        self._phase = phase
+        self._build = build
+        self._data = data
+        self._seed = seed
+        self._metrics = metrics
+        self._trace = trace
+        self.state = self._fresh()
+        self._dtype = next(self.state.model.parameters()).dtype
+        self._sampler = Sampler(len(data.train), seed)
+        self._losses: deque[float] = deque(maxlen=32)
+        stopping = phase.stop.early_stopping
+        self._metric = stopping.metric if stopping else DEFAULT_METRIC
+
+    @property
+    def finished(self) -> bool:
+        return "test/accuracy" in self.state.counters.metrics or self._done_without_test
+
+    @property
+    def _done_without_test(self) -> bool:
+        return bool(self.state.counters.stopped) and self._data.test is None
+
+    @property
+    def batch_size(self) -> int:
+        return self._phase.batch.size
+
+    @property
+    def remaining_steps(self) -> int:
+        c, stop = self.state.counters, self._phase.stop
+        if c.stopped:
+            return 0
+        bounds = []
+        if stop.epochs is not None:
+            left = stop.epochs * len(self._data.train) - c.epoch * len(self._data.train) - c.cursor
+            bounds.append(math.ceil(left / self._phase.batch.size))
+        if stop.steps is not None:
+            bounds.append(stop.steps - c.step)
+        return min(bounds)
+
+    def reset(self) -> None:
+        """Go back to the initial weights."""
+        fresh = self._fresh()
+        self.state.restore(fresh.capture())
+
+    def report(self) -> dict[str, Any]:
+        c = self.state.counters
+        return {
+            "step": c.step,
+            "data_epoch": c.epoch,
+            "loss": sum(self._losses) / len(self._losses) if self._losses else None,
+            "learning_rate": self._phase.optimizer.learning_rate,
+            "batch_size": self._phase.batch.size,
+            "metrics": c.metrics,
+            "best": c.best,
+        }
+
+    def unit(self, group: Group) -> None:
+        c = self.state.counters
+        if self._evaluation_is_due:
+            self._evaluate(group)
+        elif c.stopped:
+            self._test(group)
+        else:
+            self._step(group)
+        c.version += 1
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        c = self.state.counters
+        return c.step > c.evaluated_step and (c.cursor == 0 or c.step == self._phase.stop.steps)
+
+    def _fresh(self) -> ReplicatedState:
+        torch.manual_seed(derive(self._seed, "initial weights"))
+        model = self._build()
+        return ReplicatedState(model, _optimizer(self._phase, model))
+
+    def _step(self, group: Group) -> None:
+        c, state = self.state.counters, self.state
+        with self._metrics.timing() as clock:
+            ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
+            mine = share(ids, group.rank, group.size)
+            state.zero_gradients()
+            tail = state.gradients[-1]
+            if len(mine):
+                x, y = self._data.train.fetch(mine)
+                if self._phase.augmentation is not None:
+                    x = augment(x, mine, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
+                clock.loaded()
+                # A user's dropout draws from here: the same again when the step is taken again by as many members.
+                torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0])))
+                state.model.train()
+                loss = F.cross_entropy(state.model(x.to(self._dtype)), y, reduction="sum") / len(ids)
+                loss.backward()  # type: ignore[no-untyped-call]
+                tail[-2] = loss.detach()
+            self._trace.loaded(group, c, mine)
+            group.waited = 0.0
+            for flat in state.gradients:
+                group.sum(flat)
+            clock.waited(group.waited)
+            mean = float(tail[-2])
+            if not math.isfinite(mean):
+                raise Diverged(
+                    f"the loss became {mean} at step {c.step}: lower phases[0].optimizer.learningRate or check the data"
+                )
+            state.optimizer.step()
+        self._trace.applied(group, c)
+        self._losses.append(mean)
+        self._metrics.samples.inc(len(mine))
+        c.step += 1
+        c.cursor += len(ids)
+        if c.cursor >= len(self._data.train):
+            c.epoch, c.cursor = c.epoch + 1, 0
+
+    def _evaluate(self, group: Group) -> None:
+        c, stop = self.state.counters, self._phase.stop
+        accuracy, loss = self._score(group, self._data.validation, self.state.model)
+        c.metrics = {"val/accuracy": accuracy, "val/loss": loss}
+        c.evaluated_step = c.step
+        sign = -1 if self._metric == "val/loss" else 1
+        gain = sign * (c.metrics[self._metric] - c.best[self._metric]) if c.best else 1.0
+        if gain > 0:
+            c.best_epoch = c.epoch
+        # Many epochs tie on a small validation set's accuracy: the surest of them is kept.
+        if gain > 0 or (gain == 0 and loss < c.best["val/loss"]):
+            c.best, c.best_step = c.metrics, c.step
+            self.state.keep_best()
+        if stop.epochs is not None and c.epoch >= stop.epochs:
+            c.stopped = f"{c.epoch} epochs"
+        elif stop.steps is not None and c.step >= stop.steps:
+            c.stopped = f"{c.step} steps"
+        elif stop.early_stopping is not None and c.epoch - c.best_epoch >= stop.early_stopping.patience:
+            c.stopped = f"no better {self._metric} for {stop.early_stopping.patience} epochs"
+
+    def _test(self, group: Group) -> None:
+        assert self._data.test is not None
+        with _weights(self.state.model, self.state.best):
+            accuracy, loss = self._score(group, self._data.test, self.state.model)
+        c = self.state.counters
+        c.metrics = c.metrics | {"test/accuracy": accuracy, "test/loss": loss}
+
+    @torch.no_grad()
+    def _score(self, group: Group, split: Split, model: torch.nn.Module) -> tuple[float, float]:
+        """Accuracy and mean cross-entropy over a split, each member scoring a part of it."""
+        model.eval()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for ids in torch.split(share(torch.arange(len(split)), group.rank, group.size), EVALUATION_BATCH):
+            if len(ids) == 0:
+                continue
+            x, y = split.fetch(ids)
+            out = model(x.to(self._dtype))
+            sums[0] += (out.argmax(1) == y).sum()
+            sums[1] += F.cross_entropy(out, y, reduction="sum")
+        group.sum(sums)
+        return float(sums[0]) / len(split), float(sums[1]) / len(split)
+
+
+@contextmanager
+def _weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Give a model other weights for a while."""
+    own = {name: t.clone() for name, t in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+def _optimizer(phase: SupervisedPhase, model: torch.nn.Module) -> torch.optim.Optimizer:
+    spec = phase.optimizer
+    given: dict[str, Any] = {"lr": spec.learning_rate}
+    if spec.weight_decay is not None:
+        given["weight_decay"] = spec.weight_decay
+    if spec.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), **given)
+    return torch.optim.SGD(model.parameters(), momentum=spec.momentum or 0.0, **given)

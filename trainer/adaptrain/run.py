@@ -1,0 +1,175 @@
+"""``adaptrain run``: a job in local processes, kept at its size, with a table that shows how it goes."""
+
+import json
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adaptrain_api.progress import EXIT_INVALID, Progress, Result
+from adaptrain_api.training import AdaptiveTrainingJob, dump
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from adaptrain.errors import InvalidJob
+from adaptrain.local import LocalJob
+from adaptrain.manifest import read_job
+
+POLL_SECONDS = 0.25
+BACKOFF_SECONDS = 60.0
+FORGIVEN_SECONDS = 600.0
+"""Failures are forgotten after training went on this long without another."""
+
+
+class Failed(Exception):
+    """The job can't go on."""
+
+
+@dataclass
+class Keeper:
+    """Keeps a local job at its size, by the rules that the operator follows on a cluster."""
+
+    local: LocalJob
+    wanted: int
+    max_restarts: int
+    failures: int = 0
+    _ended: set[int] = field(default_factory=set)
+    _not_before: float = 0.0
+    _failed_at: float = 0.0
+    _progress: Progress | None = None
+
+    def keep(self) -> Result | None:
+        """Look once; replace what is lost. Returns the result when training is complete.
+
+        Raises:
+            Failed: a worker can't run this job, or workers failed too often.
+        """
+        local, now = self.local, time.monotonic()
+        if local.coordinator is None or local.coordinator.poll() is not None:
+            local.start_coordinator()
+        for number, process in local.workers.items():
+            code = process.poll()
+            if code is not None and number not in self._ended:
+                self._ended.add(number)
+                if (result := self._judge(number, code, now)) is not None:
+                    return result
+        self._progress = local.progress() or self._progress
+        for silent in self._progress.silent if self._progress else []:
+            if (number := int(silent.id)) in local.alive():
+                local.signal(number, signal.SIGKILL)
+        alive = local.alive()
+        if now >= self._not_before:
+            for _ in range(self.wanted - len(alive)):
+                local.start_worker()
+        return None
+
+    @property
+    def progress(self) -> Progress | None:
+        return self._progress
+
+    def _judge(self, number: int, code: int, now: float) -> Result | None:
+        result = self.local.result(number)
+        if code == 0 and result is not None and result.outcome == "completed":
+            return result
+        if code <= 0:  # left when asked to, or killed from outside: replaced at once, never counted
+            return None
+        message = result.message if result is not None else self.local.log(f"worker-{number}")[-2000:]
+        if code == EXIT_INVALID:
+            raise Failed(message)
+        if now - self._failed_at > FORGIVEN_SECONDS:
+            self.failures = 0
+        self.failures += 1
+        self._failed_at = now
+        if self.failures > self.max_restarts:
+            raise Failed(
+                f"workers failed {self.failures} times (maxRestarts is {self.max_restarts}); the last said:\n{message}"
+            )
+        self._not_before = now + min(BACKOFF_SECONDS, 2.0 ** (self.failures - 1))
+        return None
+
+
+def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
+    """Train a manifest to its end. Returns the exit code."""
+    console = Console()
+    job = read_job(path)
+    wanted = workers if workers is not None else job.spec.workers.wanted
+    if wanted < job.spec.workers.min:
+        raise InvalidJob(
+            f"--workers {wanted} is less than spec.workers.min {job.spec.workers.min}: training would wait"
+        )
+    output = output or Path("adaptrain-runs") / job.metadata.name
+    _own(output, job)
+    try:
+        with LocalJob(job, checkpoints=output) as local:
+            result = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, job)
+    except Failed as error:
+        console.print(f"[red]Failed[/red]: {error}", highlight=False)
+        return 1
+    for metric, value in sorted(result.metrics.items()):
+        console.print(f"{metric:>20} {value:.4f}", highlight=False)
+    console.print(
+        f"[green]Succeeded[/green] at step {result.step}, {result.message}; the model is {output / str(result.model)}"
+    )
+    return 0
+
+
+def _watch(local: LocalJob, keeper: Keeper, console: Console, job: AdaptiveTrainingJob) -> Result:
+    began = time.monotonic()
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        try:
+            while (result := keeper.keep()) is None:
+                live.update(_table(job, keeper, time.monotonic() - began))
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            console.print("leaving at the step's end; run the same command again to resume")
+            for number in local.alive():
+                local.signal(number, signal.SIGTERM)
+            for process in local.workers.values():
+                process.wait(timeout=job.spec.workers.termination_grace_period_seconds)
+            raise
+        return result
+
+
+def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
+    p = keeper.progress
+    table = Table("job", "workers", "epoch", "step", "loss", "val/accuracy", "samples/s", "ETA", "elapsed")
+
+    def show(value: float | None, format: str) -> str:
+        return "" if value is None else f"{value:{format}}"
+
+    table.add_row(
+        job.metadata.name,
+        f"{len(p.members) if p else 0}/{keeper.wanted}",
+        str(p.data_epoch) if p else "",
+        str(p.step) if p else "",
+        show(p.loss if p else None, ".4f"),
+        show(p.metrics.get("val/accuracy") if p else None, ".4f"),
+        show(p.samples_per_second if p else None, ".0f"),
+        f"≤ {show(p.eta_seconds, '.0f')} s" if p and p.eta_seconds is not None else "",
+        f"{elapsed:.0f} s",
+    )
+    changes = [
+        f"  {time.strftime('%H:%M:%S', time.localtime(c.time))} {c.message}"
+        + (f" (stall {c.stall * 1e3:.0f} ms)" if c.stall is not None else "")
+        for c in (p.recent_changes[-4:] if p else [])
+    ]
+    return Group(table, *changes)
+
+
+def _own(output: Path, job: AdaptiveTrainingJob) -> None:
+    """Make sure that a directory with progress belongs to this very job."""
+    output.mkdir(parents=True, exist_ok=True)
+    spec = dump(job.spec)
+    identity = {field: spec[field] for field in ("model", "data", "phases", "seed")}
+    note = output / "job.json"
+    if not note.exists():
+        note.write_text(json.dumps(identity, indent=2))
+        return
+    before = json.loads(note.read_text())
+    changed = [field for field in identity if before.get(field) != identity[field]]
+    if changed:
+        raise InvalidJob(
+            f"{output} holds the progress of a job with another {', '.join(changed)}:"
+            " choose another --output, or remove it"
+        )
