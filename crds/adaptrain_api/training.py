@@ -211,7 +211,11 @@ class Workers(Model):
     max: Annotated[Integer, Field(ge=1, le=1000, description="Most workers that the job may have.")] = 1
     replicas: Annotated[
         Integer | None,
-        Field(ge=1, le=1000, description="Workers wanted now (what kubectl scale writes); absent: min."),
+        Field(
+            ge=1,
+            le=1000,
+            description="Workers wanted now (what kubectl scale writes; an autoscaler needs it set); absent: min.",
+        ),
     ] = None
     processes_per_worker: Annotated[
         Integer,

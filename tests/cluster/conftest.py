@@ -57,6 +57,14 @@ class Api:
         return Answer(answer.status, json.loads(answer.data))
 
 
+def _answers(cluster: Any) -> bool:
+    """Whether it can be used as it is: bringing it up would also mend nodes that another test has stopped."""
+    try:
+        return Api(str(cluster.kubeconfig))("GET", "/version").ok
+    except Exception:  # no kubeconfig, no server, or one that doesn't answer: all mean to bring it up
+        return False
+
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> str:
     """The path of a kubeconfig; empty means the usual places."""
@@ -67,7 +75,8 @@ def kubeconfig() -> str:
             from localcluster.api import Cluster
 
             cluster = Cluster()
-            cluster.up(nodes=0)
+            if not _answers(cluster):
+                cluster.up(nodes=0)
             return str(cluster.kubeconfig)
         case other:
             pytest.fail(f"CLUSTER={other} is not known to these tests: use local or current")

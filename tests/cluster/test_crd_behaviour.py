@@ -79,13 +79,22 @@ def test_a_job_without_workers_gets_all_their_defaults(api: Callable[..., Any], 
 
 def test_scale_reads_and_writes_replicas(api: Callable[..., Any], job: str) -> None:
     api("PATCH", f"{job}/status", {"status": STATUS}, kind=MERGE)
-    scale = api("GET", f"{job}/scale").body
-    assert not scale.get("spec")  # nobody has scaled it yet
-    assert scale["status"] == {"replicas": 3, "selector": "adaptrain.io/job-name=digits"}
-    answer = api("PUT", f"{job}/scale", {**scale, "spec": {"replicas": 2}})
+    answer = api("PATCH", f"{job}/scale", {"spec": {"replicas": 2}}, kind=MERGE)  # kubectl scale
     assert answer.ok, answer.message
     assert api("GET", job).body["spec"]["workers"]["replicas"] == 2
-    assert api("GET", f"{job}/scale").body["spec"]["replicas"] == 2
+    scale = api("GET", f"{job}/scale").body
+    assert scale["spec"] == {"replicas": 2}
+    assert scale["status"] == {"replicas": 3, "selector": "adaptrain.io/job-name=digits"}
+    answer = api("PUT", f"{job}/scale", {**scale, "spec": {"replicas": 3}})  # an autoscaler
+    assert answer.ok, answer.message
+    assert api("GET", job).body["spec"]["workers"]["replicas"] == 3
+
+
+def test_an_autoscaler_needs_replicas_in_the_spec(api: Callable[..., Any], job: str) -> None:
+    # It reads before it writes, and the API server can't show a scale without them. The field's description says so.
+    answer = api("GET", f"{job}/scale")
+    assert not answer.ok
+    assert 'the spec replicas field ".spec.workers.replicas" does not exist' in answer.message
 
 
 def test_scale_stays_within_the_bounds(api: Callable[..., Any], job: str) -> None:
