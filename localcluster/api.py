@@ -142,8 +142,10 @@ class Cluster:
 
     def node_stop(self, name: str) -> None:
         """Cuts the node's power: nothing that runs on it can say goodbye."""
-        with self._running() as (programs, _), step(f"cutting the power of {name}"):
-            self._known(name, programs).power_off()
+        with self._running() as (programs, _):
+            node = self._known(name, programs)
+            with step(f"cutting the power of {name}"):
+                node.power_off()
 
     def node_start(self, name: str) -> None:
         """Turns the node on again."""
@@ -152,13 +154,17 @@ class Cluster:
 
     def node_cut(self, name: str) -> None:
         """Takes the node off the network; all on it runs on."""
-        with self._running() as (programs, _), step(f"cutting {name} off the network"):
-            self._known(name, programs).cut()
+        with self._running() as (programs, _):
+            node = self._known(name, programs)
+            with step(f"cutting {name} off the network"):
+                node.cut()
 
     def node_heal(self, name: str) -> None:
         """Puts the node back on the network."""
-        with self._running() as (programs, _), step(f"reconnecting {name}"):
-            self._known(name, programs).heal()
+        with self._running() as (programs, _):
+            node = self._known(name, programs)
+            with step(f"reconnecting {name}"):
+                node.heal()
 
     def node_fake(self, count: int) -> None:
         """Makes it so many simulated nodes."""
@@ -226,7 +232,7 @@ class Cluster:
 
     def _ready_nodes(self) -> dict[str, bool]:
         try:
-            items = Kube(self._paths).items("/api/v1/nodes")
+            items = Kube(self._paths, timeout=3).items("/api/v1/nodes")
         except (KubeError, OSError):
             return {}
         conditions = {item["metadata"]["name"]: item["status"].get("conditions", []) for item in items}

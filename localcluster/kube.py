@@ -28,22 +28,22 @@ class KubeError(ClusterError):
 class Kube:
     """Every call has a time limit. The connection is kept between calls: one client per thread."""
 
-    def __init__(self, paths: Paths, *, identity: str = "admin") -> None:
+    def __init__(self, paths: Paths, *, identity: str = "admin", timeout: float = 10) -> None:
         tls = ssl.create_default_context(cafile=str(paths.pki / "ca.crt"))
         tls.load_cert_chain(paths.pki / f"{identity}.crt", paths.pki / f"{identity}.key")
-        self._connection = http.client.HTTPSConnection(HOST_IP, API_PORT, context=tls, timeout=10)
+        self._connection = http.client.HTTPSConnection(HOST_IP, API_PORT, context=tls, timeout=timeout)
 
     def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> str:
         try:
-            status, text = self._send(method, path, body, kind)
-        except (OSError, http.client.HTTPException):
-            # The server may have closed the kept connection, by a restart for one: once more, on a new one.
-            self._connection.close()
             try:
                 status, text = self._send(method, path, body, kind)
-            except (OSError, http.client.HTTPException) as error:
+            except (ConnectionError, http.client.HTTPException):
+                # The server has closed the kept connection, by a restart for one: once more, on a new one.
                 self._connection.close()
-                raise KubeError(0, f"the API server does not answer: {error}") from error
+                status, text = self._send(method, path, body, kind)
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise KubeError(0, f"the API server does not answer: {error}") from error
         if status >= 300:
             try:
                 message = json.loads(text)["message"]

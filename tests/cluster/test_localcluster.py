@@ -39,7 +39,10 @@ NOBODY_SPECIAL = {
     "fsGroup": WORKER_UID,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-SIMULATED = {"nodeSelector": {"adaptrain.io/simulated": "true"}, "tolerations": [{"operator": "Exists"}]}
+SIMULATED: dict[str, Any] = {
+    "nodeSelector": {"adaptrain.io/simulated": "true"},
+    "tolerations": [{"operator": "Exists"}],
+}
 
 _untouched: dict[str, Any] | None = None
 """What the machine was like before this run's first `up`, if no cluster was there."""
@@ -186,7 +189,7 @@ def test_the_host_reaches_services(kubectl: Callable[..., str]) -> None:
     def answers() -> bool:
         try:
             with urllib.request.urlopen(f"http://{address}", timeout=2) as response:
-                return response.read() == b"webhook\n"
+                return bool(response.read() == b"webhook\n")
         except OSError:
             return False
 
@@ -335,7 +338,7 @@ def test_simulated_nodes_run_pods_that_want_them(cluster: Cluster, kubectl: Call
 def test_mistakes_are_answered_with_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
     unknown = command("node", "stop", "node99")
     assert unknown.returncode == 1
-    assert unknown.stderr.startswith("error: there is no node node99; there are node1, node2")
+    assert unknown.stderr.startswith("error: there is no node node99; there are node1, node2"), unknown.stderr
     nowhere = command("kubeconfig", ADAPTRAIN_STATE=str(tmp_path / "none"))
     assert (nowhere.returncode, nowhere.stdout) == (1, "")
     assert "run `python -m localcluster up`" in nowhere.stderr
