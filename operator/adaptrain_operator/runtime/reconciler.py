@@ -11,7 +11,6 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from adaptrain_api.base import Model
 from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
 from pydantic import ValidationError
 
@@ -264,7 +263,7 @@ class Reconciler:
 
     async def _write_status(self, key: Key, memory: _Memory, raw: Object, wanted: TrainingJobStatus) -> None:
         """Patch what differs, and nothing if nothing does."""
-        before, after = raw["status"], _dump_status(wanted)
+        before, after = _without_empty(raw["status"]), _without_empty(dump(wanted))
         change: Object = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
         if not change:
             return
@@ -380,9 +379,9 @@ def _role(name: str) -> str:
     return naming.COORDINATOR if f"-{naming.COORDINATOR}-" in name else naming.WORKER
 
 
-def _dump_status(status: Model) -> Object:
-    """The status as the API server would store it: times in whole seconds, absent and empty fields left out."""
-    return {name: value for name, value in dump(status).items() if value not in ([], {})}
+def _without_empty(status: Object) -> Object:
+    """The API server fills in empty lists, so absent and empty must mean the same."""
+    return {name: value for name, value in status.items() if value not in ([], {}, None)}
 
 
 def _only_fast(change: Object, before: Object) -> bool:
