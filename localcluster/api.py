@@ -94,17 +94,14 @@ class Cluster:
             sysctls.apply(self._paths.state / teardown.SYSCTLS)
             cgroups.create(controlplane.CGROUP)
             network.ensure_bridge(self._paths)
-            plane = ControlPlane(self._paths, self._processes, programs)
             with step("control plane"):
                 pki.ensure(self._paths, programs["kubeadm"])
-                kube = plane.ensure()
+                kube = ControlPlane(self._paths, self._processes, programs).ensure()
             if self._processes.record(kwok.NAME):
                 kwok.ensure(self._paths, self._processes)
             wanted = sorted({*self._names(), *(f"node{number}" for number in range(1, nodes + 1))}, key=_number)
             if wanted:
                 self._ensure_nodes([self._node(name, programs) for name in wanted], programs, kube)
-            with step("Service network of the host"):
-                plane.ensure_proxy()
         say(f"the cluster is up: export KUBECONFIG={self.kubeconfig}")
 
     def down(self) -> None:
@@ -229,6 +226,8 @@ class Cluster:
                 node.ensure(archive)
             for node in nodes:
                 node.wait_ready(kube)
+        with step("Service network of the host"):
+            ControlPlane(self._paths, self._processes, programs).ensure_proxy()
 
     def _ready_nodes(self) -> dict[str, bool]:
         try:

@@ -28,7 +28,7 @@ from localcluster.storage import PROVISIONER
 
 CGROUP = "control-plane"
 _ETCD = "http://127.0.0.1:2379"
-_KUBE_PROXY_HEALTH = "http://127.0.0.1:10256/healthz"
+_KUBE_PROXY_HEALTH = "http://127.0.0.1:10256/livez"
 _STORAGE_CLASS = "shared"
 
 
