@@ -18,6 +18,7 @@ from adaptrain_api.crd import structural
 from adaptrain_api.errors import explain
 from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
 
 SEED = int(os.environ.get("ADAPTRAIN_FUZZ_SEED", "1"))
 COUNT = int(os.environ.get("ADAPTRAIN_FUZZ_COUNT", "1000"))
@@ -131,7 +132,7 @@ class Generator:
         draw = self.draw
         holder, key = draw.choice(list(_places(job["spec"])))
         junk = copy.deepcopy(draw.choice([draw.choice(STRINGS), draw.choice(NUMBERS), draw.choice(OTHERS), None]))
-        match draw.randrange(8):
+        match draw.randrange(10):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
@@ -145,6 +146,11 @@ class Generator:
                 holder[key] = draw.choice([[holder[key]], {"name": holder[key]}])
             case 5:
                 holder[key] = None
+            case 6 if isinstance(key, str) and to_snake(key) != key:
+                holder[to_snake(key)] = holder.pop(key)
+            case 7 if "workers" in job["spec"] and isinstance(job["spec"]["workers"], dict):
+                bound = draw.choice(["min", "max", "replicas"])
+                job["spec"]["workers"][bound] = draw.choice([1, 2, 3, 4, 5])
             case _:
                 holder[key] = junk
 
