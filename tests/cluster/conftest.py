@@ -98,7 +98,7 @@ def crd(api: Api) -> str:
     assert answer.ok, answer.message
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        conditions = api("GET", f"{CRDS}/{name}").body.get("status", {}).get("conditions", [])
+        conditions = api("GET", f"{CRDS}/{name}").body["status"]["conditions"] or []  # null at first
         if any(item["type"] == "Established" and item["status"] == "True" for item in conditions):
             break
         time.sleep(0.2)
