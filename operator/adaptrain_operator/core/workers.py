@@ -30,7 +30,8 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
         _roll(draft, stale, impatient)
     _clean_ended(draft, backoff_until)
     if not blocked:
-        _create(draft, wanted + bool(stale), backoff_until)
+        left = stale & {pod.uid for pod in draft.active}
+        _create(draft, wanted + bool(left), backoff_until)
 
 
 def remove_workers(draft: Draft) -> None:
