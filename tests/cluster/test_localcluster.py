@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -143,13 +144,16 @@ def test_up_again_is_quick_and_changes_nothing(cluster: Cluster) -> None:
     before = pids(cluster.status())
     times = []
     for _ in range(3):
-        began = time.monotonic()
+        began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = command("up")
-        times.append(time.monotonic() - began)
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append((time.monotonic() - began, spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime))
         assert done.returncode == 0, done.stderr
     assert pids(cluster.status()) == before
-    # The best of three: others may use the machine.
-    assert min(times) <= 2, times
+    # Two seconds on a machine that does nothing else; on a busy one it may have to wait for its turn.
+    elapsed, processor = min(times)
+    assert processor <= 2, times
+    assert elapsed <= 2 * max(1.0, os.getloadavg()[0]), times
 
 
 def test_two_nodes_are_ready_with_gpus(cluster: Cluster, kubectl: Callable[..., str]) -> None:
@@ -357,7 +361,8 @@ def test_down_leaves_nothing(cluster: Cluster) -> None:
     assert not [link for link in after["links"] if link.startswith("ad")]
     assert not [group for group in after["cgroups"] if "adaptrain" in group]
     assert not [line for line in after["nftables"] if "kube-proxy" in line]
-    assert not [line for line in (*after["mounts"], *after["routes"]) if str(cluster.state) in line or "10.21" in line]
+    ours = (str(cluster.state), "10.210.0.", "10.211.")
+    assert not [line for line in (*after["mounts"], *after["routes"]) if any(text in line for text in ours)]
     assert not cluster.state.exists()
     if _untouched is not None:
         # Other programs come and go with network namespaces and control groups of their own; ours are checked above.
