@@ -28,7 +28,7 @@ def main() -> None:
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure_logging()
     try:
         match arguments.command:
             case "run":
@@ -36,24 +36,28 @@ def main() -> None:
 
                 sys.exit(run_manifest(arguments.manifest, arguments.workers, arguments.output))
             case "coordinator":
-                _die_with_parent()
+                if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
+                    die_with_parent(int(parent))
                 _coordinator()
             case "worker":
-                _die_with_parent()
-                _worker()
+                worker()
     except InvalidJob as error:
         sys.exit(f"adaptrain: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """A process that a local runner started ends with it, however the runner ends."""
-    if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != int(parent):
-            sys.exit("adaptrain: the runner has ended")
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("adaptrain: the runner has ended")
+
+
+def configure_logging() -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)
 
 
 def _path(variable: str) -> Path | None:
@@ -84,7 +88,8 @@ def _coordinator() -> None:
     asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", "0.0.0.0"), control, web))
 
 
-def _worker() -> None:
+def worker() -> None:
+    """Run one worker, as the environment says; never returns."""
     from adaptrain.worker import WorkerSettings
     from adaptrain.worker import main as work
 

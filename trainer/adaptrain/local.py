@@ -1,6 +1,8 @@
 """A job's coordinator and workers as processes of this machine: the same programs that run in pods."""
 
+import functools
 import json
+import multiprocessing
 import os
 import secrets
 import signal
@@ -10,10 +12,15 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from adaptrain_api.progress import Progress, Result
 from adaptrain_api.training import AdaptiveTrainingJob, dump
+
+FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
+# Spinning threads would take the cores that the other workers of this machine need.
+THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 class LocalJob:
@@ -32,16 +39,18 @@ class LocalJob:
         self._number = 0
         self._next = 0
         self.coordinator: subprocess.Popen[bytes] | None = None
-        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        self.workers: dict[int, ForkServerProcess] = {}
 
     def __enter__(self) -> "LocalJob":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (*self.workers.values(), self.coordinator):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+        for worker in self.workers.values():
+            worker.kill()
+            worker.join()
+        if self.coordinator is not None:
+            self.coordinator.kill()
+            self.coordinator.wait()
         self._scratch.cleanup()
 
     def start_coordinator(self) -> None:
@@ -52,8 +61,18 @@ class LocalJob:
             "ADAPTRAIN_CONTROL_PORT": str(self._control_port),
             "ADAPTRAIN_HTTP_PORT": str(self._http_port),
             "ADAPTRAIN_HOST": "127.0.0.1",
+            "ADAPTRAIN_PARENT": str(os.getpid()),
         }
-        self.coordinator = self._start("coordinator", f"coordinator-{self._number}", more)
+        with (self.directory / f"coordinator-{self._number}.log").open("wb") as log:
+            self.coordinator = subprocess.Popen(
+                [sys.executable, "-m", "adaptrain.cli", "coordinator"],
+                env=self._environment(more),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for the runner, which asks the workers to leave.
+                start_new_session=True,
+            )
 
     def start_worker(self) -> int:
         """Start one more worker. Returns its number, which is never used twice."""
@@ -66,24 +85,26 @@ class LocalJob:
             "ADAPTRAIN_ADDRESS": "127.0.0.1",
             "ADAPTRAIN_METRICS_PORT": "0",
             "ADAPTRAIN_TERMINATION_LOG": str(self.directory / f"worker-{number}.end"),
-            # Spinning threads would take the cores that the other workers of this machine need.
-            "OMP_NUM_THREADS": "1",
-            "GOMP_SPINCOUNT": "0",
-            "KMP_BLOCKTIME": "0",
         }
         if self._checkpoints is not None:
             more["ADAPTRAIN_CHECKPOINT_DIR"] = str(self._checkpoints)
         if self._trace is not None:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)
-        self.workers[number] = self._start("worker", f"worker-{number}", more)
+        arguments = (self._environment(more), self.directory / f"worker-{number}.log")
+        process = _context().Process(target=_work, args=arguments, daemon=True)
+        process.start()
+        self.workers[number] = process
         return number
 
     def signal(self, worker: int, what: signal.Signals) -> None:
-        self.workers[worker].send_signal(what)
+        """Send a signal to a worker, if it still runs."""
+        process = self.workers[worker]
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, what)
 
     def alive(self) -> list[int]:
         """Numbers of the workers whose processes run."""
-        return [n for n, process in self.workers.items() if process.poll() is None]
+        return [n for n, process in self.workers.items() if process.exitcode is None]
 
     def result(self, worker: int) -> Result | None:
         """What an ended worker left behind; None if it was killed."""
@@ -108,23 +129,32 @@ class LocalJob:
         path = self.directory / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def _start(self, command: str, name: str, more: dict[str, str]) -> subprocess.Popen[bytes]:
-        environment = os.environ | more
-        environment |= {
-            "ADAPTRAIN_PARENT": str(os.getpid()),
-            "ADAPTRAIN_JOB_FILE": str(self.directory / "job.json"),
-            "ADAPTRAIN_TOKEN_FILE": str(self.directory / "token"),
-        }
-        with (self.directory / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "adaptrain.cli", command],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for the runner, which asks the workers to leave.
-                start_new_session=True,
-            )
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        files = {name: str(self.directory / file) for name, file in FILES.items()}
+        return os.environ | THREADS | files | more
+
+
+def _work(environment: dict[str, str], log: Path) -> None:
+    """What a worker's process does, once it is forked from one that has torch loaded."""
+    from adaptrain.cli import configure_logging, die_with_parent, worker
+
+    die_with_parent(os.getppid())
+    os.environ.clear()
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    configure_logging()
+    worker()
+
+
+@functools.cache
+def _context() -> ForkServerContext:
+    """Workers are forked from a process that has imported everything: seconds less for each that joins."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adaptrain.worker"])
+    os.environ.update(THREADS)  # read when torch is loaded
+    return context
 
 
 def _free_ports(count: int) -> list[int]:

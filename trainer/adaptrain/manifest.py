@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import yaml
+from adaptrain_api.errors import explain
+from adaptrain_api.manifest import documents as read_documents
 from adaptrain_api.training import AdaptiveTrainingJob
 from pydantic import ValidationError
 
@@ -18,7 +20,7 @@ def read_job(path: Path) -> AdaptiveTrainingJob:
     """
     try:
         text = path.read_text()
-        documents = [json.loads(text)] if path.suffix == ".json" else list(yaml.safe_load_all(text))
+        documents = [json.loads(text)] if path.suffix == ".json" else list(read_documents(text))
     except OSError as error:
         raise InvalidJob(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -29,4 +31,4 @@ def read_job(path: Path) -> AdaptiveTrainingJob:
     try:
         return AdaptiveTrainingJob.model_validate(jobs[0])
     except ValidationError as error:
-        raise InvalidJob(f"{path}:\n{error}") from error
+        raise InvalidJob(f"{path}:\n{explain(error)}") from error

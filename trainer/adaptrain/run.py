@@ -49,7 +49,7 @@ class Keeper:
         if local.coordinator is None or local.coordinator.poll() is not None:
             local.start_coordinator()
         for number, process in local.workers.items():
-            code = process.poll()
+            code = process.exitcode
             if code is not None and number not in self._ended:
                 self._ended.add(number)
                 if (result := self._judge(number, code, now)) is not None:
@@ -126,7 +126,7 @@ def _watch(local: LocalJob, keeper: Keeper, console: Console, job: AdaptiveTrain
             for number in local.alive():
                 local.signal(number, signal.SIGTERM)
             for process in local.workers.values():
-                process.wait(timeout=job.spec.workers.termination_grace_period_seconds)
+                process.join(timeout=job.spec.workers.termination_grace_period_seconds)
             raise
         return result
 

@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.membership import coordinator_of
@@ -83,6 +80,9 @@ class Checkpoints:
 
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that can be read; whether there was one."""
+        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint import load as load_distributed
+
         for path in self._committed():
             captured: dict[str, Any] = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
             try:
@@ -126,6 +126,10 @@ class Checkpoints:
             log.warning("the checkpoint could not be saved: %s", self.error)
 
     def _save(self, captured: dict[str, Any], epoch: int) -> None:
+        # Imported here: it takes as long as the rest of torch, and a worker that joins does not need it.
+        from torch.distributed.checkpoint import FileSystemWriter
+        from torch.distributed.checkpoint import save as save_distributed
+
         counters = captured["counters"]
         final = self._directory / f"step-{counters['step']:010d}.{epoch}"
         if final.exists():

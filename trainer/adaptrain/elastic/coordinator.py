@@ -9,12 +9,12 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from adaptrain_api.progress import Change, Member, Progress, Result, Silent
 
 from adaptrain.elastic import http, wire
-from adaptrain.elastic.membership import BUSY, HUNG_SECONDS, Action, Activity, Drop, Membership, Send
+from adaptrain.elastic.membership import HUNG_SECONDS, Action, Activity, Doing, Drop, Membership, Send
 from adaptrain.metrics import JobMetrics
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Coordinator:
         now, m = time.time(), self._membership
         match frame.get("is"):
             case "beating":
-                doing = frame["doing"] if frame["doing"] in (*BUSY, "waiting") else "idle"
+                doing: Doing = frame["doing"] if frame["doing"] in get_args(Doing) else "idle"
                 activity = Activity(doing, now - float(frame["age"]), float(frame.get("bound") or HUNG_SECONDS))
                 m.beat(now, id, activity, int(frame["version"]), int(frame["step"]))
                 self._do([Send(id, {"do": "beat"})])

@@ -48,13 +48,14 @@ class Drop:
 
 
 Action = Send | Drop
+Doing = Literal["idle", "computing", "waiting", "section"]
 
 
 @dataclass(frozen=True)
 class Activity:
     """What a worker's training thread does, as its beats tell."""
 
-    doing: Literal["idle", "computing", "waiting", "section"] = "idle"
+    doing: Doing = "idle"
     since: float = 0.0
     """When it began, on the coordinator's clock, seconds."""
     bound: float = HUNG_SECONDS

@@ -1,0 +1,43 @@
+# Everything a developer or a newcomer runs. `make` alone tells what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+export PYTHONUNBUFFERED := 1
+
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.installed: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --requirement requirements/dev.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+setup: .venv/.installed ## Install what development needs into .venv
+
+lint: setup ## Style, types, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup ## Tests without a cluster
+	$(BIN)/python -m pytest tests/unit
+
+test: setup lint ## All tests: unit, cluster (a real API server) and e2e (real nodes and pods)
+	$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e -m "not teardown"
+
+bench: setup ## One benchmark beside its peer: make bench NAME=kill
+	$(BIN)/python bench/$(or $(NAME),$(error say which: make bench NAME=$(subst $() ,|,$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py))))).py
+
+down: setup ## Remove the local cluster and all that it made
+	$(BIN)/python -m localcluster down
+
+lock: setup ## Pin the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --upgrade --group dev --extra operator --extra trainer pyproject.toml -o requirements/dev.txt
+	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
+
+.PHONY: help setup lint unit test bench down lock
