@@ -49,6 +49,38 @@ def registry(runtime: Runtime, nodes: bool) -> kopf.OperatorRegistry:
     return handlers
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nothing here asks what changed. Kopf's own copies each object deeply for it, half of the work on an event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """No handler has a progress to keep: none but ``on.event`` are used."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
 def configure() -> kopf.OperatorSettings:
     """Kopf without anything that writes, elects or discovers."""
     settings = kopf.OperatorSettings()
@@ -56,8 +88,8 @@ def configure() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.persistence.finalizer = f"{training.GROUP}/finalizer"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=training.GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=training.GROUP)
+    settings.persistence.progress_storage = _NoProgress()
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 5
     settings.watching.server_timeout = 300

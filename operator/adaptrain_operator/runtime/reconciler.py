@@ -1,6 +1,7 @@
 """Reads what is known of a job, has the core decide, and carries the plan out."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Prob
 from adaptrain_operator.core.plan import Deletion, Plan
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
-from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, POD, SECRET
+from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, POD, SECRET, Kind
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.leases import NodeLeases
@@ -325,7 +326,7 @@ class Reconciler:
         kind = APPLIED[child["kind"]]
         if kind not in CHILDREN and memory.applied.get(name) == digest:
             return
-        made = await self._client.apply(kind, child)
+        made = await self._create_or_apply(kind, child, known=name in memory.applied)
         strangers = [owner for owner in made["metadata"].get("ownerReferences") or [] if owner["uid"] != job.uid]
         if strangers:
             # Left by a job of the same name that was deleted just now: the collector will take it, so make our own.
@@ -334,6 +335,13 @@ class Reconciler:
         memory.applied[name] = digest
         if kind in CHILDREN:
             self._cache.put(kind, made)
+
+    async def _create_or_apply(self, kind: Kind, child: Object, known: bool) -> Object:
+        """Where nothing was yet, creating costs the API server half of what applying does."""
+        if not known:
+            with contextlib.suppress(AlreadyExists):
+                return await self._client.create(kind, child["metadata"]["namespace"], child)
+        return await self._client.apply(kind, child)
 
     async def _ensure_token(self, memory: _Memory, job: Job) -> None:
         if memory.token is None:
