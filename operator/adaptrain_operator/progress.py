@@ -105,7 +105,7 @@ class Puller:
             else:
                 self._missed(key, target, began)
                 if target.contact.answered is None:
-                    interval = min(UNREACHED_INTERVAL, interval * 1.3)
+                    interval = min(UNREACHED_INTERVAL, interval * 1.6)
             await asyncio.sleep(max(0.1, interval - (time.time() - began)))
 
     def _heard(self, key: Key, target: _Target, progress: Progress) -> None:

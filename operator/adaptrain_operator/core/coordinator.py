@@ -28,7 +28,9 @@ def decide_coordinator(draft: Draft) -> None:
         found = draft.seen.children.get(("Service", service["metadata"]["name"]))
         if not children.contained(service, found):
             draft.plan.apply.append(service)
-    if current is not None and current.number == number and current.active and current.ip:
+    # Asking before it is ready would be in vain; once it has answered, being ready is no longer what counts.
+    answers = current is not None and (current.ready or draft.seen.contact.answered is not None)
+    if current is not None and answers and current.number == number and current.active and current.ip:
         draft.plan.ask = (number, current.ip)
 
 

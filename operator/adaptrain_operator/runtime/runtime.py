@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-COALESCE = 0.02
+COALESCE = 0.1
 """Seconds that an event waits for others of its job: a pod's changes come in bursts."""
 SETTLE = 2.0
 """Seconds of quiet after a watch has listed anew, before we list too."""
