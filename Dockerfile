@@ -36,7 +36,11 @@ RUN uv venv --python /usr/bin/python3 /opt/adaptrain
 FROM build AS operator-dependencies
 ARG SSL_CERT_FILE
 COPY requirements/operator.txt /tmp/
-RUN uv pip install --require-hashes --no-deps --requirements /tmp/operator.txt
+# The operator speaks through kubernetes.aio: the other client's classes, each loaded when it is first used, never are.
+RUN uv pip install --require-hashes --no-deps --requirements /tmp/operator.txt \
+ && find /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/models \
+         /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/api \
+         -type f ! -name '__init__*' -delete
 
 FROM build AS trainer-dependencies
 ARG SSL_CERT_FILE

@@ -1,0 +1,112 @@
+{{- define "adaptrain.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* The name of everything: the release's, with the chart's unless it is in there already. */}}
+{{- define "adaptrain.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "adaptrain.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "adaptrain.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "adaptrain.operator" -}}
+{{ include "adaptrain.fullname" . }}-operator
+{{- end }}
+
+{{- /* Of cluster-wide objects: two releases may have one name in two namespaces. */}}
+{{- define "adaptrain.clusterName" -}}
+{{ .Release.Namespace }}-{{ include "adaptrain.operator" . }}
+{{- end }}
+
+{{- define "adaptrain.selector" -}}
+app.kubernetes.io/name: {{ include "adaptrain.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "adaptrain.labels" -}}
+{{ include "adaptrain.selector" . }}
+app.kubernetes.io/part-of: adaptrain
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "adaptrain.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "adaptrain.operator" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "adaptrain.image" -}}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- define "adaptrain.trainerImage" -}}
+{{- default (printf "adaptrain-trainer:%s" .Chart.AppVersion) .Values.trainer.image }}
+{{- end }}
+
+{{- define "adaptrain.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "adaptrain.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- /* What the operator needs where its jobs are. */}}
+{{- define "adaptrain.rules" -}}
+- apiGroups: [adaptrain.io]
+  resources: [adaptivetrainingjobs]
+  verbs: [get, list, watch, delete]
+- apiGroups: [adaptrain.io]
+  resources: [adaptivetrainingjobs/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps, serviceaccounts]
+  verbs: [create, patch, delete]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, get, delete]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}
+
+{{- define "adaptrain.subject" -}}
+- kind: ServiceAccount
+  name: {{ include "adaptrain.serviceAccount" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end }}
