@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import tarfile
 import tempfile
@@ -21,6 +22,7 @@ from localcluster.progress import step
 
 BASE = "localhost/debian:bookworm-slim"
 _SPACE = 15 << 30
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def build(context: Path, dockerfile: Path, target: str | None, tag: str) -> None:
@@ -34,8 +36,8 @@ def build(context: Path, dockerfile: Path, target: str | None, tag: str) -> None
         if target:
             flags += ["--target", target]
         if certificates := os.environ.get("SSL_CERT_FILE"):
-            # Behind a private certificate authority: builds trust what this machine trusts.
-            # At a place of its own, as packages write to the usual one.
+            # Behind a private certificate authority, builds trust what this machine trusts. The file is at a place of
+            # its own, as packages write to the usual one.
             inside = "/run/certificates.crt"
             flags += ["--volume", f"{certificates}:{inside}:ro", "--build-arg", f"SSL_CERT_FILE={inside}"]
         with step(f"building the image {tag}"):
@@ -61,10 +63,10 @@ def _buildah(command: str, *words: str, log: str) -> None:
     root = cache_dir() / "images"
     if shutil.disk_usage(cache_dir()).free < _SPACE:
         raise ClusterError(f"images take 15 GB in {cache_dir()}: free some, or set ADAPTRAIN_CACHE to another disk")
-    store = ["--storage-driver", "overlay", "--root", str(root), "--runroot", str(root / "run")]
-    argv = ["unshare", "--mount", "buildah", *store, command, *words]
     file = cache_dir() / "log" / f"{log.replace('/', '_').replace(':', '_')}.log"
-    run_logged(argv, file, env={"TMPDIR": tempfile.gettempdir()})
+    with tempfile.TemporaryDirectory(prefix="adaptrain-buildah-") as run_root:
+        store = ["--storage-driver", "overlay", "--root", str(root), "--runroot", run_root]
+        run_logged(["unshare", "--mount", "buildah", *store, command, *words], file, env={})
 
 
 def _ensure_base() -> None:
@@ -107,7 +109,7 @@ def pause_archive(programs: dict[str, Path], folder: Path) -> Path:
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
     config = json.dumps(
         {
-            "architecture": "amd64",
+            "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
             "config": {"Entrypoint": ["/pause"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
