@@ -1,6 +1,8 @@
 """The operator against a real API server, its pods on simulated nodes."""
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -254,3 +256,31 @@ def test_health_and_metrics(operator: Operator, training: Coordinator) -> None:
     text = operator.metrics()
     assert 'adaptrain_operator_progress_pulls_total{outcome="ok"}' in text
     assert "train" not in [part for line in text.splitlines() if JOBS in line for part in line.split('"')]
+
+
+@pytest.mark.skipif(os.environ.get("CLUSTER", "local") != "local", reason="only our own API server may be killed")
+def test_the_api_server_restarts(cluster: Cluster, start: Callable[..., Operator]) -> None:
+    from localcluster.api import Cluster as Local
+
+    operator = start()
+    until(operator.leads, 30, "the operator leads")
+    cluster.create("before")
+    until(lambda: len(cluster.workers("before")) == 2, what="two workers")
+    server = next(one for one in Local().status().components if one.name.endswith("apiserver"))
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    time.sleep(3)
+    Local().up(nodes=0)
+    cluster.create("after")
+    cluster.call("DELETE", f"{cluster.core}/pods/before-worker-0", {"gracePeriodSeconds": 0})
+
+    def recovered() -> bool:
+        if operator.process.poll() is not None:
+            # It may give up; then the kubelet starts it anew.
+            operator.restart()
+        return (
+            cluster.workers("before") == ["before-worker-1", "before-worker-2"] and len(cluster.workers("after")) == 2
+        )
+
+    until(recovered, 90, "both jobs are whole")
+    check_no_duplicate(cluster)
