@@ -55,12 +55,12 @@ class Puller:
             return
         target = _Target(number, address, node, token)
         if known is not None:
-            target.contact = Contact(number=number, progress=known.contact.progress)
+            target.contact = Contact(number=number, progress=known.contact.progress, asked=time.time())
             if known.number == number:
                 # Only the token is another one: who it is hasn't changed.
                 target.contact = known.contact
         else:
-            target.contact = Contact(number=number)
+            target.contact = Contact(number=number, asked=time.time())
         self.stop(key)
         self._targets[key] = target
         target.task = asyncio.create_task(self._follow(key, target), name=f"progress of {key[0]}/{key[1]}")
@@ -111,7 +111,7 @@ class Puller:
     def _heard(self, key: Key, target: _Target, progress: Progress) -> None:
         before = target.contact
         target.failures = 0
-        target.contact = Contact(number=target.number, progress=progress, answered=time.time())
+        target.contact = Contact(target.number, progress, before.asked, answered=time.time())
         if before.progress != progress or before.lost_since is not None or before.answered is None:
             self._changed(key)
 

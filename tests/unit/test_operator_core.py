@@ -57,6 +57,7 @@ class World:
         self.claim: Claim | None = None
         self.problem: Problem | None = None
         self.progress: Progress | None = None
+        self.asked: float | None = None
         self.answered: float | None = None
         self.lost_since: float | None = None
         self.cut_off = False
@@ -75,7 +76,8 @@ class World:
 
     def observed(self) -> Observed:
         read = [(pod["metadata"]["labels"][naming.ROLE], Pod.read(pod)) for pod in self.pods.values()]
-        contact = Contact(self.status.coordinator or 0, self.progress, self.answered, self.lost_since, self.cut_off)
+        number = self.status.coordinator or 0
+        contact = Contact(number, self.progress, self.asked, self.answered, self.lost_since, self.cut_off)
         return Observed(
             workers=tuple(pod for role, pod in read if role == naming.WORKER),
             coordinators=tuple(pod for role, pod in read if role == naming.COORDINATOR),
@@ -858,3 +860,16 @@ def test_a_changed_service_is_put_right(world: World) -> None:
     service = world.children["Service", "job-coordinator"]
     world.children["Service", "job-coordinator"] = {**service, "spec": {**service["spec"], "selector": {"x": "y"}}}
     assert "Service" in {child["kind"] for child in world.step().apply}
+
+
+def test_an_operator_that_has_just_started_leaves_the_status_as_it_was(world: World) -> None:
+    before = world.status
+    world.progress, world.answered, world.asked = None, None, None
+    assert world.step().status == before
+    world.asked = world.now
+    world.now += 10
+    assert world.step().status == before
+    world.now += 10
+    world.step()
+    assert world.status.phase == "Pending"
+    assert world.condition("PodsReady")[1] == "CoordinatorNotReached"

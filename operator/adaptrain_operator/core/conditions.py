@@ -74,6 +74,8 @@ def _short(text: str, limit: int = 300) -> str:
 
 def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
     """The PodsReady condition: how many take part, and what keeps the others."""
+    if draft.unheard:
+        return
     wanted = draft.job.spec.workers.wanted
     ready = {pod.uid for pod in draft.ready} if _known(draft) else set()
     head = f"{len(ready)} of {wanted} workers running"
@@ -112,7 +114,7 @@ def tell_rescaling(draft: Draft, stale: int) -> None:
     """The Rescaling condition: whether the number or the make of the workers is on its way to what is wanted."""
     wanted, now = draft.job.spec.workers.wanted, len(draft.ready)
     conditions = draft.conditions
-    if draft.job.status.phase != "Running" and not conditions.true("Rescaling"):
+    if draft.unheard or (draft.job.status.phase != "Running" and not conditions.true("Rescaling")):
         return
     if stale:
         conditions.set("Rescaling", True, "RollingUpdate", f"{stale} workers are still of the old template")
@@ -147,6 +149,8 @@ def tell_progress(draft: Draft) -> None:
     active = draft.active
     fields["replicas"] = len(active)
     fields["selector"] = f"{naming.JOB_NAME}={draft.job.name},{naming.ROLE}={naming.WORKER}"
+    if draft.unheard:
+        return
     ready = len(draft.ready) if _known(draft) else 0
     fields["ready_replicas"] = ready
     fields["workers"] = f"{ready}/{0 if draft.job.spec.suspend else spec.wanted}"

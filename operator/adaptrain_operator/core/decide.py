@@ -76,6 +76,8 @@ def _run(draft: Draft) -> None:
 
 
 def _phase(draft: Draft) -> str:
+    if draft.unheard:
+        return "Running"
     enough = len(draft.ready) >= draft.job.spec.workers.min
     if draft.fresh or draft.job.status.phase != "Running":
         return "Running" if enough and draft.fresh else "Pending"

@@ -13,6 +13,10 @@ PATIENCE = 30.0
 """Seconds after which a pod that is still pending, or runs without taking part, is no longer waited for."""
 
 
+FIRST_WORD = 15.0
+"""Seconds that a coordinator is given to answer an operator that has just started."""
+
+
 class Conditions:
     """The conditions of a status. A transition time changes only with the condition's truth."""
 
@@ -91,6 +95,17 @@ class Draft:
     @property
     def fresh(self) -> bool:
         return self.seen.contact.fresh(self.now)
+
+    @property
+    def unheard(self) -> bool:
+        """We have just started and heard nothing yet of a job that trained: what its status says is still the best."""
+        contact = self.seen.contact
+        if contact.progress is not None or self.job.status.phase != "Running":
+            return False
+        left = FIRST_WORD if contact.asked is None else contact.asked + FIRST_WORD - self.now
+        if left > 0:
+            self.plan.wake(left)
+        return left > 0
 
     @property
     def members(self) -> frozenset[str]:

@@ -182,6 +182,8 @@ class Contact:
     """The coordinator that was asked."""
     progress: Progress | None = None
     """The last answer, perhaps of an earlier coordinator."""
+    asked: float | None = None
+    """Since when it is asked; absent: not yet, because we or it have just started."""
     answered: float | None = None
     """When the asked coordinator answered last; absent: never yet."""
     lost_since: float | None = None
