@@ -1,5 +1,6 @@
 """The operator as a process against a real API server, with pods on simulated nodes."""
 
+import base64
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -227,9 +229,10 @@ class Coordinator:
         self._cluster, self._job = cluster, job
         pod = until(lambda: [p for p in cluster.pods(job, "coordinator", "Running") if self._mine(p)], what="a pod")[0]
         secret = cluster.call("GET", f"{cluster.core}/secrets/{job}-token")
-        self._token = __import__("base64").b64decode(secret["data"]["token"]).decode()
+        self._token = base64.b64decode(secret["data"]["token"]).decode()
         self._server = ThreadingHTTPServer((self.address, HTTP_PORT), self._handler())
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
         cluster.patch_pod_status(pod["metadata"]["name"], {"podIP": self.address, "podIPs": [{"ip": self.address}]})
 
     def _mine(self, pod: Object) -> bool:
@@ -265,8 +268,11 @@ class Coordinator:
         self.progress = {**self.progress, "members": ids, **more}
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        """Answer no more; harmless a second time."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,6 @@ def test_a_coordinator_is_replaced_when_it_stops_answering(cluster: Cluster, tra
     service = cluster.call("GET", f"{cluster.core}/services/train-coordinator")
     assert service["spec"]["selector"]["adaptrain.io/coordinator"] == "2"
     assert cluster.workers("train") == ["train-worker-0", "train-worker-1"]
-    training._server = __import__("http.server").server.ThreadingHTTPServer(("127.0.0.1", 0), training._handler())
 
 
 def test_a_new_template_rolls_through_and_never_below(cluster: Cluster, training: Coordinator) -> None:
