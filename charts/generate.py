@@ -1,7 +1,7 @@
 """Writes what follows from the chart's values.schema.json: values.yaml, and the table of values in its README.
 
-    python charts/generate.py            writes the files
-    python charts/generate.py --check    fails when they differ from the schema
+python charts/generate.py            writes the files
+python charts/generate.py --check    fails when they differ from the schema
 """
 
 import json
