@@ -116,13 +116,23 @@ class LocalJob:
     def progress(self) -> Progress | None:
         """What the coordinator says; None while it can't be reached."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self._http_port}/progress", headers={"Authorization": f"Bearer {self._token}"}
+            f"{self.http_address}/progress", headers={"Authorization": f"Bearer {self._token}"}
         )
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:
                 return Progress.model_validate_json(answer.read())
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return None
+
+    @property
+    def control_address(self) -> tuple[str, int]:
+        """Of the coordinator, for its workers."""
+        return "127.0.0.1", self._control_port
+
+    @property
+    def http_address(self) -> str:
+        """Of the coordinator, for metrics and progress."""
+        return f"http://127.0.0.1:{self._http_port}"
 
     def log(self, name: str) -> str:
         """What a process (``worker-3``, ``coordinator-1``) wrote."""

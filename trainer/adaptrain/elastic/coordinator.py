@@ -157,7 +157,8 @@ class Coordinator:
             case "ready":
                 self._do(m.ready(now, id, int(frame["epoch"])))
             case "broken":
-                self._do(m.broken(now, id, int(frame["epoch"]), str(frame["why"])[:200]))
+                log.info("%s: %s", id, str(frame["why"])[:200])
+                self._do(m.broken(now, id, int(frame["epoch"])))
             case "leaving":
                 self._do(m.leaving(now, id))
             case "report":

@@ -163,12 +163,12 @@ class Membership:
         member.ready, member.group = True, 0
         return self._form(now)
 
-    def broken(self, now: float, id: str, epoch: int, why: str) -> list[Action]:
-        """A collective failed in this worker's group."""
+    def broken(self, now: float, id: str, epoch: int) -> list[Action]:
+        """A collective failed in this worker's group, mostly because another one of it died a moment ago."""
         member = self.members.get(id)
         if member is None or epoch != self.epoch or not self._formed:
             return []
-        return self._open(now, f"{member.name} saw a broken group: {why}", planned=False)
+        return self._open(now, f"{member.name} lost touch with another worker", planned=False)
 
     def leaving(self, now: float, id: str) -> list[Action]:
         """A worker was asked to end (SIGTERM) and leaves at its step's end."""
@@ -258,8 +258,10 @@ class Membership:
         for member in inside:
             member.group = self.epoch
         actions: list[Action] = [Send(m.id, {"do": "adopt", "epoch": self.epoch, "group": running}) for m in inside]
-        if outside := [m.name for m in self.members.values() if not m.group]:
-            actions += self._open(now, f"{', '.join(outside)} joined", planned=True)
+        late = [f"{m.name} joined" for m in self.members.values() if not m.group]
+        late += [f"{m.name} leaves" for m in inside if m.leaving]
+        if late:
+            actions += self._open(now, ", ".join(late), planned=True)
         return actions
 
     def _lose(self, now: float, id: str, why: str) -> list[Action]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,3 +33,44 @@ class Trace:
             said = {"what": what, "time": time.time(), "group": group.epoch, "size": group.size}
             said |= {"step": c.step, "epoch": c.epoch, "cursor": c.cursor}
             self._file.write(json.dumps(said | more) + "\n")
+
+
+@dataclass(frozen=True)
+class AppliedStep:
+    """A step of the lineage that training ended in."""
+
+    epoch: int
+    cursor: int
+    samples: list[int]
+    """Ids that the members of the step's group loaded for it, all together."""
+
+
+def read_lineage(directory: Path) -> dict[int, AppliedStep]:
+    """What was applied, by step, from the records of all workers.
+
+    A step that was taken again counts in the newest group in which anybody applied it.
+    """
+    applied: dict[int, tuple[int, int, int]] = {}
+    loaded: dict[tuple[int, int], dict[str, list[int]]] = {}
+    for path in sorted(directory.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:  # the last line of a killed worker
+                continue
+            step, group = said["step"], said["group"]
+            if said["what"] == "applied":
+                applied[step] = max(applied.get(step, (0, 0, 0)), (group, said["epoch"], said["cursor"]))
+            else:
+                loaded.setdefault((step, group), {})[path.stem] = said["ids"]
+    return {
+        step: AppliedStep(epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
+        for step, (group, epoch, cursor) in sorted(applied.items())
+    }
+
+
+def read_times(directory: Path, worker: str) -> list[tuple[float, int]]:
+    """When a worker applied which step: (Unix time in seconds, step)."""
+    lines = (directory / f"{worker}.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(s["time"], s["step"]) for s in said if s["what"] == "applied"]

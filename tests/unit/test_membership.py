@@ -1,0 +1,351 @@
+"""The membership's interleavings: the real state machine, driven by simulated workers in random orders."""
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from adaptrain.elastic.membership import (
+    SETTLE_SECONDS,
+    Action,
+    Activity,
+    Drop,
+    Membership,
+    Send,
+    coordinator_of,
+)
+from adaptrain.elastic.wire import SILENCE_SECONDS, Frame
+
+
+@dataclass
+class Worker:
+    """What a real worker does with what it is told, without its threads."""
+
+    id: str
+    inbox: deque[Frame] = field(default_factory=deque)
+    outbox: deque[tuple[str, int]] = field(default_factory=deque)
+    connected: bool = True
+    alive: bool = True
+    hung: bool = False
+    leaving: bool = False
+    gone: bool = False
+    group: int = 0
+    formed: int = 0
+    """The epoch under which the group was formed; ``group`` differs from it once a new coordinator took it over."""
+    peers: frozenset[str] = frozenset()
+    told: int = 0
+    readied: int = 0
+
+
+class World:
+    """A coordinator and its workers; ``random`` decides what happens next."""
+
+    def __init__(self, seed: int, minimum: int) -> None:
+        self.random = random.Random(seed)
+        self.minimum = minimum
+        self.now = 1000.0
+        self.number = 1
+        self.membership = Membership(1, minimum)
+        self.workers: dict[str, Worker] = {}
+
+    def living(self) -> list[Worker]:
+        return [w for w in self.workers.values() if w.alive and not w.gone]
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Drop):
+                self.workers[action.id].connected = False
+                continue
+            worker = self.workers[action.to]
+            if action.frame["do"] == "form":
+                # The one invariant: nobody is put into a group without having left every earlier one.
+                assert worker.readied == action.frame["epoch"], "formed with a member that was not ready"
+            if worker.connected:
+                worker.inbox.append(action.frame)
+
+    def connect(self, worker: Worker) -> None:
+        worker.connected = True
+        worker.inbox.clear()
+        worker.outbox.clear()
+        m = self.membership
+        self.do(m.hello(self.now, worker.id, worker.id, "h", 1, worker.group, worker.peers, 0))
+        if worker.leaving:
+            self.do(m.leaving(self.now, worker.id))
+
+    def join(self) -> None:
+        worker = Worker(f"w{len(self.workers)}")
+        self.workers[worker.id] = worker
+        self.connect(worker)
+
+    def read(self, worker: Worker) -> None:
+        """The worker takes the next thing that it was told."""
+        frame = worker.inbox.popleft()
+        match frame["do"]:
+            case "adopt":
+                if worker.group and worker.group == frame["group"]:
+                    worker.group = frame["epoch"]
+                else:
+                    worker.outbox.append(("broken", frame["epoch"]))
+            case "plan" if worker.group:
+                worker.told = frame["epoch"]  # leaves with the others, at the step's end
+            case "plan" | "leave":
+                worker.group, worker.told = 0, frame["epoch"]
+                worker.readied = frame["epoch"]
+                worker.outbox.append(("ready", frame["epoch"]))
+            case "form":
+                assert not worker.group, "in two groups at once"
+                worker.group = worker.formed = frame["epoch"]
+                worker.peers = frozenset(frame["peers"])
+            case "go" | "finish":
+                worker.gone = True
+                worker.connected = False
+
+    def say(self, worker: Worker) -> None:
+        """The coordinator takes the next thing that the worker said."""
+        what, epoch = worker.outbox.popleft()
+        if what == "ready":
+            self.do(self.membership.ready(self.now, worker.id, epoch))
+        elif what == "broken":
+            self.do(self.membership.broken(self.now, worker.id, epoch))
+
+    def step(self, worker: Worker) -> None:
+        """The worker's group takes a step: all together, or it fails for whoever is left."""
+        peers = [self.workers[p] for p in worker.peers]
+        if any(p.alive and p.formed < worker.formed and p.readied == worker.formed for p in peers):
+            return  # somebody has yet to come: the others wait in the collective
+        whole = all(p.alive and p.formed == worker.formed and p.group for p in peers)
+        if not whole:
+            if worker.told <= worker.group:
+                worker.outbox.append(("broken", worker.group))
+            self.leave_group(worker)
+        elif any(p.told > p.group for p in peers):
+            for p in peers:
+                self.leave_group(p)
+
+    def leave_group(self, worker: Worker) -> None:
+        epoch, worker.group = worker.group, 0
+        worker.peers = frozenset()
+        if worker.told > epoch:
+            worker.readied = worker.told
+            worker.outbox.append(("ready", worker.told))
+
+    def notice(self) -> None:
+        """The coordinator notices who is dead."""
+        for w in self.workers.values():
+            if not w.alive and w.connected:
+                w.connected = False
+                self.do(self.membership.gone(self.now, w.id))
+            elif w.alive and not w.gone and not w.connected:
+                self.connect(w)
+
+    def replace_coordinator(self) -> None:
+        self.number += 1
+        self.membership = Membership(self.number, self.minimum)
+        for w in self.workers.values():
+            w.connected = False
+            w.inbox.clear()
+            w.outbox.clear()
+
+    def chance(self) -> None:
+        """One random event."""
+        self.now += self.random.random() * 0.2
+        for worker in self.workers.values():
+            if worker.connected:
+                self.membership.beat(self.now, worker.id, Activity("idle", self.now), 0, 0)
+        kind = self.random.random()
+        living = self.living()
+        if not living or kind < 0.04:
+            self.join()
+        elif kind < 0.07:
+            self.random.choice(living).alive = False
+        elif kind < 0.09:
+            worker = self.random.choice(living)
+            worker.leaving = True
+            if worker.connected:
+                self.do(self.membership.leaving(self.now, worker.id))
+        elif kind < 0.10:
+            self.replace_coordinator()
+        elif kind < 0.11:  # a connection breaks without its worker
+            worker = self.random.choice(living)
+            if worker.connected:
+                worker.connected = False
+                self.do(self.membership.gone(self.now, worker.id))
+        elif kind < 0.2:
+            self.notice()
+        else:
+            self.flow(self.random.choice(living))
+
+    def flow(self, worker: Worker) -> None:
+        choices = []
+        if worker.inbox:
+            choices.append(self.read)
+        if worker.outbox and worker.connected:
+            choices.append(self.say)
+        if worker.group:
+            choices.append(self.step)
+        if choices:
+            self.random.choice(choices)(worker)
+
+    def calm(self) -> None:
+        """No more faults: everything that was said is heard, and time passes."""
+        for _ in range(400):
+            self.now += 0.05
+            self.notice()
+            for worker in self.living():
+                self.membership.beat(self.now, worker.id, Activity("idle", self.now), 0, 0)
+                for _ in range(5):
+                    self.flow(worker)
+            self.do(self.membership.tick(self.now))
+
+
+@pytest.mark.parametrize("minimum", [1, 2, 3])
+@pytest.mark.parametrize("block", range(10))
+def test_every_interleaving_ends_with_all_the_living_in_one_group(minimum: int, block: int) -> None:
+    for seed in range(block * 10, block * 10 + 10):
+        world = World(seed, minimum)
+        for _ in range(world.random.randrange(10, 400)):
+            world.chance()
+        world.calm()
+        staying = [w for w in world.living() if not w.leaving]
+        groups = {w.group for w in staying}
+        if len(staying) >= minimum:
+            assert len(groups) <= 1, f"seed {seed}: more than one group"
+            assert 0 not in groups, f"seed {seed}: somebody was left behind: {staying}"
+            assert all(coordinator_of(g) == world.number for g in groups), f"seed {seed}: an old coordinator is obeyed"
+            assert world.membership.state == ("running" if staying else "waiting")
+        else:
+            assert groups <= {0}, f"seed {seed}: trains below the minimum"
+        assert all(w.gone for w in world.workers.values() if w.alive and w.leaving), f"seed {seed}: could not leave"
+
+
+def arrive(m: Membership, *ids: str, now: float = 0.0) -> list[Action]:
+    actions: list[Action] = []
+    for id in ids:
+        actions += m.hello(now, id, id, "h", 1)
+    return actions
+
+
+def ready(m: Membership, *ids: str) -> list[Action]:
+    actions: list[Action] = []
+    for id in ids:
+        actions += m.ready(0.0, id, m.epoch)
+    return actions
+
+
+def running(*ids: str, minimum: int = 1) -> Membership:
+    m = Membership(1, minimum)
+    arrive(m, *ids)
+    ready(m, *ids)
+    assert m.state == "running"
+    return m
+
+
+def frames(actions: list[Action]) -> dict[str, str]:
+    return {a.to: a.frame["do"] for a in actions if isinstance(a, Send)}
+
+
+def test_a_join_waits_for_the_steps_end() -> None:
+    m = running("a", "b")
+    assert frames(arrive(m, "c")) == {"a": "plan", "b": "plan", "c": "leave"}
+
+
+def test_a_loss_does_not() -> None:
+    m = running("a", "b", "c")
+    assert frames(m.gone(1.0, "b")) == {"a": "leave", "c": "leave"}
+
+
+def test_a_loss_during_a_planned_change_hurries_it() -> None:
+    m = running("a", "b")
+    arrive(m, "c")
+    assert frames(m.gone(1.0, "b")) == {"a": "leave", "c": "leave"}
+
+
+def test_a_join_storm_folds_into_one_epoch() -> None:
+    m = running("a")
+    before = m.epoch
+    arrive(m, *(f"j{i}" for i in range(50)))
+    assert m.epoch == before + 1
+    assert len(frames(ready(m, "a", *(f"j{i}" for i in range(50))))) == 51
+
+
+def test_below_the_minimum_training_waits() -> None:
+    m = running("a", "b", minimum=2)
+    m.gone(1.0, "b")
+    assert ready(m, "a") == []
+    assert m.state == "waiting"
+    arrive(m, "c")
+    assert frames(ready(m, "c")) == {"a": "form", "c": "form"}
+
+
+def test_the_last_to_leave_saves() -> None:
+    m = running("a", "b")
+    m.leaving(1.0, "a")
+    m.leaving(1.0, "b")
+    gone = [a.frame for a in ready(m, "a", "b") if isinstance(a, Send)]
+    assert [f["do"] for f in gone] == ["go", "go"]
+    assert [f["save"] for f in gone] == [True, False]
+
+
+def test_who_is_silent_is_dropped() -> None:
+    m = running("a", "b")
+    m.tick(0.0)
+    actions: list[Action] = []
+    for i in range(1, 50):
+        now = i * 0.1
+        m.beat(now, "a", Activity("waiting", 0.0), 0, 0)
+        actions += m.tick(now)
+    assert [a.id for a in actions if isinstance(a, Drop)] == ["b"]
+    assert set(m.silent) == {"b"}
+    assert frames(actions) == {"a": "leave"}
+
+
+def test_a_coordinator_that_was_stopped_blames_nobody() -> None:
+    m = running("a", "b")
+    m.tick(0.0)
+    assert m.tick(SILENCE_SECONDS * 10) == []
+
+
+def test_who_computes_while_all_wait_is_hung() -> None:
+    m = running("a", "b")
+    for i in range(0, 400):
+        now = i * 0.1
+        m.beat(now, "a", Activity("waiting", 0.0), 0, 0)
+        m.beat(now, "b", Activity("computing", 0.0), 0, 0)
+        if any(isinstance(a, Drop) and a.id == "b" for a in m.tick(now)):
+            assert now > 30
+            return
+    pytest.fail("b was never dropped")
+
+
+def test_an_announced_section_may_take_longer() -> None:
+    m = running("a", "b")
+    for i in range(0, 1000):
+        now = i * 0.1
+        m.beat(now, "a", Activity("waiting", 0.0), 0, 0)
+        m.beat(now, "b", Activity("section", 0.0, bound=600), 0, 0)
+        assert m.tick(now) == []
+
+
+def test_a_new_coordinator_takes_a_running_group_over_as_it_is() -> None:
+    m = Membership(2)
+    both = frozenset({"a", "b"})
+    assert m.hello(0.0, "a", "a", "h", 1, group=7, peers=both) == []
+    assert frames(m.hello(0.1, "b", "b", "h", 1, group=7, peers=both)) == {"a": "adopt", "b": "adopt"}
+    assert m.state == "running"
+    assert coordinator_of(m.epoch) == 2
+
+
+def test_a_new_coordinator_does_not_wait_for_ever_for_a_lost_member() -> None:
+    m = Membership(2)
+    m.hello(0.0, "a", "a", "h", 1, group=7, peers=frozenset({"a", "b"}))
+    actions: list[Action] = []
+    for i in range(int(SETTLE_SECONDS * 10) + 2):
+        m.beat(i * 0.1, "a", Activity(), 0, 0)
+        actions += m.tick(i * 0.1)
+    assert frames(actions) == {"a": "leave"}
+
+
+def test_workers_that_arrive_after_the_end_are_sent_home() -> None:
+    m = running("a")
+    m.done(1.0, "a")
+    assert frames(arrive(m, "b")) == {"b": "finish"}
