@@ -4,8 +4,7 @@
 #   docker build --target trainer --tag adaptrain-trainer .
 #
 # Dependencies are a layer of their own, our code is the last and small one: a change of code moves little.
-# Behind a private certificate authority, mount its bundle and name it with --build-arg SSL_CERT_FILE=...; build
-# stages alone see it.
+# Behind a private certificate authority, mount its bundle and name it with --build-arg SSL_CERT_FILE=...
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS python
@@ -15,7 +14,6 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/share/doc/* \
  && echo 'adaptrain:x:10001:' >> /etc/group \
  && echo 'adaptrain:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd
-# The root file system is read-only at run time: whatever is imported was compiled when it was installed.
 ENV PATH=/opt/adaptrain/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
@@ -23,36 +21,22 @@ WORKDIR /tmp
 
 FROM python AS build
 ARG SSL_CERT_FILE
-RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip ca-certificates
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip
 RUN PIP_CERT="${SSL_CERT_FILE}" pip install --break-system-packages --no-cache-dir --only-binary :all: uv==0.13.9
-ENV UV_COMPILE_BYTECODE=1 \
-    UV_LINK_MODE=copy \
-    UV_NO_CACHE=1 \
-    UV_PYTHON_DOWNLOADS=never \
-    PYC_INVALIDATION_MODE=UNCHECKED_HASH \
-    VIRTUAL_ENV=/opt/adaptrain
-RUN uv venv --python /usr/bin/python3 /opt/adaptrain
-
-FROM build AS operator-dependencies
-ARG SSL_CERT_FILE
-COPY requirements/operator.txt /tmp/
-# The operator speaks through kubernetes.aio: the other client's classes, each loaded when it is first used, never are.
-RUN uv pip install --require-hashes --no-deps --requirements /tmp/operator.txt \
- && find /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/models \
-         /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/api \
-         -type f ! -name '__init__*' -delete
-
-FROM build AS trainer-dependencies
-ARG SSL_CERT_FILE
-COPY requirements/trainer.txt /tmp/
-RUN uv pip install --require-hashes --no-deps --requirements /tmp/trainer.txt
+# The root file system is read-only at run time: whatever is imported is compiled when it is installed.
+# A script of its own, since the images' last stages borrow it together with uv, and keep neither.
+RUN printf '%s\n' '#!/bin/sh -e' \
+      'export PATH=/mnt:$PATH PYC_INVALIDATION_MODE=UNCHECKED_HASH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never' \
+      'test -e /opt/adaptrain || uv venv --python /usr/bin/python3 /opt/adaptrain' \
+      'exec uv pip install --python /opt/adaptrain/bin/python --no-deps --link-mode copy --compile-bytecode "$@"' \
+      > /usr/local/bin/install-python \
+ && chmod 755 /usr/local/bin/install-python
 
 FROM build AS wheel
 ARG SSL_CERT_FILE
 WORKDIR /src
 COPY . .
-RUN uv build --wheel --out-dir /dist \
- && uv pip install --no-deps /dist/*.whl
+RUN uv build --no-cache --wheel --out-dir /dist && install-python /dist/*.whl
 
 FROM wheel AS operator-code
 RUN rm -r /opt/adaptrain/bin/adaptrain /opt/adaptrain/lib/python3*/site-packages/adaptrain
@@ -61,14 +45,24 @@ FROM wheel AS trainer-code
 RUN rm -r /opt/adaptrain/bin/adaptrain-operator /opt/adaptrain/lib/python3*/site-packages/adaptrain_operator
 
 FROM python AS operator
-COPY --from=operator-dependencies /opt/adaptrain /opt/adaptrain
+ARG SSL_CERT_FILE
+COPY requirements/operator.txt /opt/requirements.txt
+# The operator speaks through kubernetes.aio: the other client's classes, each loaded when it is first used, never are.
+RUN --mount=type=bind,from=build,source=/usr/local/bin,target=/mnt \
+    /mnt/install-python --require-hashes --requirements /opt/requirements.txt \
+ && find /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/models \
+         /opt/adaptrain/lib/python3*/site-packages/kubernetes/client/api \
+         -type f ! -name '__init__*' -delete
 COPY --from=operator-code /opt/adaptrain /opt/adaptrain
 USER 10001:10001
 ENTRYPOINT []
 CMD ["adaptrain-operator"]
 
 FROM python AS trainer
-COPY --from=trainer-dependencies /opt/adaptrain /opt/adaptrain
+ARG SSL_CERT_FILE
+COPY requirements/trainer.txt /opt/requirements.txt
+RUN --mount=type=bind,from=build,source=/usr/local/bin,target=/mnt \
+    /mnt/install-python --require-hashes --requirements /opt/requirements.txt
 COPY --from=trainer-code /opt/adaptrain /opt/adaptrain
 USER 10001:10001
 ENTRYPOINT []
