@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "kube-node-lease"
 EVERY = 1.0
 FORGET = 120.0
+REFUSED_FOR = 60.0
 
 
 class NodeLeases:
@@ -26,7 +27,7 @@ class NodeLeases:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._seen: dict[str, Lease] = {}
-        self._readable = True
+        self._refused_until = 0.0
 
     def seen(self) -> dict[str, Lease]:
         return self._seen
@@ -36,7 +37,7 @@ class NodeLeases:
         now = time.time()
         for node in [node for node, lease in self._seen.items() if now - lease.last_seen > FORGET]:
             del self._seen[node]
-        if self._readable:
+        if now >= self._refused_until:
             await asyncio.gather(*(self._read(node, now) for node in nodes))
 
     async def _read(self, node: str, now: float) -> None:
@@ -48,7 +49,8 @@ class NodeLeases:
         except NotFound:
             return
         except Refused as problem:
-            self._readable = False
+            # Not for ever: an API server that has just started refuses all for a moment.
+            self._refused_until = now + REFUSED_FOR
             logger.warning("Leases of nodes can't be read, so lost nodes are noticed late: %s", problem)
             return
         except ApiError as problem:
