@@ -8,9 +8,6 @@ import json
 import os
 import re
 import subprocess
-import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

@@ -1,0 +1,210 @@
+"""The chart's life on a real cluster: installed where ``restricted`` is enforced, tested, upgraded, removed.
+
+The release has names of its own and serves one namespace, so that it disturbs nobody else on the cluster.
+"""
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.test_chart import CHART, CRD, NAMESPACED, Object, helm, images, kubeconfig, kubectl, run
+
+__all__ = ["helm", "images", "kubeconfig", "kubectl"]
+
+JOB = """
+apiVersion: adaptrain.io/v1alpha1
+kind: AdaptiveTrainingJob
+metadata: {name: kept}
+spec:
+  image: registry.invalid/trainer:none
+  workers: {min: 1, max: 2}
+  model: {name: mlp}
+  data: {name: digits}
+  phases:
+  - {name: train, type: supervised, optimizer: {learningRate: 0.001}, batch: {size: 64}, stop: {epochs: 1}}
+"""
+
+
+def until(look: Any, what: str, seconds: float = 60) -> Any:
+    """The first true answer."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.5)
+    return found
+
+
+@dataclass
+class Release:
+    """A release of the chart in a namespace of its own, and a namespace that it serves."""
+
+    name: str
+    namespace: str
+    served: str
+    helm: list[str]
+    kubectl: list[str]
+    values: Object
+
+    @property
+    def account(self) -> str:
+        return f"system:serviceaccount:{self.namespace}:{self.name}-adaptrain-operator"
+
+    def upgrade(self, chart: Path = CHART, **values: Any) -> str:
+        words = [
+            "upgrade",
+            "--install",
+            self.name,
+            chart,
+            "--namespace",
+            self.namespace,
+            "--take-ownership",
+            "--force-conflicts",
+        ]
+        given = yaml.safe_dump(self.values | values)
+        return run(*self.helm, *words, "--values", "-", "--wait", "--timeout", "150s", give=given, seconds=200)
+
+    def get(self, what: str, *more: str, namespace: str = "") -> Any:
+        where = ["--namespace", namespace or self.namespace]
+        return json.loads(run(*self.kubectl, "get", what, *more, *where, "--output", "json"))
+
+
+@pytest.fixture(scope="module")
+def release(helm: str, kubectl: list[str], kubeconfig: str, images: tuple[str, str]) -> Iterator[Release]:
+    tail = uuid.uuid4().hex[:6]
+    namespace, served = f"chart-test-{tail}", f"chart-jobs-{tail}"
+    for name in (namespace, served):
+        run(*kubectl, "create", "namespace", name)
+        run(*kubectl, "label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    repository, _, tag = images[0].rpartition(":")
+    values: Object = {
+        "image": {"repository": repository, "tag": tag, "pullPolicy": "Always"},
+        "trainer": {"image": images[1]},
+        "watchNamespaces": [served],
+        "replicas": 2,
+        "podDisruptionBudget": {"enabled": True},
+    }
+    flags = ["--kubeconfig", kubeconfig] if kubeconfig else []
+    made = Release(f"r{tail}", namespace, served, [helm, *flags], kubectl, values)
+    # Others on this cluster may use the CRD as well: it stays, in any case, as it was.
+    before = subprocess.run([*kubectl, "get", "crd", CRD], capture_output=True).returncode == 0
+    yield made
+    subprocess.run([*made.helm, "uninstall", made.name, "--namespace", namespace], capture_output=True, timeout=120)
+    for name in (namespace, served):
+        subprocess.run([*kubectl, "delete", "namespace", name, "--wait=false"], capture_output=True, timeout=60)
+    run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", CHART / "files/crds")
+    assert before or run(*kubectl, "get", "crd", CRD)
+
+
+@pytest.fixture(scope="module")
+def installed(release: Release) -> Release:
+    said = release.upgrade()
+    assert f"serves the namespaces {release.served}" in said
+    return release
+
+
+def test_operator_runs_restricted(installed: Release) -> None:
+    pods = installed.get("pods", "--selector", "app.kubernetes.io/component=operator")["items"]
+    assert len(pods) == 2
+    for pod in pods:
+        (status,) = pod["status"]["containerStatuses"]
+        assert status["ready"]
+        assert status["restartCount"] == 0
+    lease = installed.get("lease", f"{installed.name}-adaptrain-operator")
+    assert lease["spec"]["holderIdentity"] in [pod["metadata"]["name"] for pod in pods]
+
+
+def test_helm_test(installed: Release) -> None:
+    said = run(*installed.helm, "test", installed.name, "--namespace", installed.namespace, "--timeout", "90s")
+    assert "Succeeded" in said
+    pods = installed.get("pods")["items"]
+    assert not [pod for pod in pods if pod["metadata"]["name"].endswith("-test")]
+
+
+def test_operator_may_do_what_it_does(installed: Release) -> None:
+    """Everything that one job takes is made, and no request is refused."""
+    run(*installed.kubectl, "apply", "--namespace", installed.served, "-f", "-", give=JOB)
+    kinds = "pods,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies"
+
+    def made() -> bool:
+        children = installed.get(
+            kinds, "--selector", "adaptrain.io/job-name=kept", namespace=installed.served
+        )["items"]  # fmt: skip
+        return {child["kind"] for child in children} == {
+            "Pod", "Service", "ConfigMap", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy",
+        } and len([child for child in children if child["kind"] == "Pod"]) == 2  # fmt: skip
+
+    until(made, "the job's children")
+    # A job whose life is over is deleted, which takes a right of its own, as does its eviction of pods.
+    patch = json.dumps({"spec": {"suspend": True}})
+    words = ["patch", "adaptivetrainingjob", "kept", "--namespace", installed.served, "--type", "merge", "-p", patch]
+    run(*installed.kubectl, *words)
+    until(lambda: not installed.get("pods", namespace=installed.served)["items"], "suspended")
+    until(
+        lambda: "Suspended" in json.dumps(installed.get("adaptivetrainingjob", "kept", namespace=installed.served)),
+        "status says so",
+    )
+    selector = ["--selector", "app.kubernetes.io/component=operator", "--tail=-1", "--namespace", installed.namespace]
+    log = run(*installed.kubectl, "logs", *selector)
+    assert "orbidden" not in log, log
+    assert "can't be read" not in log, log
+
+
+def test_operator_may_do_nothing_else(installed: Release) -> None:
+    def rights(namespace: str) -> dict[str, set[str]]:
+        words = ["auth", "can-i", "--list", "--as", installed.account, "--namespace", namespace]
+        groups = [f"system:serviceaccounts:{installed.namespace}", "system:serviceaccounts", "system:authenticated"]
+        found: dict[str, set[str]] = {}
+        text = run(*installed.kubectl, *words, *(f"--as-group={group}" for group in groups))
+        for line in text.splitlines()[1:]:
+            resource, *rest = line.split("[")
+            if resource.strip():
+                found.setdefault(resource.strip(), set()).update(rest[-1].rstrip("]").split())
+        # What every account has.
+        return {name: verbs for name, verbs in found.items() if not name.startswith("self")}
+
+    nodes = {"nodes": {"list", "watch"}}
+    wanted = {f"{name}.{group}".removesuffix("."): verbs for (group, name), verbs in NAMESPACED.items()}
+    status = "adaptivetrainingjobs/status"
+    wanted = {name.replace(f"{status}.adaptrain.io", "adaptivetrainingjobs.adaptrain.io/status"): verbs
+              for name, verbs in wanted.items()}  # fmt: skip
+    assert rights(installed.served) == wanted | nodes
+    assert rights(installed.namespace) == nodes | {"leases.coordination.k8s.io": {"create", "get", "update"}}
+    assert rights("kube-node-lease") == nodes | {"leases.coordination.k8s.io": {"get"}}
+    assert rights("kube-system") == nodes
+
+
+def test_upgrade_brings_a_changed_crd_and_keeps_jobs(installed: Release, tmp_path: Path) -> None:
+    before = installed.get("adaptivetrainingjob", "kept", namespace=installed.served)["metadata"]["uid"]
+    chart = tmp_path / "adaptrain"
+    copytree(CHART, chart)
+    (file,) = (chart / "files/crds").glob("*training*.yaml")
+    text = file.read_text()
+    assert text.count("description: Optimizer steps applied.") >= 1
+    file.write_text(text.replace("description: Optimizer steps applied.", "description: Steps of the optimizer."))
+    installed.upgrade(chart, logLevel="DEBUG")
+    (version,) = installed.get("crd", CRD)["spec"]["versions"]
+    columns = {column["name"]: column.get("description") for column in version["additionalPrinterColumns"]}
+    assert columns["Step"] == "Steps of the optimizer."
+    after = installed.get("adaptivetrainingjob", "kept", namespace=installed.served)["metadata"]["uid"]
+    assert after == before
+    run(*installed.helm, "test", installed.name, "--namespace", installed.namespace, "--timeout", "90s")
+
+
+def test_uninstall_keeps_crd_and_jobs(installed: Release) -> None:
+    run(*installed.helm, "uninstall", installed.name, "--namespace", installed.namespace, "--wait")
+    assert installed.get("crd", CRD)["metadata"].get("deletionTimestamp") is None
+    assert installed.get("adaptivetrainingjob", "kept", namespace=installed.served)["metadata"]["name"] == "kept"
+    left = installed.get("deployments,services,configmaps,roles,rolebindings,networkpolicies,poddisruptionbudgets")
+    assert [one["metadata"]["name"] for one in left["items"]] == ["kube-root-ca.crt"]
+    # And back again: what was kept is taken over.
+    installed.upgrade()
+    assert installed.get("adaptivetrainingjob", "kept", namespace=installed.served)
