@@ -33,6 +33,9 @@ test: setup lint ## All tests: unit, cluster (a real API server) and e2e (real n
 bench: setup ## One benchmark beside its peer: make bench NAME=kill
 	$(BIN)/python bench/$(or $(NAME),$(error say which: make bench NAME=$(subst $() ,|,$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py))))).py
 
+demo: setup ## From nothing to a trained model (CLUSTER=local, current or kind)
+	$(BIN)/python -m examples.demo
+
 down: setup ## Remove the local cluster and all that it made
 	$(BIN)/python -m localcluster down
 
@@ -40,4 +43,4 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --upgrade --group dev --extra operator --extra trainer pyproject.toml -o requirements/dev.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
-.PHONY: help setup lint unit test bench down lock
+.PHONY: help setup lint unit test bench demo down lock

@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localcluster import build, cgroups, controlplane, images, kwok, network, packages, pki, sysctls, teardown
+from localcluster import (
+    build,
+    cgroups,
+    controlplane,
+    images,
+    kwok,
+    monitoring,
+    network,
+    packages,
+    pki,
+    sysctls,
+    teardown,
+)
 from localcluster.command import file_lock
 from localcluster.config import CHECKOUT, MAX_NODES, Paths, state_dir
 from localcluster.controlplane import ControlPlane
@@ -116,8 +128,7 @@ class Cluster:
         """What runs, from the processes themselves; Kubernetes is asked for the nodes only."""
         self.kubeconfig  # noqa: B018  no cluster, no status
         names = [name for name in controlplane.names() if self._processes.record(name)]
-        if self._processes.record(kwok.NAME):
-            names.append(kwok.NAME)
+        names += [name for name in (kwok.NAME, monitoring.NAME) if self._processes.record(name)]
         ready = self._ready_nodes()
         nodes = []
         for name in self._names():
@@ -182,6 +193,12 @@ class Cluster:
         if self._processes.pid("registry") is None:
             raise ClusterError("the cluster's registry is not running: run `python -m localcluster up`")
         return images.load(name)
+
+    def prometheus(self) -> str:
+        """Runs a Prometheus that scrapes the cluster's pods; returns its URL. It ends with the cluster."""
+        program = self.tool(monitoring.NAME)
+        with self._running(), step("Prometheus"):
+            return monitoring.ensure(program, self._paths, self._processes)
 
     def tool(self, name: str) -> Path:
         """The path of a program that helps with clusters, got first if need be."""

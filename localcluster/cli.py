@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     commands.add_parser("snapshot", help="print, as JSON, all that a cluster may add to this machine")
+    commands.add_parser("prometheus", help="run a Prometheus that scrapes the cluster's pods; prints its URL")
     tool = commands.add_parser("tool", help="print the path of a program, got first if need be")
     tool.add_argument("name", choices=TOOLS)
 
@@ -89,6 +90,8 @@ def _run(args: argparse.Namespace, cluster: Cluster) -> None:
             print(cluster.kubeconfig)
         case "snapshot":
             print(json.dumps(cluster.snapshot(), indent=1))
+        case "prometheus":
+            print(cluster.prometheus())
         case "tool":
             print(cluster.tool(args.name))
         case "image":

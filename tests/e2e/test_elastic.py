@@ -44,7 +44,7 @@ class Run:
 
     def go_on(self, steps: int = 30) -> None:
         """Wait until that many more steps were taken."""
-        begin = step_of(self.local)
+        begin = wait_for("a step", lambda: step_of(self.local), self.local)
         wait_for(f"step {begin + steps}", lambda: step_of(self.local) >= begin + steps, self.local)
 
     def stop(self) -> int:
@@ -155,8 +155,8 @@ def test_all_that_are_asked_to_leave_lose_no_step(tmp_path: Path) -> None:
         assert list((tmp_path / "checkpoints").glob(f"step-{step:010d}.*")), "the last to leave did not save"
         again = local.start_worker()
         running(local, 1)
-        assert f"resumed from {tmp_path / 'checkpoints' / f'step-{step:010d}'}" in local.log(f"worker-{again}")
         run.go_on()
+        assert f"resumed from {tmp_path / 'checkpoints' / f'step-{step:010d}'}" in local.log(f"worker-{again}")
         steps = run.stop()
     run.check(steps)
 

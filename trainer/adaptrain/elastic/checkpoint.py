@@ -80,17 +80,18 @@ class Checkpoints:
 
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that can be read; whether there was one."""
-        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint import CheckpointException, FileSystemReader
         from torch.distributed.checkpoint import load as load_distributed
 
         for path in self._committed():
             captured: dict[str, Any] = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
             try:
-                captured["counters"] = json.loads((path / "counters.json").read_text())
+                counters = json.loads((path / "counters.json").read_text())
                 load_distributed(captured, storage_reader=FileSystemReader(path), no_dist=True)
-            except Exception as error:
-                # dcp raises CheckpointException, which is a BaseException in some versions' disguise of the cause.
-                log.warning("checkpoint %s can't be read (%s); an older one is tried", path, error)
+                captured["counters"] = counters
+            except (Exception, CheckpointException) as error:  # the latter is a BaseException
+                reason = str(error).strip().splitlines()[-1]
+                log.warning("checkpoint %s can't be read (%s); an older one is tried", path, reason)
                 continue
             state.restore(captured)
             self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime

@@ -1,0 +1,1 @@
+"""``make demo``: from nothing to a trained model, with a resize and a kill on the way."""
