@@ -31,6 +31,7 @@ RUN printf '%s\n' '#!/bin/sh -e' \
       'exec uv pip install --python /opt/adaptrain/bin/python --no-deps --link-mode copy --compile-bytecode "$@"' \
       > /usr/local/bin/install-python \
  && chmod 755 /usr/local/bin/install-python
+COPY requirements/operator.txt requirements/trainer.txt /requirements/
 
 FROM build AS wheel
 ARG SSL_CERT_FILE
@@ -46,7 +47,8 @@ RUN rm -r /opt/adaptrain/bin/adaptrain-operator /opt/adaptrain/lib/python3*/site
 
 FROM python AS operator
 ARG SSL_CERT_FILE
-COPY requirements/operator.txt /opt/requirements.txt
+# From `build` rather than from here: a copied file makes older versions of buildah mount that stage as it should be.
+COPY --from=build /requirements/operator.txt /opt/requirements.txt
 # The operator speaks through kubernetes.aio: the other client's classes, each loaded when it is first used, never are.
 RUN --mount=type=bind,from=build,source=/usr/local/bin,target=/mnt \
     /mnt/install-python --require-hashes --requirements /opt/requirements.txt \
@@ -60,7 +62,7 @@ CMD ["adaptrain-operator"]
 
 FROM python AS trainer
 ARG SSL_CERT_FILE
-COPY requirements/trainer.txt /opt/requirements.txt
+COPY --from=build /requirements/trainer.txt /opt/requirements.txt
 RUN --mount=type=bind,from=build,source=/usr/local/bin,target=/mnt \
     /mnt/install-python --require-hashes --requirements /opt/requirements.txt
 COPY --from=trainer-code /opt/adaptrain /opt/adaptrain
