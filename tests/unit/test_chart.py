@@ -100,3 +100,14 @@ def test_image_runs_as_the_user_that_pods_ask_for(target: str) -> None:
     (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {target}")]
     assert f"USER {USER}:{USER}\n" in stage
     assert "ENTRYPOINT []\n" in stage
+
+
+def test_guides_name_values_and_alerts_that_exist() -> None:
+    known = {".".join(path) for path, _ in GENERATE["values"](SCHEMA)}
+    text = "".join((ROOT / "docs/how-to" / name).read_text() for name in ("install.md", "monitoring.md"))
+    named = re.findall(r"--set '?([\w.]+)=", text)
+    named += re.findall(r"`((?:image|alerts|rbac|crds|networkPolicy|dashboards)\.[\w.]+)`", text)
+    for name in named:
+        assert any(name == value or name.startswith(f"{value}.") for value in known), name
+    alerts = set(re.findall(r"alert: (\w+)", (CHART / "templates/alerts.yaml").read_text()))
+    assert set(re.findall(r"^\| (Adaptrain\w+) \|", text, re.M)) == alerts
