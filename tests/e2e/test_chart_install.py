@@ -94,14 +94,17 @@ def release(helm: str, kubectl: list[str], kubeconfig: str, images: tuple[str, s
     }
     flags = ["--kubeconfig", kubeconfig] if kubeconfig else []
     made = Release(f"r{tail}", namespace, served, [helm, *flags], kubectl, values)
-    # Others on this cluster may use the CRD as well: it stays, in any case, as it was.
-    before = subprocess.run([*kubectl, "get", "crd", CRD], capture_output=True).returncode == 0
+    owner = ("meta.helm.sh/release-name", "meta.helm.sh/release-namespace")
+    found = subprocess.run([*kubectl, "get", "crd", CRD, "-o", "json"], capture_output=True, text=True)
+    before = json.loads(found.stdout)["metadata"].get("annotations", {}) if found.returncode == 0 else {}
     yield made
     subprocess.run([*made.helm, "uninstall", made.name, "--namespace", namespace], capture_output=True, timeout=120)
     for name in (namespace, served):
         subprocess.run([*kubectl, "delete", "namespace", name, "--wait=false"], capture_output=True, timeout=60)
+    # Others on this cluster may use the CRD as well: it stays, as it was, and with the owner that it had.
     run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", CHART / "files/crds")
-    assert before or run(*kubectl, "get", "crd", CRD)
+    restored = [f"{name}={before[name]}" if name in before else f"{name}-" for name in owner]
+    run(*kubectl, "annotate", "crd", CRD, "--overwrite", *restored)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +183,26 @@ def test_operator_may_do_nothing_else(installed: Release) -> None:
     assert rights(installed.namespace) == nodes | {"leases.coordination.k8s.io": {"create", "get", "update"}}
     assert rights("kube-node-lease") == nodes | {"leases.coordination.k8s.io": {"get"}}
     assert rights("kube-system") == nodes
+
+
+def test_gpu_example_asks_for_gpus(installed: Release) -> None:
+    nodes = json.loads(run(*installed.kubectl, "get", "nodes", "--output", "json"))["items"]
+    if not any("nvidia.com/gpu" in node["status"]["allocatable"] for node in nodes):
+        pytest.skip("no node of this cluster has a GPU, real or pretended")
+    where = ["--namespace", installed.served]
+    run(*installed.kubectl, "apply", *where, "-f", CHART.parents[1] / "examples/gpu.yaml")
+
+    def pods(role: str) -> list[Object]:
+        selector = f"adaptrain.io/job-name=digits-gpu,adaptrain.io/role={role}"
+        return list(installed.get("pods", "--selector", selector, namespace=installed.served)["items"])
+
+    until(lambda: [pod.get("nodeName") for pod in (p["spec"] for p in pods("worker"))].count(None) == 0
+          and len(pods("worker")) == 2, "two workers on nodes")  # fmt: skip
+    for role, gpus in (("worker", "1"), ("coordinator", None)):
+        for pod in pods(role):
+            (container,) = pod["spec"]["containers"]
+            assert container["resources"].get("limits", {}).get("nvidia.com/gpu") == gpus
+    run(*installed.kubectl, "delete", *where, "-f", CHART.parents[1] / "examples/gpu.yaml", "--wait=false")
 
 
 def test_upgrade_brings_a_changed_crd_and_keeps_jobs(installed: Release, tmp_path: Path) -> None:
