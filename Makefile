@@ -31,7 +31,8 @@ test: setup lint ## All tests: unit, cluster (a real API server) and e2e (real n
 	$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e -m "not teardown"
 
 bench: setup ## One benchmark beside its peer: make bench NAME=kill
-	$(BIN)/python bench/$(or $(NAME),$(error say which: make bench NAME=$(subst $() ,|,$(patsubst bench/%.py,%,$(wildcard bench/[a-z]*.py))))).py
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=one of $$(cd bench; ls *.py | xargs grep -l emit\( | sed s/.py// | grep -v report | xargs)"; exit 2; }
+	$(BIN)/python -m bench.$(NAME) $(ARGS)
 
 demo: setup ## From nothing to a trained model (CLUSTER=local, current or kind)
 	$(BIN)/python -m examples.demo

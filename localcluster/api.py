@@ -128,7 +128,7 @@ class Cluster:
         """What runs, from the processes themselves; Kubernetes is asked for the nodes only."""
         self.kubeconfig  # noqa: B018  no cluster, no status
         names = [name for name in controlplane.names() if self._processes.record(name)]
-        names += [name for name in (kwok.NAME, monitoring.NAME) if self._processes.record(name)]
+        names += [name for name in (kwok.NAME, monitoring.DISCOVERY, monitoring.NAME) if self._processes.record(name)]
         ready = self._ready_nodes()
         nodes = []
         for name in self._names():

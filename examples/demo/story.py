@@ -61,7 +61,7 @@ def _install(target: Target) -> None:
     values = {"image.repository": repository, "image.tag": tag, "trainer.image": target.trainer_image}
     flags = [word for key, value in values.items() for word in ("--set-string", f"{key}={value}")]
     kubectl.install(
-        "adaptrain", str(CHECKOUT / "charts" / "adaptrain"), "-n", SYSTEM, "--create-namespace", "--wait",
+        "adaptrain", str(CHECKOUT / "charts" / "adaptrain"), "-n", SYSTEM, "--create-namespace", "--take-ownership", "--force-conflicts", "--wait",
         "--timeout", "180s", *flags,
     )  # fmt: skip
 

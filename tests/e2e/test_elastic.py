@@ -1,5 +1,6 @@
 """The elastic core under faults, as local processes: nothing is lost, nothing is repeated, nobody hangs."""
 
+import shutil
 import signal
 import socket
 import urllib.error
@@ -180,20 +181,24 @@ def test_the_model_that_is_left_is_the_best(tmp_path: Path) -> None:
 
 
 def test_a_spoiled_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    with LocalJob(job(phase={"stop": {"steps": 40}}), checkpoints=tmp_path) as local:
-        local.start_coordinator()
+    run = Run(tmp_path)
+    with run as local:
         local.start_worker()
-        finished(local)
-    (good,) = tmp_path.glob("step-*")
-    bad = good.with_name(f"step-{99:010d}.{(9 << 32) + 1}")
-    bad.mkdir()
-    (bad / "counters.json").write_text("{}")
-    with LocalJob(job(phase={"stop": {"steps": 60}}), checkpoints=tmp_path) as local:
-        local.start_coordinator()
+        running(local, 1)
+        run.go_on()
+        run.stop()
+        (good,) = (tmp_path / "checkpoints").glob("step-*")
+        bad = good.with_name(f"step-{10**9:010d}.{(9 << 32) + 1}")
+        bad.mkdir()
+        (bad / "counters.json").write_text("{}")
         number = local.start_worker()
-        assert finished(local).step == 60
-        assert "can't be read" in local.log(f"worker-{number}")
+        running(local, 1)
+        run.go_on()
+        steps = run.stop()
+        assert f"checkpoint {bad} can't be read" in local.log(f"worker-{number}")
         assert f"resumed from {good}" in local.log(f"worker-{number}")
+    shutil.rmtree(bad)
+    run.check(steps)
 
 
 def test_strangers_change_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""A small model whose steps take a given time, as on an accelerator: what is measured is the elastic part."""
+
+import time
+
+import torch
+from torch import nn
+
+
+class Paced(nn.Module):
+    """A multilayer perceptron on digits whose forward pass takes at least ``seconds``."""
+
+    def __init__(self, seconds: float, width: int) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            time.sleep(self._seconds)
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def mlp(seconds: float = 0.02, width: int = 128) -> nn.Module:
+    return Paced(seconds, width)
