@@ -836,6 +836,8 @@ def test_threads(resources: Object | None, threads: str) -> None:
     }
     assert env["OMP_NUM_THREADS"] == threads
     assert env["GOMP_SPINCOUNT"] == "0"
+    # Where the kubelet looks for a worker's last words: without them a completed worker left no result.
+    assert env["ADAPTRAIN_TERMINATION_LOG"] == "/dev/termination-log"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (95, "1m35s"), (7300, "2h1m")])

@@ -10,6 +10,7 @@ from adaptrain.data import load_data
 from adaptrain.data.augment import augment
 from adaptrain.data.digits import digits
 from adaptrain.elastic.sampler import Sampler, share
+from adaptrain.elastic.trace import trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.models import build_model
@@ -145,3 +146,13 @@ def test_the_first_loss_of_a_classifier_is_that_of_guessing() -> None:
     x, y = data.train.fetch(torch.arange(len(data.train)))
     model = build_model(ModelSource(name="mlp"), data)
     assert nn.functional.cross_entropy(model(x), y).item() == pytest.approx(math.log(10), rel=0.1)
+
+
+def test_a_job_is_traced_where_somebody_made_a_folder_for_it(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    assert trace_directory(None, None) is None
+    assert trace_directory(None, tmp_path) is None
+    assert trace_directory(told, tmp_path) == told
+    (tmp_path / "trace").mkdir()
+    assert trace_directory(None, tmp_path) == tmp_path / "trace"
+    assert trace_directory(told, tmp_path) == told

@@ -21,7 +21,7 @@ from adaptrain.elastic.checkpoint import Checkpoints
 from adaptrain.elastic.control import Control, Identity
 from adaptrain.elastic.loop import ElasticLoop, Refused
 from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.trace import Trace
+from adaptrain.elastic.trace import Trace, trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.metrics import WorkerMetrics
@@ -80,7 +80,7 @@ def _work(settings: WorkerSettings) -> Result:
 
     data = load_data(spec.data)
     phase = spec.phases[0]
-    trace = Trace(settings.trace, settings.name)
+    trace = Trace(trace_directory(settings.trace, settings.checkpoints), settings.name)
     task = SupervisedTask(phase, lambda: build_model(spec.model, data), data, spec.seed, metrics, trace)
     store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
     sockets = GroupSockets()

@@ -17,6 +17,8 @@ from adaptrain_operator.core.observed import Job, Object
 USER = 10001
 JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
 HOSTNAME = "kubernetes.io/hostname"
+TERMINATION_LOG = "/dev/termination-log"
+"""Kubernetes' default, which any user may write even where the root file system is read-only."""
 
 
 def template_hash(job: Job) -> str:
@@ -227,6 +229,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         "ADAPTRAIN_WORKER_ID": _field("metadata.uid"),
         "ADAPTRAIN_WORKER_NAME": _field("metadata.name"),
         "ADAPTRAIN_ADDRESS": _field("status.podIP"),
+        "ADAPTRAIN_TERMINATION_LOG": TERMINATION_LOG,
         "OMP_NUM_THREADS": str(threads(job)),
         # Threads that spin while they wait eat a CPU limit and slow a pod thirtyfold.
         "GOMP_SPINCOUNT": "0",

@@ -1,4 +1,8 @@
-"""An optional record of what each worker really loaded and applied, to prove that no sample is lost or repeated."""
+"""An optional record of what each worker really loaded and applied, to prove that no sample is lost or repeated.
+
+A worker keeps it where it is told to, else in the folder ``trace`` of the job's checkpoints if somebody made one there
+before the worker started: a job on a cluster is traced by ``mkdir``, without a change of its manifest.
+"""
 
 import json
 import time
@@ -9,6 +13,15 @@ import torch
 
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.state import Counters
+
+FOLDER = "trace"
+
+
+def trace_directory(told: Path | None, checkpoints: Path | None) -> Path | None:
+    """Where a worker keeps its record; nowhere unless somebody asked for it."""
+    if told is None and checkpoints is not None and (checkpoints / FOLDER).is_dir():
+        return checkpoints / FOLDER
+    return told
 
 
 class Trace:
