@@ -60,10 +60,11 @@ def _install(target: Target) -> None:
     repository, _, tag = target.operator_image.rpartition(":")
     values = {"image.repository": repository, "image.tag": tag, "trainer.image": target.trainer_image}
     flags = [word for key, value in values.items() for word in ("--set-string", f"{key}={value}")]
-    kubectl.install(
-        "adaptrain", str(CHECKOUT / "charts" / "adaptrain"), "-n", SYSTEM, "--create-namespace", "--take-ownership", "--force-conflicts", "--wait",
-        "--timeout", "180s", *flags,
-    )  # fmt: skip
+    # The CRDs stay when a release goes: this one takes them over from whoever installed them.
+    taking_over = ("--take-ownership", "--force-conflicts")
+    waiting = ("--wait", "--timeout", "180s")
+    chart = str(CHECKOUT / "charts" / "adaptrain")
+    kubectl.install("adaptrain", chart, "-n", SYSTEM, "--create-namespace", *taking_over, *waiting, *flags)
 
 
 @dataclass
