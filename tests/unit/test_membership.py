@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
+from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.membership import (
     SETTLE_SECONDS,
     Action,
@@ -333,6 +334,17 @@ def test_a_new_coordinator_takes_a_running_group_over_as_it_is() -> None:
     assert frames(m.hello(0.1, "b", "b", "h", 1, group=7, peers=both)) == {"a": "adopt", "b": "adopt"}
     assert m.state == "running"
     assert coordinator_of(m.epoch) == 2
+
+
+def test_a_group_that_was_taken_over_reports_whoever_came_back_first() -> None:
+    coordinator = Coordinator(2, "token", 1, "namespace", "job")
+    both = frozenset({"first", "second"})
+    for id in ("second", "first"):
+        coordinator._membership.hello(0.0, id, id, "h", 1, group=7, peers=both)
+    coordinator._hear("stranger", {"is": "report", "step": 9})
+    assert coordinator.progress().step == 0
+    coordinator._hear("first", {"is": "report", "step": 5})
+    assert coordinator.progress().step == 5
 
 
 def test_a_new_coordinator_does_not_wait_for_ever_for_a_lost_member() -> None:

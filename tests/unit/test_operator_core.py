@@ -614,6 +614,13 @@ def test_a_coordinator_is_kept(world: World, case: str) -> None:
     assert plan.status.coordinator == 1
 
 
+@pytest.mark.parametrize("state", ["waiting", "forming", "running"])
+def test_a_coordinator_that_knows_no_step_yet_does_not_take_the_last_one_back(world: World, state: str) -> None:
+    world.answer(state=state, step=0)
+    world.step()
+    assert world.status.step == 10
+
+
 def test_a_coordinator_that_fails_again_and_again_is_slowed_down(world: World) -> None:
     made = 0
     for _ in range(100):

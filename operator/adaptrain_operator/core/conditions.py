@@ -154,8 +154,10 @@ def tell_progress(draft: Draft) -> None:
     ready = len(draft.ready) if _known(draft) else 0
     fields["ready_replicas"] = ready
     fields["workers"] = f"{ready}/{0 if draft.job.spec.suspend else spec.wanted}"
-    if progress is None or (progress.step < (draft.job.status.step or 0) and progress.state in ("waiting", "forming")):
-        # A coordinator that has just started knows nothing yet; what the last one said is nearer the truth.
+    behind = progress is not None and progress.step < (draft.job.status.step or 0)
+    if progress is None or (behind and (progress.state in ("waiting", "forming") or progress.step == 0)):
+        # A coordinator that has just started, or has just taken over a running group, knows nothing yet; what the last
+        # one said is nearer the truth.
         return
     fields["step"] = progress.step
     fields["epoch"] = progress.data_epoch

@@ -162,7 +162,9 @@ class Coordinator:
             case "leaving":
                 self._do(m.leaving(now, id))
             case "report":
-                if m.group and m.group[0].id == id:
+                # The group's first rank reports. Which one that is, only the group knows: the members of a group that
+                # was taken over came back in any order.
+                if any(member.id == id for member in m.group):
                     self._publish({k: frame[k] for k in REPORTED if frame.get(k) is not None})
             case "stall":
                 self._stall(int(frame["epoch"]), float(frame["seconds"]))
