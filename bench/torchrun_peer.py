@@ -67,7 +67,7 @@ class Agents:
                 sys.executable, "-m", "torch.distributed.run", f"--nnodes={self._sizes}", "--nproc-per-node=1",
                 "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self._port}", "--rdzv-id=bench",
                 f"--rdzv-conf={RENDEZVOUS},is_host=0", "--monitor-interval=0.1", "--max-restarts=1000",
-                __file__, "train", str(self._trace),
+                "--module", "bench.torchrun_peer", "train", str(self._trace),
             ],
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -138,6 +138,5 @@ def _first_after(trace: Path, name: str, moment: float) -> float:
     return min(t for line in lines if line.endswith("}") and (t := float(json.loads(line)["time"])) > moment)
 
 
-if __name__ == "__main__" and sys.argv[1] == "train":
-    sys.path.insert(0, os.getcwd())
+if __name__ == "__main__":
     train(sys.argv[2])
