@@ -6,6 +6,7 @@ kernel would, and what the workers write to their volume can be read here.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -218,6 +219,12 @@ class ClusterJob:
         """A condition; empty if nothing was said yet."""
         return next((c for c in self.status.get("conditions", []) if c["type"] == type), {})
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, as the condition tells it; 0 if there is none."""
+        found = re.search(r"step (\d+) is saved", self.condition("CheckpointAvailable").get("message", ""))
+        return int(found[1]) if found else 0
+
     def pods(self, role: str) -> list[Object]:
         return self.site.pods(
             self.site.namespace, f"adaptrain.io/job-name={self.name},adaptrain.io/role={role}"
@@ -312,6 +319,9 @@ class ClusterJob:
             return False
 
         until(f"the coordinator is on {node}", look, 60, self.tell)
+        # It is heard once the step that it tells moves on.
+        before = self.status["step"]
+        until("the coordinator is heard", lambda: self.status["step"] > before, 30, self.tell)
         self.settled(2)
 
     def delete(self, pod: Object) -> None:

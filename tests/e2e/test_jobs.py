@@ -92,14 +92,8 @@ def test_training_goes_on_without_its_coordinator(job: ClusterJob, how: str) -> 
     until("the status names it", lambda: job.status["coordinator"] == number + 1)
     job.advances()
     assert max(job.stall(name_of(pod), event, 10) for pod in workers) < 1.0, "training waited for a coordinator"
-    saved = job.step
-    said = "CheckpointAvailable"
-    until(
-        "the new lineage commits",
-        lambda: int(job.condition(said)["message"].split()[1]) >= saved,
-        30,
-        job.tell,
-    )
+    begun = job.step
+    until("the new lineage commits", lambda: job.saved_step >= begun, 30, job.tell)
     job.check_samples()
 
 
@@ -127,7 +121,7 @@ def test_training_goes_on_without_the_operator(site: Site, job: ClusterJob) -> N
 
 def test_all_workers_at_once_resume_from_the_checkpoint(job: ClusterJob) -> None:
     workers = job.workers
-    until("a checkpoint", lambda: job.condition("CheckpointAvailable").get("status") == "True", 30)
+    until("a checkpoint", lambda: job.saved_step, 30)
     reached = job.step
     for pod in workers:
         job.delete(pod)

@@ -559,6 +559,21 @@ def test_a_worker_on_a_lost_node_that_the_new_coordinator_never_met(world: World
     assert [node.name for node in plan.status.avoided_nodes] == ["b"]
 
 
+def test_a_node_that_is_lost_before_its_coordinators_first_word_is_noticed(world: World) -> None:
+    """No event tells of it, so the plan must ask for another look."""
+    world.end("job-coordinator-1", 137, "Error", "")
+    world.step()
+    world.start("job-coordinator-2", node="b")
+    world.answered, world.asked = None, world.now
+    plan = world.step()
+    assert "b" not in plan.suspects
+    assert plan.requeue_after is not None
+    assert plan.requeue_after < 3
+    world.now += plan.requeue_after
+    plan = world.step()
+    assert "b" in plan.suspects
+
+
 def test_a_glance_at_an_old_lease_is_no_verdict(world: World) -> None:
     world.pods["job-worker-0"]["spec"]["nodeName"] = "b"
     world.leases = {"b": Lease(world.now - 100, world.now, world.now)}

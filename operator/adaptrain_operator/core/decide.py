@@ -101,23 +101,39 @@ def _apply_children(draft: Draft) -> None:
 
 
 def _suspects(draft: Draft) -> frozenset[str]:
-    """Nodes that something is wrong with: few at any time, so reading their Leases is cheap."""
+    """Nodes that something is wrong with: few at any time, so reading their Leases is cheap.
+
+    Nobody tells us that a pod which has just been placed is not heard, so we wake up to look for ourselves: its node
+    may be lost before the first word.
+    """
     seen, now = draft.seen, draft.now
     found = set(draft.avoided)
     contact, progress = seen.contact, seen.contact.progress
     trained = progress is not None or draft.job.status.step is not None
     members = draft.members
+    late: list[tuple[Pod, float]] = []
     for pod in seen.coordinators:
         unheard = contact.lost_since is not None or (contact.answered is None and trained)
-        if pod.active and pod.node and unheard and (pod.running_since or now) < now - 2:
-            found.add(pod.node)
+        if pod.active and unheard:
+            late.append((pod, 2.0))
     for pod in seen.workers:
-        if pod.terminal or not pod.node:
+        if pod.terminal:
             continue
-        absent = trained and pod.uid not in members and (pod.running_since or now) < now - 5
-        if absent or (pod.deleting_until is not None and now > pod.deleting_until):
+        if trained and pod.uid not in members:
+            late.append((pod, 5.0))
+        if pod.deleting_until is not None:
+            late.append((pod, pod.deleting_until - _begun(pod)))
+    for pod, patience in late:
+        left = _begun(pod) + patience - now
+        if pod.node and left < 0:
             found.add(pod.node)
+        elif pod.node:
+            draft.plan.wake(left + 0.1)
     return frozenset(found)
+
+
+def _begun(pod: Pod) -> float:
+    return pod.running_since or pod.created
 
 
 def _suspend(draft: Draft) -> None:
