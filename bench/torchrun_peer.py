@@ -78,7 +78,7 @@ class Agents:
 
     def kill(self, name: str) -> None:
         """The loss of a pod: agent and worker at once."""
-        os.killpg(self.agents.pop(name).pid, signal.SIGKILL)
+        _kill_tree(self.agents.pop(name).pid)
 
     def newest(self, name: str) -> float:
         """When its worker last applied a step, Unix time; 0: never."""
@@ -98,9 +98,17 @@ class Agents:
 
     def close(self) -> None:
         for process in self.agents.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_tree(process.pid)
         self._store.kill()
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill an agent and its workers, which live in sessions of their own."""
+    with contextlib.suppress(OSError):
+        children = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        os.kill(pid, signal.SIGKILL)
+        for child in children:
+            _kill_tree(child)
 
 
 def kill_gaps(count: int, workers: int = 3) -> list[float]:

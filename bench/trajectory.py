@@ -34,7 +34,9 @@ def disturbed(checkpoints: Path, trace: Path) -> int:
             at = step_of(local) + LEAST_STEPS // len(acts)
             wait_for("steps", lambda at=at: step_of(local) >= at, local)
             victim = chance.choice(local.alive())
-            if act == "join" or size == 1:
+            if size == 1:
+                act = "join"  # the last one stays
+            if act == "join":
                 local.start_worker()
                 size += 1
             elif act == "leave":
