@@ -599,8 +599,10 @@ def test_a_coordinator_is_replaced(world: World, case: str) -> None:
         case "killed":
             world.end("job-coordinator-1", 137)
         case "node":
+            world.answered = world.now - 6
             world.nodes = {"a": Node("a"), "b": Node("b"), "c": Node("c", ready=False)}
         case "lease":
+            world.answered = world.now - 6
             world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
         case "unreachable":
             world.lost_since = world.now - 8.1
@@ -614,10 +616,31 @@ def test_a_coordinator_is_replaced(world: World, case: str) -> None:
     assert len(world.active()) == 2
 
 
-@pytest.mark.parametrize("case", ["never reached", "short", "cut off"])
+def test_a_coordinator_that_was_kept_away_from_nodes_is_made_anew_when_they_are_back(world: World) -> None:
+    world.now += 60
+    for name, pod in world.pods.items():
+        pod["spec"]["nodeName"] = "c" if name == "job-coordinator-1" else "a"
+    world.answered = world.now - 6
+    world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
+    world.step()
+    assert "affinity" in world.pods["job-coordinator-2"]["spec"]
+    world.now += 10
+    assert world.step().create == [], "it waits for the node"
+    world.leases = {"c": Lease(world.now, world.now, world.now)}
+    world.step()
+    assert "job-coordinator-2" not in world.pods
+    affinity = world.pods["job-coordinator-3"]["spec"].get("affinity", {}).get("nodeAffinity", {})
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in affinity
+
+
+@pytest.mark.parametrize("case", ["never reached", "short", "cut off", "late lease"])
 def test_a_coordinator_is_kept(world: World, case: str) -> None:
     world.now += 60
     match case:
+        case "late lease":
+            world.answer()
+            world.pods["job-coordinator-1"]["spec"]["nodeName"] = "c"
+            world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
         case "never reached":
             world.answered, world.progress, world.lost_since = None, None, None
         case "short":

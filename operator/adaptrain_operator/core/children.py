@@ -160,7 +160,11 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
     spec = job.spec
     pod = _pod(job, naming.coordinator_pod(job.name, number), naming.COORDINATOR)
     pod["metadata"]["labels"][naming.COORDINATOR_NUMBER] = str(number)
-    pod["metadata"]["annotations"] = {naming.TEMPLATE_HASH: coordinator_hash(job)}
+    avoided = sorted(avoided)
+    pod["metadata"]["annotations"] = {
+        naming.TEMPLATE_HASH: coordinator_hash(job),
+        **({naming.AVOIDED_NODES: ",".join(avoided)} if avoided else {}),
+    }
     affinity = _avoid({}, avoided)
     if left_node is not None:
         preferred = {"matchExpressions": [{"key": HOSTNAME, "operator": "NotIn", "values": [left_node]}]}

@@ -49,7 +49,10 @@ def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
         return f"ended ({failures.explain(current, 200)})"
     if current.deleting:
         return "is being deleted"
-    if draft.seen.lost(current.node, now):
+    if current.node is None and current.avoided_nodes - draft.avoided.keys():
+        return "was kept away from nodes that are back, and found no other"
+    # A node that answers is not lost, however late its Lease is: on a busy one both may be said at once.
+    if draft.seen.lost(current.node, now) and not (draft.fresh and contact.number == number):
         return f"was on node {current.node}, which is lost"
     if contact.number == number and contact.lost_since is not None and not contact.cut_off:
         silence = now - contact.lost_since
