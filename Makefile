@@ -27,8 +27,11 @@ lint: setup ## Style, types, and which module may import which
 unit: setup ## Tests without a cluster
 	$(BIN)/python -m pytest tests/unit
 
-test: setup lint ## All tests: unit, cluster (a real API server) and e2e (real nodes and pods)
-	$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e -m "not teardown"
+test: setup lint ## All tests but the long faults: unit, cluster (a real API server), e2e (processes, chart, dashboards)
+	$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e -m "not teardown" --ignore tests/e2e/test_jobs.py
+
+faults: setup ## Jobs on real nodes under faults: kills, hung workers, lost nodes (about 8 minutes, alone on the machine)
+	$(BIN)/python -m pytest tests/e2e/test_jobs.py
 
 bench: setup ## One benchmark beside its peer: make bench NAME=kill
 	@test -n "$(NAME)" || { echo "say which: make bench NAME=one of $$(cd bench; ls *.py | xargs grep -l emit\( | sed s/.py// | grep -v report | xargs)"; exit 2; }
@@ -44,4 +47,4 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --upgrade --group dev --extra operator --extra trainer pyproject.toml -o requirements/dev.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
-.PHONY: help setup lint unit test bench demo down lock
+.PHONY: help setup lint unit test faults bench demo down lock
