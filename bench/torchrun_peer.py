@@ -15,9 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-# The fastest settings that we found to work. Without a store of its own, joins fail.
+# The fastest settings that we found to work. Without a store of its own, joins fail; with fewer missed beats, agents
+# that live are taken for dead, and each goes on as a group of its own.
 TUNED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1,join_timeout=60,close_timeout=5"
+RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=1,join_timeout=60,close_timeout=5"
 LIMIT_SECONDS = 180.0
 
 
@@ -41,7 +42,8 @@ def train(trace: str) -> None:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
-            file.write(json.dumps({"what": "applied", "time": time.time(), "step": step}) + "\n")
+            said = {"what": "applied", "time": time.time(), "step": step, "size": dist.get_world_size()}
+            file.write(json.dumps(said) + "\n")
 
 
 class Agents:
@@ -80,18 +82,19 @@ class Agents:
         """The loss of a pod: agent and worker at once."""
         _kill_tree(self.agents.pop(name).pid)
 
-    def newest(self, name: str) -> float:
-        """When its worker last applied a step, Unix time; 0: never."""
+    def newest(self, name: str) -> tuple[float, int]:
+        """When its worker last applied a step, Unix time (0: never), and in a group of how many."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            last = (self._trace / f"{name}.jsonl").read_text().rstrip().rsplit("\n", 1)[-1]
-            return float(json.loads(last)["time"])
-        return 0.0
+            last = json.loads((self._trace / f"{name}.jsonl").read_text().rstrip().rsplit("\n", 1)[-1])
+            return float(last["time"]), int(last["size"])
+        return 0.0, 0
 
     def wait_for_steps(self, since: float) -> bool:
-        """Wait until all agents' workers applied a step after a time; False if they hang."""
+        """Wait until all agents' workers applied a step together after a time; False if they never do."""
         until = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < until:
-            if all(self.newest(name) > since for name in self.agents):
+            newest = [self.newest(name) for name in self.agents]
+            if all(moment > since and size == len(newest) for moment, size in newest):
                 return True
             time.sleep(0.05)
         return False
@@ -126,15 +129,15 @@ def kill_gaps(count: int, workers: int = 3) -> list[float]:
                 event = time.time()
                 agents.kill(chance.choice(sorted(agents.agents)))
                 survivors = sorted(agents.agents)
-                before = {name: agents.newest(name) for name in survivors}
+                before = min(agents.newest(name)[0] for name in survivors)
                 # A step that was under way may still be written: what counts is a step after at least a second's gap.
                 time.sleep(1.0)
                 if not agents.wait_for_steps(time.time()):
                     gaps.append(LIMIT_SECONDS)
                     break
-                gaps.append(min(_first_after(Path(scratch), n, event + 0.5) for n in survivors) - min(before.values()))
+                gaps.append(min(_first_after(Path(scratch), n, event + 0.5) for n in survivors) - before)
                 agents.start()
-                agents.wait_for_steps(time.time() + 2)
+                assert agents.wait_for_steps(time.time() + 2), "the replacement did not join"
                 time.sleep(2)
         finally:
             agents.close()
