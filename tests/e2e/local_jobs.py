@@ -99,11 +99,16 @@ def check_samples(trace: Path, samples: int, batch: int) -> int:
 def final_tensors(checkpoints: Path) -> dict[str, torch.Tensor]:
     """Model and optimizer of the newest checkpoint, read with nothing but torch."""
     newest = max(checkpoints.glob("step-*"), key=lambda p: int(p.name.split(".")[0].split("-")[1]))
-    reader = FileSystemReader(newest)
+    return tensors_of(newest, ("model.", "optimizer."))
+
+
+def tensors_of(checkpoint: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Those tensors of a checkpoint whose names begin so, read with nothing but torch."""
+    reader = FileSystemReader(checkpoint)
     wanted = {
         name: torch.empty(meta.size, dtype=meta.properties.dtype)
         for name, meta in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(("model.", "optimizer."))
+        if name.startswith(prefixes)
     }
     load(wanted, storage_reader=reader, no_dist=True)
     return wanted

@@ -78,10 +78,9 @@ class ScrapedJob(LocalJob):
         super().__init__(*words, **more)
         self.metrics_ports = [free_port() for _ in range(WORKERS)]
 
-    def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        if "ADAPTRAIN_METRICS_PORT" in more:
-            more |= {"ADAPTRAIN_METRICS_PORT": str(self.metrics_ports[int(more["ADAPTRAIN_WORKER_ID"])])}
-        return super()._environment(more)
+    def start_worker(self, **environment: str) -> int:
+        port = self.metrics_ports[len(self.workers)]
+        return super().start_worker(ADAPTRAIN_METRICS_PORT=str(port), **environment)
 
 
 class Prometheus:

@@ -15,6 +15,7 @@ from adaptrain.elastic.membership import (
     Send,
     coordinator_of,
 )
+from adaptrain.elastic.orders import Orders
 from adaptrain.elastic.wire import SILENCE_SECONDS, Frame
 
 
@@ -24,6 +25,9 @@ class Worker:
 
     id: str
     inbox: deque[Frame] = field(default_factory=deque)
+    """What is on its way to it."""
+    orders: Orders = field(default_factory=Orders)
+    """What has arrived."""
     outbox: deque[tuple[str, int]] = field(default_factory=deque)
     connected: bool = True
     alive: bool = True
@@ -34,8 +38,17 @@ class Worker:
     formed: int = 0
     """The epoch under which the group was formed; ``group`` differs from it once a new coordinator took it over."""
     peers: frozenset[str] = frozenset()
-    told: int = 0
+    planned: int = 0
+    wanted: int = 0
     readied: int = 0
+
+    @property
+    def must_leave(self) -> bool:
+        return self.wanted > self.group
+
+    @property
+    def should_leave(self) -> bool:
+        return max(self.wanted, self.planned) > self.group
 
 
 class World:
@@ -78,8 +91,8 @@ class World:
         self.workers[worker.id] = worker
         self.connect(worker)
 
-    def read(self, worker: Worker) -> None:
-        """The worker takes the next thing that it was told."""
+    def hear(self, worker: Worker) -> None:
+        """What is on its way to a worker arrives."""
         frame = worker.inbox.popleft()
         match frame["do"]:
             case "adopt":
@@ -87,16 +100,28 @@ class World:
                     worker.group = frame["epoch"]
                 else:
                     worker.outbox.append(("broken", frame["epoch"]))
-            case "plan" if worker.group:
-                worker.told = frame["epoch"]  # leaves with the others, at the step's end
+                return
+            case "plan":
+                worker.planned = frame["epoch"]
+            case "leave":
+                worker.wanted = frame["epoch"]
+                if worker.group:  # its sockets are shut down
+                    self.leave_group(worker)
+        worker.orders.put(frame)
+
+    def follow(self, worker: Worker) -> None:
+        """The worker, in no group, does what it was told."""
+        if (frame := worker.orders.take()) is None:
+            return
+        match frame["do"]:
             case "plan" | "leave":
-                worker.group, worker.told = 0, frame["epoch"]
                 worker.readied = frame["epoch"]
                 worker.outbox.append(("ready", frame["epoch"]))
             case "form":
-                assert not worker.group, "in two groups at once"
                 worker.group = worker.formed = frame["epoch"]
                 worker.peers = frozenset(frame["peers"])
+                if worker.must_leave:
+                    self.leave_group(worker)
             case "go" | "finish":
                 worker.gone = True
                 worker.connected = False
@@ -112,23 +137,19 @@ class World:
     def step(self, worker: Worker) -> None:
         """The worker's group takes a step: all together, or it fails for whoever is left."""
         peers = [self.workers[p] for p in worker.peers]
-        if any(p.alive and p.formed < worker.formed and p.readied == worker.formed for p in peers):
-            return  # somebody has yet to come: the others wait in the collective
-        whole = all(p.alive and p.formed == worker.formed and p.group for p in peers)
-        if not whole:
-            if worker.told <= worker.group:
+        if any(p.formed < worker.formed for p in peers):
+            return  # somebody has yet to come, or never will: that is for the coordinator to tell
+        if not all(p.alive and p.formed == worker.formed and p.group for p in peers):
+            if not worker.must_leave:
                 worker.outbox.append(("broken", worker.group))
             self.leave_group(worker)
-        elif any(p.told > p.group for p in peers):
+        elif any(p.should_leave for p in peers):
             for p in peers:
                 self.leave_group(p)
 
     def leave_group(self, worker: Worker) -> None:
-        epoch, worker.group = worker.group, 0
+        worker.group = 0
         worker.peers = frozenset()
-        if worker.told > epoch:
-            worker.readied = worker.told
-            worker.outbox.append(("ready", worker.told))
 
     def notice(self) -> None:
         """The coordinator notices who is dead."""
@@ -179,7 +200,9 @@ class World:
     def flow(self, worker: Worker) -> None:
         choices = []
         if worker.inbox:
-            choices.append(self.read)
+            choices.append(self.hear)
+        if not worker.group:
+            choices.append(self.follow)
         if worker.outbox and worker.connected:
             choices.append(self.say)
         if worker.group:

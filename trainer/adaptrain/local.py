@@ -74,8 +74,8 @@ class LocalJob:
                 start_new_session=True,
             )
 
-    def start_worker(self) -> int:
-        """Start one more worker. Returns its number, which is never used twice."""
+    def start_worker(self, **environment: str) -> int:
+        """Start one more worker, with more in its environment. Returns its number, which is never used twice."""
         number = self._next
         self._next += 1
         more = {
@@ -90,7 +90,7 @@ class LocalJob:
             more["ADAPTRAIN_CHECKPOINT_DIR"] = str(self._checkpoints)
         if self._trace is not None:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)
-        arguments = (self._environment(more), self.directory / f"worker-{number}.log")
+        arguments = (self._environment(more | environment), self.directory / f"worker-{number}.log")
         process = _context().Process(target=_work, args=arguments, daemon=True)
         process.start()
         self.workers[number] = process
@@ -162,7 +162,8 @@ def _work(environment: dict[str, str], log: Path) -> None:
 def _context() -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["adaptrain.worker"])
+    # An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
+    context.set_forkserver_preload(["adaptrain.worker", "torch._dynamo"])
     os.environ.update(THREADS)  # read when torch is loaded
     return context
 

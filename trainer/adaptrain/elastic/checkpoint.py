@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from adaptrain.elastic.membership import coordinator_of
 from adaptrain.elastic.state import ReplicatedState
 
 log = logging.getLogger(__name__)
+
+# One process saves and loads for all: that is meant.
+warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process")
 
 COMMITTED = re.compile(r"step-(\d+)\.(\d+)")
 SECTION_SECONDS = 600.0
@@ -78,6 +82,11 @@ class Checkpoints:
             self._thread.join()
         self._save(state.capture(), self._control.epoch)
 
+    def failed(self, error: Exception) -> None:
+        """Keep why there is no newer checkpoint, for the job's condition."""
+        self.error = f"{type(error).__name__}: {_reason(error)}"
+        log.warning("the checkpoint could not be saved: %s", self.error)
+
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that can be read; whether there was one."""
         from torch.distributed.checkpoint import CheckpointException, FileSystemReader
@@ -90,8 +99,7 @@ class Checkpoints:
                 load_distributed(captured, storage_reader=FileSystemReader(path), no_dist=True)
                 captured["counters"] = counters
             except (Exception, CheckpointException) as error:  # the latter is a BaseException
-                reason = str(error).strip().splitlines()[-1]
-                log.warning("checkpoint %s can't be read (%s); an older one is tried", path, reason)
+                log.warning("checkpoint %s can't be read (%s); an older one is tried", path, _reason(error))
                 continue
             state.restore(captured)
             self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime
@@ -123,12 +131,11 @@ class Checkpoints:
         except Superseded as reason:
             log.warning("checkpoint dropped: %s", reason)
         except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old
-            self.error = f"{type(error).__name__}: {error}"
-            log.warning("the checkpoint could not be saved: %s", self.error)
+            self.failed(error)
 
     def _save(self, captured: dict[str, Any], epoch: int) -> None:
         # Imported here: it takes as long as the rest of torch, and a worker that joins does not need it.
-        from torch.distributed.checkpoint import FileSystemWriter
+        from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
         from torch.distributed.checkpoint import save as save_distributed
 
         counters = captured["counters"]
@@ -144,6 +151,8 @@ class Checkpoints:
             self._check(epoch)
             partial.rename(final)
             _sync(self._directory)
+        except CheckpointException as error:  # no Exception, for a reason that nobody knows
+            raise OSError(_reason(error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self.newest_step, self.newest_time, self.error = counters["step"], time.time(), None
@@ -172,6 +181,11 @@ class Checkpoints:
             (int(m[2]) >> 32, int(m[1]), p) for p in self._directory.iterdir() if (m := COMMITTED.fullmatch(p.name))
         ]
         return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error: torch wraps the cause in a story of its own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -6,7 +6,6 @@ that must be left at once. The training thread only reads flags, and asks for it
 """
 
 import logging
-import queue
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from adaptrain.elastic import wire
 from adaptrain.elastic.membership import coordinator_of
+from adaptrain.elastic.orders import Orders
 from adaptrain.elastic.sockets import INTERVAL, GroupSockets, inode
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class Control:
         sockets.spare(self._own_sockets)
         self._sock: socket.socket | None = None
         self._lock = threading.RLock()
-        self._inbox: queue.Queue[wire.Frame] = queue.Queue()
+        self._orders = Orders()
+        self._arrived = threading.Condition()
         self._number = 0
         self._group = 0
         self._peers: list[str] = []
@@ -56,6 +57,7 @@ class Control:
         self._wanted = 0
         self._planned = 0
         self._leaving = False
+        self._alone = False
         self._doing: tuple[str, float, float] = ("idle", time.monotonic(), 0.0)
         self._must_sever = threading.Event()
         self.version = 0
@@ -66,14 +68,10 @@ class Control:
     # What the training thread asks and tells
 
     def next(self) -> wire.Frame:
-        """The newest instruction; waits for one. What an older one asked for is over by then."""
-        with self.doing("idle"):
-            frame = self._inbox.get()
-            while frame["do"] not in ("go", "finish", "refuse"):
-                try:
-                    frame = self._inbox.get_nowait()
-                except queue.Empty:
-                    break
+        """The next order; waits for one."""
+        with self.doing("idle"), self._arrived:
+            while (frame := self._orders.take()) is None:
+                self._arrived.wait()
         return frame
 
     def ready(self, epoch: int) -> None:
@@ -133,10 +131,6 @@ class Control:
         self.say({"is": "leaving"})
 
     @property
-    def leaving(self) -> bool:
-        return self._leaving
-
-    @property
     def connected(self) -> bool:
         return self._sock is not None
 
@@ -167,18 +161,16 @@ class Control:
                 self._sock = None
 
     def _listen(self) -> None:
-        said = False
         while True:
             try:
                 sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
                 sock.settimeout(wire.SILENCE_SECONDS)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                said = False
                 self._converse(sock)
             except (OSError, wire.BadFrame) as error:
-                if not said:
+                if not self._alone:
                     log.warning("no coordinator (%s); training goes on, and it is tried again", error)
-                    said = True
+                self._alone = True
             self._hang_up()
             time.sleep(RETRY_SECONDS)
 
@@ -204,6 +196,7 @@ class Control:
                     raise wire.BadFrame(f"coordinator {frame['number']} is older than {self._number}")
                 with self._lock:
                     self._number, self._sock = frame["number"], sock
+                self._alone = False
                 if self._leaving:
                     self.say({"is": "leaving"})
                 return
@@ -220,7 +213,9 @@ class Control:
                 self._wanted = frame["epoch"]
                 if self._group:
                     self._must_sever.set()
-        self._inbox.put(frame)
+        with self._arrived:
+            self._orders.put(frame)
+            self._arrived.notify()
 
     def _sever(self) -> None:
         while True:

@@ -4,8 +4,10 @@ It is never torch's default group, which a user's code or FSDP inside a pod may 
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from datetime import timedelta
 
 import torch
@@ -15,7 +17,8 @@ from adaptrain.elastic.control import Control
 from adaptrain.elastic.sockets import GroupSockets
 
 STORE_SECONDS = 5.0
-FORM_SECONDS = 60.0
+FORM_SECONDS = 30.0
+POLL_SECONDS = 0.005
 COLLECTIVE = timedelta(hours=1)
 """A collective has no time-out of its own: who is lost is the coordinator's to decide, and severing sockets ends it."""
 
@@ -87,17 +90,35 @@ def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: i
     """
     if size == 1:
         return Group(control, epoch, rank, size, None)
+    made: Future[ProcessGroupGloo] = Future()
+
+    def connect() -> None:
+        try:
+            made.set_result(_connect(control.identity.host, epoch, rank, size, host, port))
+        except BaseException as error:
+            made.set_exception(error)
+
     sockets.forming()
     try:
-        # A client of its own for each attempt: severing its socket ends the attempt.
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_SECONDS))
-        options = ProcessGroupGloo._Options()
-        options._devices = [ProcessGroupGloo.create_device(hostname=control.identity.host)]
-        options._timeout = timedelta(seconds=FORM_SECONDS)
-        backend = ProcessGroupGloo(PrefixStore(f"epoch/{epoch}", store), rank, size, options)
-        backend._set_default_timeout(COLLECTIVE)
+        # In a thread of its own: gloo waits for whoever is to connect to this member, with no socket yet that could be
+        # shut down. Whoever is told to leave meanwhile leaves that thread to its time-out.
+        threading.Thread(target=connect, daemon=True, name=f"form-{epoch}").start()
+        while not wait([made], POLL_SECONDS).done:
+            if control.must_leave:
+                raise GroupBroken("told to leave")
+        return Group(control, epoch, rank, size, made.result())
     except RuntimeError as error:
         raise GroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
     finally:
         sockets.formed()
-    return Group(control, epoch, rank, size, backend)
+
+
+def _connect(own_host: str, epoch: int, rank: int, size: int, host: str, port: int) -> ProcessGroupGloo:
+    # A client of its own for each attempt: severing its socket ends the attempt.
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_SECONDS))
+    options = ProcessGroupGloo._Options()
+    options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]
+    options._timeout = timedelta(seconds=FORM_SECONDS)
+    backend = ProcessGroupGloo(PrefixStore(f"epoch/{epoch}", store), rank, size, options)
+    backend._set_default_timeout(COLLECTIVE)
+    return backend

@@ -17,7 +17,9 @@ from adaptrain.elastic.state import TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
 
 REPORT_SECONDS = 0.5
-WAIT_SECONDS = 0.1
+RETRY_SECONDS = 0.5
+LAST_SAVE_SECONDS = 20.0
+"""Shorter than the grace that a pod has by default."""
 
 
 class Refused(Exception):
@@ -77,8 +79,8 @@ class ElasticLoop:
                     if self._in_group(frame):
                         return True
                 case "go":
-                    if frame["save"] and self._checkpoints is not None and self._task.state.counters.version > 0:
-                        self._checkpoints.save(self._task.state)
+                    if frame["save"]:
+                        self._save_last()
                     return False
                 case "finish":
                     return False
@@ -157,20 +159,36 @@ class ElasticLoop:
             self._reported = now
             self._control.say({"is": "report", **self.report()})
 
+    def _save_last(self) -> None:
+        """Save what nobody else has: the last of all leaves. A disk that is full may have room again in a moment."""
+        until = time.monotonic() + LAST_SAVE_SECONDS
+        while self._checkpoints is not None and self._task.state.counters.version > 0:
+            try:
+                self._checkpoints.save(self._task.state)
+                return
+            except (OSError, Superseded) as error:
+                self._checkpoints.failed(error)
+                if time.monotonic() > until:
+                    return
+                time.sleep(RETRY_SECONDS)
+
     def _conclude(self, group: Group) -> None:
         """Leave the model and the final checkpoint behind, before anybody says that training is done."""
         if self._checkpoints is None:
             return
-        if group.rank == 0:
-            with self._control.doing("section", SECTION_SECONDS):
-                while True:
-                    try:
-                        self._checkpoints.export(self._task.state)
-                        self._checkpoints.save(self._task.state)
-                        break
-                    except Superseded:  # the coordinator is away: without it nothing may be committed
-                        if self._control.must_leave:
-                            raise GroupBroken("told to leave") from None
-                        time.sleep(WAIT_SECONDS)
+        while group.rank == 0:
+            try:
+                with self._control.doing("section", SECTION_SECONDS):
+                    self._checkpoints.export(self._task.state)
+                    self._checkpoints.save(self._task.state)
+                break
+            except (OSError, Superseded) as error:
+                # The coordinator is away, without which nothing may be committed, or storage refuses. The model is
+                # not given up for either; the job's condition tells.
+                if self._control.must_leave:
+                    raise GroupBroken("told to leave") from None
+                self._checkpoints.failed(error)
+                self._publish(group, force=True)
+                time.sleep(RETRY_SECONDS)
         group.gather(0)
         self.model = MODEL_FILE

@@ -52,6 +52,7 @@ class Trace:
 class AppliedStep:
     """A step of the lineage that training ended in."""
 
+    group: int
     epoch: int
     cursor: int
     samples: list[int]
@@ -77,7 +78,7 @@ def read_lineage(directory: Path) -> dict[int, AppliedStep]:
             else:
                 loaded.setdefault((step, group), {})[path.stem] = said["ids"]
     return {
-        step: AppliedStep(epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
+        step: AppliedStep(group, epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
         for step, (group, epoch, cursor) in sorted(applied.items())
     }
 

@@ -1,0 +1,84 @@
+"""Many seeded schedules of faults, one after the other or side by side; a campaign that was stopped goes on.
+
+python -m tests.faults.campaign --seeds 0-499 --results results.jsonl
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.local_jobs import job
+from tests.faults.arena import Arena, Violation
+from tests.faults.invariants import check
+from tests.faults.reference import Reference
+from tests.faults.schedule import schedule
+
+FAULTS = 8
+
+
+def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]:
+    """One schedule and its checks.
+
+    Raises:
+        Violation: with the seed, the schedule and what everybody said.
+    """
+    began = time.monotonic()
+    planned = schedule(seed, faults)
+    with tempfile.TemporaryDirectory() as scratch, Arena(Path(scratch)) as arena:
+        try:
+            for fault in planned:
+                arena.do(fault)
+            steps = arena.stop()
+            worst = check(arena.trace, arena.checkpoints, steps, arena.commits, reference)
+        except Violation as violation:
+            told = "" if "\n---" in str(violation) else arena.tell()
+            raise Violation(f"seed {seed}, {faults} faults: {violation}\n{told}") from violation
+    seconds = round(time.monotonic() - began, 1)
+    return {"seed": seed, "ok": True, "steps": steps, "difference": worst, "seconds": seconds}
+
+
+def _try(seed: int) -> dict[str, Any]:
+    try:
+        return run(seed, _reference())
+    except Exception:
+        return {"seed": seed, "ok": False, "why": traceback.format_exc()}
+
+
+@functools.cache
+def _reference() -> Reference:
+    return Reference(job())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", default="0-499", help="first-last")
+    parser.add_argument("--results", type=Path, default=Path("results.jsonl"), help="a line for each seed")
+    parser.add_argument("--side-by-side", type=int, default=1)
+    arguments = parser.parse_args()
+    first, last = map(int, arguments.seeds.split("-"))
+    known = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+    done = {json.loads(line)["seed"] for line in known}
+    left = [seed for seed in range(first, last + 1) if seed not in done]
+    bad = 0
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(arguments.side_by_side, context)
+    with pool, arguments.results.open("a", buffering=1) as file:
+        for future in concurrent.futures.as_completed([pool.submit(_try, seed) for seed in left]):
+            result = future.result()
+            file.write(json.dumps(result) + "\n")
+            bad += not result["ok"]
+            print(result["why"] if not result["ok"] else result, flush=True)
+    print(f"{len(left)} schedules, {bad} violated an invariant")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The trajectory that nothing disturbed: the same task, taken by one member in this process."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from adaptrain.data import load_data
+from adaptrain.elastic.control import Control
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.trace import Trace
+from adaptrain.metrics import WorkerMetrics
+from adaptrain.phases.supervised import SupervisedTask
+from adaptrain_api.training import AdaptiveTrainingJob
+
+from tests.faults.model import mlp
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Reference:
+    """Parameters and optimizer after each step, computed as far as they are asked for."""
+
+    def __init__(self, job: AdaptiveTrainingJob) -> None:
+        data = load_data(job.spec.data)
+        self.samples, self.batch = len(data.train), job.spec.phases[0].batch.size
+        alone = cast(Control, SimpleNamespace(must_leave=False, should_leave=False))
+        self._group = Group(alone, epoch=1, rank=0, size=1, backend=None)
+        metrics, trace = WorkerMetrics("reference", job.metadata.name), Trace(None, "")
+        self._task = SupervisedTask(
+            job.spec.phases[0], lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace
+        )  # fmt: skip
+        self._after = [self._copy()]
+
+    def after(self, step: int) -> Tensors:
+        """The state after so many steps."""
+        while len(self._after) <= step:
+            before = self._task.state.counters.step
+            self._task.unit(self._group)
+            if self._task.state.counters.step > before:
+                self._after.append(self._copy())
+        return self._after[step]
+
+    def _copy(self) -> Tensors:
+        tensors: dict[str, Any] = self._task.state.tensors()
+        return {name: t.clone() for name, t in tensors.items() if not name.startswith("best.")}
