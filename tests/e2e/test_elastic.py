@@ -195,7 +195,7 @@ def test_a_spoiled_checkpoint_is_passed_over(tmp_path: Path) -> None:
         running(local, 1)
         run.go_on()
         steps = run.stop()
-        assert f"checkpoint {bad} can't be read" in local.log(f"worker-{number}")
+        assert f"checkpoint {bad} can't be used (manifest.json is missing)" in local.log(f"worker-{number}")
         assert f"resumed from {good}" in local.log(f"worker-{number}")
     shutil.rmtree(bad)
     run.check(steps)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.membership import (
+    AWAY_SECONDS,
+    FLAPS,
     SETTLE_SECONDS,
     Action,
     Activity,
@@ -191,9 +193,13 @@ class World:
             worker = self.random.choice(living)
             if worker.connected:
                 worker.connected = False
+                worker.inbox.clear()
+                worker.outbox.clear()
                 self.do(self.membership.gone(self.now, worker.id))
         elif kind < 0.2:
             self.notice()
+        elif kind < 0.24:
+            self.do(self.membership.tick(self.now))
         else:
             self.flow(self.random.choice(living))
 
@@ -275,7 +281,51 @@ def test_a_join_waits_for_the_steps_end() -> None:
 
 def test_a_loss_does_not() -> None:
     m = running("a", "b", "c")
-    assert frames(m.gone(1.0, "b")) == {"a": "leave", "c": "leave"}
+    assert m.gone(1.0, "b") == []
+    assert frames(m.broken(1.0, "a", m.epoch)) == {"a": "leave", "c": "leave"}
+    assert [c.message for c in m.changes[-1:]] == ["b is gone"]
+
+
+def test_a_loss_that_nobody_misses_is_found_soon() -> None:
+    m = running("a", "b", "c")
+    m.gone(1.0, "b")
+    assert m.tick(1.5) == []
+    assert frames(m.tick(1.1 + AWAY_SECONDS)) == {"a": "leave", "c": "leave"}
+
+
+def test_a_broken_connection_costs_the_group_nothing() -> None:
+    m = running("a", "b")
+    epoch = m.epoch
+    m.gone(1.0, "b")
+    assert m.hello(1.5, "b", "b", "h", 1, group=epoch, peers=frozenset("ab")) == []
+    m.beat(4.0, "a", Activity(), 0, 0)
+    m.beat(4.0, "b", Activity(), 0, 0)
+    assert m.tick(4.1) == []
+    assert m.epoch == epoch
+
+
+def test_a_join_passes_over_who_is_away() -> None:
+    m = running("a", "b")
+    m.gone(1.0, "b")
+    assert frames(arrive(m, "c", now=1.2)) == {"a": "plan", "c": "leave"}
+    assert frames(ready(m, "a", "c")) == {"a": "form", "c": "form"}
+
+
+def test_who_is_lost_again_and_again_is_held_back() -> None:
+    m = running("a", "b")
+    for n in range(FLAPS):
+        m.gone(1.0 + n, "b")
+        m.broken(1.0 + n, "a", m.epoch)
+        ready(m, "a")
+        last = arrive(m, "b", now=1.5 + n)
+        ready(m, *m.members)
+    assert frames(last) == {"b": "leave"}
+    assert [x.id for x in m.group] == ["a"]
+    assert "b was lost 3 times in a minute: held back for 2 s" in m.changes[-1].message
+    m.beat(6.0, "a", Activity(), 0, 0)
+    assert frames(m.tick(6.0)) == {"a": "plan", "b": "leave"}
+    ready(m, "a", "b")
+    assert [x.id for x in m.group] == ["a", "b"]
 
 
 def test_a_loss_during_a_planned_change_hurries_it() -> None:
@@ -295,6 +345,7 @@ def test_a_join_storm_folds_into_one_epoch() -> None:
 def test_below_the_minimum_training_waits() -> None:
     m = running("a", "b", minimum=2)
     m.gone(1.0, "b")
+    m.broken(1.0, "a", m.epoch)
     assert ready(m, "a") == []
     assert m.state == "waiting"
     arrive(m, "c")

@@ -1,10 +1,9 @@
 """Checkpoints: written aside by a thread, renamed into place when whole, and only by the newest lineage.
 
-Layout: ``<directory>/step-<step>.<epoch>/`` holds one checkpoint in torch.distributed.checkpoint's format, which loads
-with plain torch; ``<directory>/lineage`` holds the highest coordinator number that formed a group here.
+Layout: ``<directory>/step-<step>.<epoch>/`` holds one checkpoint (see ``archive``); ``<directory>/lineage`` holds the
+highest coordinator number that formed a group here.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -12,21 +11,19 @@ import re
 import shutil
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from adaptrain.elastic import archive
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.membership import coordinator_of
 from adaptrain.elastic.state import ReplicatedState
+from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
-
-# One process saves and loads for all: that is meant.
-warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process")
 
 COMMITTED = re.compile(r"step-(\d+)\.(\d+)")
 SECTION_SECONDS = 600.0
@@ -84,26 +81,34 @@ class Checkpoints:
 
     def failed(self, error: Exception) -> None:
         """Keep why there is no newer checkpoint, for the job's condition."""
-        self.error = f"{type(error).__name__}: {_reason(error)}"
+        self.error = f"{type(error).__name__}: {archive.reason(error)}"
         log.warning("the checkpoint could not be saved: %s", self.error)
 
     def load(self, state: ReplicatedState) -> bool:
-        """Restore the newest checkpoint that can be read; whether there was one."""
-        from torch.distributed.checkpoint import CheckpointException, FileSystemReader
-        from torch.distributed.checkpoint import load as load_distributed
+        """Restore the newest checkpoint that is as it was written; whether there was one.
 
+        Raises:
+            InvalidJob: it is of another model or optimizer.
+        """
         for path in self._committed():
-            captured: dict[str, Any] = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
+            tensors = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
             try:
-                counters = json.loads((path / "counters.json").read_text())
-                load_distributed(captured, storage_reader=FileSystemReader(path), no_dist=True)
-                captured["counters"] = counters
-            except (Exception, CheckpointException) as error:  # the latter is a BaseException
-                log.warning("checkpoint %s can't be read (%s); an older one is tried", path, _reason(error))
+                counters = archive.read(path, tensors)
+                if counters["step"] != _step_of(path):
+                    raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
+            except (archive.Corrupt, OSError) as error:
+                log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
+                self._control.note(f"checkpoint {path.name} can't be used: {error}")
                 continue
-            state.restore(captured)
+            except archive.Mismatch as error:
+                raise InvalidJob(
+                    f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
+                    " or give this job an empty volume"
+                ) from error
+            state.restore({**tensors, "counters": counters})
             self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime
             log.info("resumed from %s", path)
+            self._control.note(f"resumed from {path.name}")
             return True
         return False
 
@@ -120,10 +125,10 @@ class Checkpoints:
         c = state.counters
         metadata = {"step": str(c.best_step), "metrics": json.dumps(c.best), "format": "pt"}
         save_file({k: t.contiguous() for k, t in state.best.items()}, partial, metadata)
-        _sync(partial)
+        archive.sync(partial)
         self._check(epoch)
         partial.rename(self._directory / MODEL_FILE)
-        _sync(self._directory)
+        archive.sync(self._directory)
 
     def _try_save(self, captured: dict[str, Any], epoch: int) -> None:
         try:
@@ -134,25 +139,16 @@ class Checkpoints:
             self.failed(error)
 
     def _save(self, captured: dict[str, Any], epoch: int) -> None:
-        # Imported here: it takes as long as the rest of torch, and a worker that joins does not need it.
-        from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
-        from torch.distributed.checkpoint import save as save_distributed
-
         counters = captured["counters"]
         final = self._directory / f"step-{counters['step']:010d}.{epoch}"
         if final.exists():
             return
         partial = self._directory / f".partial-{epoch}-{counters['step']}-{os.getpid()}"
         try:
-            tensors = {name: t for name, t in captured.items() if name != "counters"}
-            writer = FileSystemWriter(partial, sync_files=True)
-            save_distributed(tensors, storage_writer=writer, no_dist=True)
-            _write(partial / "counters.json", json.dumps(counters).encode())
+            archive.write(partial, {name: t for name, t in captured.items() if name != "counters"}, counters)
             self._check(epoch)
             partial.rename(final)
-            _sync(self._directory)
-        except CheckpointException as error:  # no Exception, for a reason that nobody knows
-            raise OSError(_reason(error)) from error
+            archive.sync(self._directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self.newest_step, self.newest_time, self.error = counters["step"], time.time(), None
@@ -183,24 +179,16 @@ class Checkpoints:
         return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of an error: torch wraps the cause in a story of its own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+def _step_of(path: Path) -> int:
+    found = COMMITTED.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
 
 
 def _write(path: Path, data: bytes) -> None:
     """Replace a file at once and durably."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
-    _sync(partial)
+    archive.sync(partial)
     partial.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems refuse to sync a directory
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    archive.sync(path.parent)

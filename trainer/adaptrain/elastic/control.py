@@ -134,6 +134,10 @@ class Control:
     def connected(self) -> bool:
         return self._sock is not None
 
+    def note(self, message: str) -> None:
+        """Have something told to people, beside the changes of membership."""
+        self.say({"is": "note", "message": message})
+
     def say(self, frame: wire.Frame) -> bool:
         """Send a frame; whether it was sent. What the coordinator must know is told again after a reconnection."""
         with self._lock:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 5.0
 """Who has not introduced itself by then is disconnected."""
 TICK_SECONDS = 0.1
+NOTE_LENGTH = 300
 REPORTED = (
     "step",
     "data_epoch",
@@ -166,6 +167,8 @@ class Coordinator:
                 # was taken over came back in any order.
                 if any(member.id == id for member in m.group):
                     self._publish({k: frame[k] for k in REPORTED if frame.get(k) is not None})
+            case "note":
+                m.note(now, id, str(frame["message"])[:NOTE_LENGTH])
             case "stall":
                 self._stall(int(frame["epoch"]), float(frame["seconds"]))
             case "done":

@@ -23,6 +23,14 @@ the missing ones for lost."""
 HUNG_SECONDS = 30.0
 """A member that computes this long while all others wait for it is hung, unless it announced a longer section."""
 
+AWAY_SECONDS = 1.0
+"""A member of the running group whose connection closed has this long to come back, as long as no other member of the
+group misses it. A killed one is missed at once."""
+FLAPS, FLAP_SECONDS = 3, 60.0
+"""Who was lost so often in so short a time is held back when it comes again."""
+HELD_SECONDS = (2.0, 10.0)
+"""At first, and at most: twice as long each time."""
+
 COUNT_BITS = 32
 CHANGES_KEPT = 50
 BUSY = ("computing", "section")
@@ -79,6 +87,8 @@ class Member:
     """Everybody in that group, itself included."""
     ready: bool = False
     leaving: bool = False
+    away: float | None = None
+    """Since when it has no connection."""
     activity: Activity = field(default_factory=Activity)
 
 
@@ -114,6 +124,8 @@ class Membership:
         self._settled = number <= 1
         self._settle_until: float | None = None
         self._ticked: float | None = None
+        self._losses: dict[str, list[float]] = {}
+        self._held: dict[str, tuple[float, Member]] = {}
 
     @property
     def state(self) -> Literal["waiting", "forming", "running", "done"]:
@@ -135,25 +147,18 @@ class Membership:
         version: int = 0,
     ) -> list[Action]:
         """A worker arrived: fresh (``group`` 0), or back while it is still in a group of ``peers``."""
-        actions: list[Action] = []
-        if id in self.members:
-            actions += self._lose(now, id, "came back on another connection")
+        known = self.members.get(id)
+        if known is not None and self._formed and group == known.group == self.epoch:
+            known.away, known.heard = None, now
+            return []
+        actions = self._lose(now, id, "came back on another connection") if known is not None else []
         self.silent.pop(id, None)
-        if self.finished:
-            return [*actions, Send(id, {"do": "finish"})]
-        self.members[id] = Member(
-            id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers
-        )
-        if not self._settled:
-            actions += self._settle(now)
-        elif self._formed:
-            actions += self._open(now, f"{name} joined", planned=True)
-        elif self._opened:  # join storms fold into the epoch that is being prepared
-            self._tell(now, f"{name} joined")
-            actions.append(Send(id, {"do": "leave", "epoch": self.epoch}))
-        else:
-            actions += self._open(now, f"{name} joined", planned=False)
-        return actions
+        member = Member(id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers)
+        if not self.finished and (held := self._hold(now, id)) > 0:
+            self._held[id] = now + held, member
+            self._tell(now, f"{name} was lost {len(self._losses[id])} times in a minute: held back for {held:.0f} s")
+            return [*actions, Send(id, {"do": "leave", "epoch": self.epoch})]
+        return actions + self._admit(now, member)
 
     def ready(self, now: float, id: str, epoch: int) -> list[Action]:
         """A worker has left every group and waits for this epoch's."""
@@ -168,6 +173,9 @@ class Membership:
         member = self.members.get(id)
         if member is None or epoch != self.epoch or not self._formed:
             return []
+        away = next((m for m in self.members.values() if m.away is not None), None)
+        if away is not None:
+            return self._lose(now, away.id, "is gone")
         return self._open(now, f"{member.name} lost touch with another worker", planned=False)
 
     def leaving(self, now: float, id: str) -> list[Action]:
@@ -188,12 +196,22 @@ class Membership:
 
     def gone(self, now: float, id: str) -> list[Action]:
         """A worker's connection closed."""
+        self._held.pop(id, None)
+        member = self.members.get(id)
+        if member is not None and self._formed and member.group == self.epoch:
+            member.away = now
+            return []
         return self._lose(now, id, "is gone")
 
     def beat(self, now: float, id: str, activity: Activity, version: int, step: int) -> None:
         """A worker is alive, and says what it does."""
         if (member := self.members.get(id)) is not None:
             member.heard, member.activity, member.version, member.step = now, activity, version, step
+
+    def note(self, now: float, id: str, message: str) -> None:
+        """A worker has something to tell to people."""
+        if (member := self.members.get(id)) is not None:
+            self._tell(now, f"{member.name}: {message}")
 
     def tick(self, now: float) -> list[Action]:
         """To be called several times a second: finds who is silent or hung, and ends settling."""
@@ -206,6 +224,15 @@ class Membership:
                 member.heard += pause
                 member.activity = replace(member.activity, since=member.activity.since + pause)
         actions: list[Action] = []
+        for id, (until, member) in list(self._held.items()):
+            if now >= until:
+                del self._held[id]
+                member.joined = member.heard = now
+                member.group, member.peers = 0, frozenset()
+                actions += self._admit(now, member)
+        for member in list(self.members.values()):
+            if member.away is not None and now - member.away > AWAY_SECONDS:
+                actions += self._lose(now, member.id, "is gone")
         for member in list(self.members.values()):
             if (quiet := now - member.heard) > SILENCE_SECONDS:
                 actions += self._silence(now, member, f"was not heard for {quiet:.1f} s", member.heard)
@@ -231,6 +258,30 @@ class Membership:
 
     def _tell(self, now: float, message: str) -> None:
         self.changes = [*self.changes[-(CHANGES_KEPT - 1) :], Change(now, self.epoch, message)]
+
+    def _hold(self, now: float, id: str) -> float:
+        """Seconds that a worker is held back; 0: it may come in."""
+        for known in list(self._losses):
+            if recent := [t for t in self._losses[known] if now - t < FLAP_SECONDS]:
+                self._losses[known] = recent
+            else:
+                del self._losses[known]
+        over = len(self._losses.get(id, ())) - FLAPS
+        first, most = HELD_SECONDS
+        return min(most, first * 2.0**over) if over >= 0 else 0.0
+
+    def _admit(self, now: float, member: Member) -> list[Action]:
+        if self.finished:
+            return [Send(member.id, {"do": "finish"})]
+        self.members[member.id] = member
+        if not self._settled:
+            return self._settle(now)
+        if self._formed:
+            return self._open(now, f"{member.name} joined", planned=True)
+        if self._opened:  # join storms fold into the epoch that is being prepared
+            self._tell(now, f"{member.name} joined")
+            return [Send(member.id, {"do": "leave", "epoch": self.epoch})]
+        return self._open(now, f"{member.name} joined", planned=False)
 
     def _hung(self, now: float) -> Member | None:
         group = self.group
@@ -268,6 +319,7 @@ class Membership:
         member = self.members.pop(id, None)
         if member is None:
             return []
+        self._losses.setdefault(id, []).append(now)
         if self._formed:
             return self._open(now, f"{member.name} {why}", planned=False)
         if self._planned and not member.ready:
@@ -282,6 +334,9 @@ class Membership:
         self.epoch += 1
         self._formed, self._planned = False, planned
         self._tell(now, why)
+        for member in [m for m in self.members.values() if m.away is not None]:
+            del self.members[member.id]
+            self._tell(now, f"{member.name} is gone")
         actions: list[Action] = []
         for member in self.members.values():
             member.ready = False
