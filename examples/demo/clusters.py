@@ -48,9 +48,12 @@ def _local() -> Target:
     for target in ("operator", "trainer"):
         build = _module("image", "build", "--target", target, "--tag", _tag(target))
         _Background(build, f"{target} image").join()
+    # Compiled while the images are pushed: that waits for disks, not for processors.
+    helm = _Background(_module("tool", "helm"), "helm")
     up.join()
     cluster = Cluster()
     images = {target: cluster.image_load(_tag(target)) for target in ("operator", "trainer")}
+    helm.join()
     kubectl = Kubectl(str(cluster.tool("kubectl")), str(cluster.tool("helm")), cluster.kubeconfig)
     return Target(kubectl, images["operator"], images["trainer"], cluster.prometheus)
 
