@@ -476,7 +476,7 @@ class TrainingJobStatus(Open):
     step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
     epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
     loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
-    metric: Annotated[str | None, Field(description="Newest validation metric.")] = None
+    metric: Annotated[str | None, Field(description="Newest validation metric; at the end the test's.")] = None
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
     model: TrainedModel | None = None
     next_worker: Annotated[int | None, Field(description="Number of the next worker pod; never used twice.")] = None

@@ -153,7 +153,7 @@ def _tell(console: Console, story: Story, prometheus: str | None) -> None:
     colour = "green" if story.phase == "Succeeded" else "red"
     console.print(f"\n[{colour}]{story.phase}[/{colour}] at step {s.get('step')}: {s.get('metric')}")
     if model:
-        console.print(f"best {model.get('metric')}: {model.get('value')}; weights: {model.get('path')} in the volume")
+        console.print(f"best weights: {model.get('path')} in the volume", soft_wrap=True)
     if prometheus is not None:
         console.print(f"stalls of the survivors: {_stalls(prometheus)}")
     restarts = sum(c.get("restartCount", 0) for p in story.pods for c in p["status"].get("containerStatuses", []))

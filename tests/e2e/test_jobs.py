@@ -25,6 +25,9 @@ from tests.e2e.cluster_jobs import (
     until,
 )
 
+# With no image built and no program compiled, the first one's preparation takes most of half an hour.
+pytestmark = pytest.mark.timeout(2400)
+
 REPLACED_SECONDS = 20.0
 """Bar: workers of a lost node run on another one so soon."""
 

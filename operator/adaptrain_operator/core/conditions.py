@@ -163,16 +163,15 @@ def tell_progress(draft: Draft) -> None:
     fields["epoch"] = progress.data_epoch
     fields["loss"] = None if progress.loss is None else float(f"{progress.loss:.4g}")
     fields["eta"] = None if progress.eta_seconds is None else duration(progress.eta_seconds)
-    metric = headline(draft, progress.metrics)
+    metric = headline(progress.metrics)
     if metric is not None:
         fields["metric"] = f"{metric}={progress.metrics[metric]:.4g}"
 
 
-def headline(draft: Draft, metrics: dict[str, float]) -> str | None:
-    """The metric that the user cares for: the one that stops training early, else the first there is."""
-    stopping = draft.job.spec.phases[0].stop.early_stopping
-    preferred = [stopping.metric] if stopping is not None else []
-    return next((name for name in [*preferred, "val/accuracy", "val/loss", *sorted(metrics)] if name in metrics), None)
+def headline(metrics: dict[str, float]) -> str | None:
+    """The metric that tells a user most: the final test's, else the newest validation's."""
+    preferred = ("test/accuracy", "val/accuracy", "val/loss")
+    return next((name for name in (*preferred, *sorted(metrics)) if name in metrics), None)
 
 
 def duration(seconds: float) -> str:

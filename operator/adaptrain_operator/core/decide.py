@@ -183,7 +183,7 @@ def _is_invalid(pod: Pod) -> bool:
 
 def _succeed(draft: Draft, result: Result) -> None:
     job = draft.job
-    metric = conditions.headline(draft, result.metrics)
+    metric = conditions.headline(result.metrics)
     value = None if metric is None else result.metrics[metric]
     words = result.message or f"training is complete after {result.step} steps"
     draft.conditions.set("Complete", True, "TrainingComplete", words)
@@ -191,6 +191,8 @@ def _succeed(draft: Draft, result: Result) -> None:
     draft.conditions.clear("Restarting", "Complete", "training is complete")
     draft.conditions.clear("PodsReady", "Complete", "training is complete")
     conditions.tell_progress(draft)
+    if job.spec.checkpoint is not None:  # the last one is saved before training is said to be complete
+        draft.conditions.set("CheckpointAvailable", True, "Saved", f"step {result.step} is saved")
     draft.fields |= {
         "phase": "Succeeded",
         "completion_time": moment(draft.now),
