@@ -1,0 +1,127 @@
+"""100 workers that speak the protocol, half of which leave and join again at once, 20 times.
+
+Value: the slowest storm, seconds until all that are there are in one group. The workers hold no model; what is measured
+is the coordinator. The peer is torch's own rendezvous, as torchrun uses it: the same number of nodes meet once.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from adaptrain.elastic import wire
+from adaptrain.local import LocalJob
+
+from bench.report import emit
+from tests.e2e.local_jobs import job, wait_for
+
+BAR_SECONDS, BAR_MEGABYTES = 3.0, 100.0
+
+
+class Client:
+    """A worker without torch."""
+
+    def __init__(self, id: str, address: tuple[str, int], token: str) -> None:
+        self.id = id
+        self.epoch = 0
+        self.peers: frozenset[str] = frozenset()
+        self._address, self._token = address, token
+        self._task = asyncio.create_task(self._run())
+
+    def kill(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        reader, writer = await asyncio.open_connection(*self._address, limit=wire.MAX_FRAME)
+        beats = asyncio.create_task(self._beat(writer))
+        hello: dict[str, Any] = {"is": "hello", "protocol": wire.PROTOCOL, "token": self._token, "id": self.id}
+        hello |= {"name": self.id, "host": "127.0.0.1", "port": 1, "group": 0, "peers": [], "version": 0}
+        writer.write(wire.encode(hello))
+        try:
+            while (frame := await wire.read(reader)) is not None:
+                match frame["do"]:
+                    case "leave" | "plan":
+                        self.epoch = 0
+                        writer.write(wire.encode({"is": "ready", "epoch": frame["epoch"]}))
+                    case "form":
+                        self.epoch, self.peers = frame["epoch"], frozenset(frame["peers"])
+        finally:
+            beats.cancel()
+            writer.transport.abort()
+
+    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(wire.BEAT_SECONDS)
+            beat = {"is": "beating", "doing": "computing", "age": 0, "bound": 0, "version": 1, "step": 1}
+            writer.write(wire.encode(beat))
+
+
+async def storms(address: tuple[str, int], token: str, size: int, count: int) -> list[float]:
+    """Seconds that each storm took to end in one group of everybody."""
+    chance, made, took = random.Random(0), 0, []
+    clients: dict[str, Client] = {}
+    for number in range(count + 1):
+        for id in chance.sample(sorted(clients), len(clients) // 2):
+            clients.pop(id).kill()
+        while len(clients) < size:
+            clients[f"c{made}"] = Client(f"c{made}", address, token)
+            made += 1
+        began = time.monotonic()
+        while len({c.epoch for c in clients.values()}) > 1 or not all(
+            c.peers == set(clients) for c in clients.values()
+        ):
+            await asyncio.sleep(0.005)
+            assert time.monotonic() - began < 60, "no group of everybody"
+        if number:
+            took.append(time.monotonic() - began)
+    return took
+
+
+def rendezvous(size: int) -> float:
+    """Seconds in which as many nodes meet over torch's dynamic rendezvous, each in a thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def meet(number: int) -> None:
+        own = TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=60))
+        backend = C10dRendezvousBackend(own, "storm")
+        parameters = RendezvousParameters(
+            "c10d", "127.0.0.1", "storm", size, size, local_addr="127.0.0.1", last_call_timeout=1, join_timeout=300
+        )
+        create_handler(own, backend, parameters).next_rendezvous()
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(size) as pool:
+        list(pool.map(meet, range(size)))
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--storms", type=int, default=20)
+    arguments = parser.parse_args()
+    with LocalJob(job()) as local:
+        local.start_coordinator()
+        wait_for("the coordinator", local.progress)
+        token = (local.directory / "token").read_text()
+        took = asyncio.run(storms(local.control_address, token, arguments.clients, arguments.storms))
+        assert local.coordinator is not None
+        status = Path(f"/proc/{local.coordinator.pid}/status").read_text()
+        peak = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    print(f"storms, s: {[round(t, 2) for t in took]}; coordinator's memory {peak:.0f} MB", flush=True)
+    peer = rendezvous(arguments.clients)
+    ok = max(took) <= BAR_SECONDS and peak <= BAR_MEGABYTES
+    emit(
+        "storm", max(took), "s", "torch's dynamic rendezvous", peer, ok, median=statistics.median(took), megabytes=peak
+    )
