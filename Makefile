@@ -27,11 +27,11 @@ lint: setup ## Style, types, and which module may import which
 unit: setup ## Tests without a cluster
 	$(BIN)/python -m pytest tests/unit
 
-test: setup lint ## All tests but the long faults: unit, cluster (a real API server), e2e (processes, chart, dashboards)
-	$(BIN)/python -m pytest tests/unit tests/cluster tests/e2e -m "not teardown" --ignore tests/e2e/test_jobs.py
+test: setup lint ## All tests: unit, faults of local processes, a real API server, the chart, jobs on real nodes
+	$(BIN)/python -m pytest tests/unit tests/faults tests/cluster tests/e2e -m "not teardown"
 
-faults: setup ## Jobs on real nodes under faults: kills, hung workers, lost nodes (about 8 minutes, alone on the machine)
-	$(BIN)/python -m pytest tests/e2e/test_jobs.py
+faults: setup ## Many seeded schedules of faults: make faults ARGS="--seeds 0-499 --side-by-side 2"
+	$(BIN)/python -m tests.faults.campaign $(ARGS)
 
 bench: setup ## One benchmark beside its peer: make bench NAME=kill
 	@test -n "$(NAME)" || { echo "say which: make bench NAME=one of $$(cd bench; ls *.py | xargs grep -l emit\( | sed s/.py// | grep -v report | xargs)"; exit 2; }

@@ -41,6 +41,8 @@ class Change(Open):
     time: float
     epoch: int
     message: str
+    count: int = 0
+    """How many its coordinator told before it."""
     stall: float | None = None
     """Longest gap between two steps across the change, seconds."""
 
@@ -82,4 +84,6 @@ class Progress(Open):
     checkpoint_time: float | None = None
     checkpoint_error: str | None = None
     eta_seconds: float | None = None
+    goodput: float | None = None
+    """Useful time ÷ wall time since the first step: steps applied times a step's usual duration."""
     result: Result | None = None

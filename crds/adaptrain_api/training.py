@@ -463,6 +463,17 @@ class AvoidedNode(Open):
     since: Annotated[datetime, Field(description="When it was last heard.")]
 
 
+class RecentChange(Open):
+    """Something that happened to the workers as a group, in words."""
+
+    change: Annotated[str, Field(description="Its coordinator's number and its own.")]
+    time: datetime
+    message: str
+    stall_seconds: Annotated[
+        Reading, Field(description="The longest time, seconds, that a worker stood still for it beyond a usual step.")
+    ] = None
+
+
 class TrainingJobStatus(Open):
     """What is. Written by the operator alone."""
 
@@ -478,6 +489,12 @@ class TrainingJobStatus(Open):
     loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
     metric: Annotated[str | None, Field(description="Newest validation metric; at the end the test's.")] = None
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
+    goodput: Annotated[
+        str | None, Field(description="Part of the time since the first step that was spent on steps that count.")
+    ] = None
+    recent_changes: Annotated[
+        list[RecentChange], Field(description="The newest changes of membership, who and why and what they cost.")
+    ] = []
     model: TrainedModel | None = None
     next_worker: Annotated[int | None, Field(description="Number of the next worker pod; never used twice.")] = None
     coordinator: Annotated[int | None, Field(description="Number of the newest coordinator.")] = None

@@ -4,7 +4,10 @@ One job lives through most of it, as a user's would. Its model takes its time fo
 of them, so it is there for as long as it is needed, and every worker records which samples it loaded and applied.
 """
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -231,6 +234,30 @@ def test_the_gpu_example_trains(site: Site) -> None:
 
 
 # What a user asks for.
+
+
+def test_a_job_tells_its_story(site: Site, job: ClusterJob) -> None:
+    victim = job.workers[-1]
+    job.delete(victim)
+    until("another worker is made", lambda: name_of(victim) not in map(name_of, job.workers))
+    job.settled(2, 30)
+    told = lambda: " ".join(c["message"] for c in job.status.get("recentChanges", []))  # noqa: E731
+    until("the loss is told", lambda: f"{name_of(victim)} is gone" in told(), 10, job.tell)
+    words = ("explain", "long", "-n", site.namespace)
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(site.cluster.kubeconfig),
+        "PATH": f"{site.cluster.tool('kubectl').parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptrain.cli", *words], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("long: Running\n  workers: 2/2\n")
+    assert f"{name_of(victim)} is gone" in done.stdout
+    assert "goodput: " in done.stdout
+    events = site.kubectl("get", "events", "-n", site.namespace, "--field-selector", "reason=MembershipChanged")
+    assert f"{name_of(victim)} is gone" in events
 
 
 def test_scale_up_and_down(site: Site, job: ClusterJob) -> None:

@@ -706,6 +706,28 @@ def test_the_deadline_counts_from_the_start() -> None:
     assert "job-coordinator-1" not in world.pods
 
 
+def test_changes_of_membership_are_told_once(world: World) -> None:
+    lost = {"time": T0 + 5, "epoch": 3, "message": "job-worker-1 is gone", "count": 0}
+    world.answer(recentChanges=[lost])
+    plan = world.step()
+    assert [e.message for e in plan.events if e.reason == "MembershipChanged"] == ["job-worker-1 is gone"]
+    world.answer(recentChanges=[lost | {"stall": 0.0731}], goodput=0.98712)
+    plan = world.step()
+    assert [e for e in plan.events if e.reason == "MembershipChanged"] == []
+    (change,) = world.status.recent_changes
+    assert (change.change, change.message, change.stall_seconds) == ("1.0", "job-worker-1 is gone", 0.0731)
+    assert world.status.goodput == "98.7%"
+    assert world.step().status is None or world.step().status == world.status, "nothing new, and a write all the same"
+
+
+def test_only_the_newest_changes_are_kept(world: World) -> None:
+    world.answer(
+        recentChanges=[{"time": T0 + n, "epoch": n, "message": f"change {n}", "count": n} for n in range(30)]
+    )  # fmt: skip
+    world.step()
+    assert [c.message for c in world.status.recent_changes] == [f"change {n}" for n in range(20, 30)]
+
+
 RESULT = {
     "outcome": "completed",
     "step": 99,

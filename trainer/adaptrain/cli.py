@@ -1,4 +1,4 @@
-"""The command line: ``adaptrain run`` for people, ``adaptrain coordinator`` and ``adaptrain worker`` for pods."""
+"""The command line: ``run`` and ``explain`` for people, ``coordinator`` and ``worker`` for pods."""
 
 import argparse
 import asyncio
@@ -25,6 +25,10 @@ def main() -> None:
     run.add_argument("manifest", type=Path)
     run.add_argument("--workers", type=int, help="worker processes (default: the manifest's)")
     run.add_argument("--output", type=Path, help="where checkpoints and the model go (default: adaptrain-runs/NAME)")
+    explain = commands.add_parser("explain", help="tell the story of a job on the cluster that kubectl talks to")
+    explain.add_argument("job")
+    explain.add_argument("--namespace", "-n")
+    explain.add_argument("--context")
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     arguments = parser.parse_args()
@@ -35,6 +39,10 @@ def main() -> None:
                 from adaptrain.run import run_manifest
 
                 sys.exit(run_manifest(arguments.manifest, arguments.workers, arguments.output))
+            case "explain":
+                from adaptrain.explain import explain as story
+
+                print(story(arguments.job, arguments.namespace, arguments.context))
             case "coordinator":
                 if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
                     die_with_parent(int(parent))

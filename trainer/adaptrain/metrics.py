@@ -30,6 +30,9 @@ class JobMetrics:
         self.batch_size = gauge("batch_size", "Samples per step, over all workers.")
         self.samples_per_second = gauge("samples_per_second", "Training throughput.")
         self.step_seconds = gauge("step_seconds", "Median duration of the newest steps, seconds.")
+        self.goodput = gauge(
+            "goodput_ratio", "Part of the time since the first step that was spent on steps that count."
+        )
         self.eta_seconds = gauge("eta_seconds", "Estimated time left, seconds.")
         self.checkpoint_step = gauge("checkpoint_step", "Step of the newest committed checkpoint.")
         self.checkpoint_timestamp = gauge(

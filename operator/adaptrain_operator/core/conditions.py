@@ -2,13 +2,16 @@
 
 import re
 
+from adaptrain_api.training import RecentChange
+
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.draft import Draft
-from adaptrain_operator.core.observed import Pod
+from adaptrain_operator.core.observed import Pod, moment
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 START_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
+CHANGES_KEPT = 10
 
 
 def claim_problem(draft: Draft) -> tuple[str, str] | None:
@@ -163,9 +166,32 @@ def tell_progress(draft: Draft) -> None:
     fields["epoch"] = progress.data_epoch
     fields["loss"] = None if progress.loss is None else float(f"{progress.loss:.4g}")
     fields["eta"] = None if progress.eta_seconds is None else duration(progress.eta_seconds)
+    fields["goodput"] = None if progress.goodput is None else f"{progress.goodput:.1%}"
     metric = headline(progress.metrics)
     if metric is not None:
         fields["metric"] = f"{metric}={progress.metrics[metric]:.4g}"
+
+
+def tell_changes(draft: Draft) -> None:
+    """What happened to the workers as a group, once as an event, and the newest of it in the status."""
+    progress = draft.seen.contact.progress
+    if progress is None or not progress.recent_changes:
+        return
+    known = {change.change: change for change in draft.job.status.recent_changes}
+    heard = {
+        f"{progress.number}.{change.count}": RecentChange(
+            change=f"{progress.number}.{change.count}",
+            time=moment(change.time),
+            message=_short(change.message),
+            stall_seconds=None if change.stall is None else float(f"{change.stall:.3g}"),
+        )
+        for change in progress.recent_changes[-CHANGES_KEPT:]
+    }
+    for name, change in heard.items():
+        if name not in known:
+            cost = "" if change.stall_seconds is None else f"; workers stood still for {change.stall_seconds:.2g} s"
+            draft.event("Normal", "MembershipChanged", change.message + cost)
+    draft.fields["recent_changes"] = list((known | heard).values())[-CHANGES_KEPT:]
 
 
 def headline(metrics: dict[str, float]) -> str | None:

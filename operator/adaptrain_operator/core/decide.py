@@ -68,6 +68,7 @@ def _run(draft: Draft) -> None:
     wanted = children.template_hash(job)
     conditions.tell_rescaling(draft, sum(pod.template_hash != wanted for pod in draft.active))
     conditions.tell_checkpoint(draft)
+    conditions.tell_changes(draft)
     tell_restarts(draft, failed, until)
     draft.fields["phase"] = _phase(draft)
     draft.plan.suspects = _suspects(draft)

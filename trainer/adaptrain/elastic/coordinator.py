@@ -37,6 +37,7 @@ REPORTED = (
     "checkpoint_time",
     "checkpoint_error",
     "eta_seconds",
+    "goodput",
 )
 """What the group's first member reports of the training, as fields of ``Progress``."""
 
@@ -79,10 +80,9 @@ class Coordinator:
     def progress(self) -> Progress:
         """A snapshot for the operator."""
         m = self._membership
+        stalls = {epoch: max(seconds) for epoch, seconds in self._stalls.items()}
         changes = [
-            Change(
-                time=c.time, epoch=c.epoch, message=c.message, stall=max(self._stalls.get(c.epoch, []), default=None)
-            )
+            Change(time=c.time, epoch=c.epoch, message=c.message, count=c.count, stall=stalls.get(c.epoch))
             for c in m.changes
         ]
         members = [Member(id=x.id, name=x.name, step=x.step, joined=x.joined) for x in m.group]
@@ -213,6 +213,7 @@ class Coordinator:
             ("samples_per_second", metrics.samples_per_second),
             ("step_seconds", metrics.step_seconds),
             ("eta_seconds", metrics.eta_seconds),
+            ("goodput", metrics.goodput),
             ("checkpoint_step", metrics.checkpoint_step),
             ("checkpoint_time", metrics.checkpoint_timestamp),
         ):

@@ -95,6 +95,8 @@ class ElasticLoop:
             said["step_seconds"] = seconds
             said["samples_per_second"] = self._task.batch_size / seconds
             said["eta_seconds"] = self._task.remaining_steps * seconds
+        if (counters := self._task.state.counters).began:
+            said["goodput"] = min(1.0, counters.useful / max(1e-9, time.time() - counters.began))
         if (c := self._checkpoints) is not None:
             said |= {"checkpoint_step": c.newest_step, "checkpoint_time": c.newest_time, "checkpoint_error": c.error}
         return said
@@ -136,8 +138,11 @@ class ElasticLoop:
         step = self._task.state.counters.step
         with self._control.doing("computing"):
             self._task.unit(group)
+        now = time.monotonic()
         if self._task.state.counters.step != step:
-            self._measure(group, began, time.monotonic())
+            self._measure(group, began, now)
+        else:
+            self._task.state.counters.useful += now - began
         if self._checkpoints is not None and group.rank == 0:
             self._checkpoints.maybe_save(self._task.state)
         self._publish(group)
@@ -150,6 +155,9 @@ class ElasticLoop:
         self._measured = group.epoch
         self._applied = now
         self._durations.append(now - began)
+        counters = self._task.state.counters
+        counters.began = counters.began or time.time() - (now - began)
+        counters.useful += statistics.median(self._durations)
 
     def _publish(self, group: Group, force: bool = False) -> None:
         counters = self._task.state.counters

@@ -106,6 +106,8 @@ class Change:
     time: float
     epoch: int
     message: str
+    count: int
+    """How many were told before it."""
 
 
 class Membership:
@@ -118,6 +120,7 @@ class Membership:
         self.silent: dict[str, Silence] = {}
         self.changes: list[Change] = []
         self.finished = False
+        self._told = 0
         self._formed = False
         self._planned = False
         # A first coordinator has no predecessor whose group could still run.
@@ -257,7 +260,8 @@ class Membership:
         return sorted((m for m in self.members.values() if not m.leaving), key=lambda m: (m.joined, m.id))
 
     def _tell(self, now: float, message: str) -> None:
-        self.changes = [*self.changes[-(CHANGES_KEPT - 1) :], Change(now, self.epoch, message)]
+        self.changes = [*self.changes[-(CHANGES_KEPT - 1) :], Change(now, self.epoch, message, self._told)]
+        self._told += 1
 
     def _hold(self, now: float, id: str) -> float:
         """Seconds that a worker is held back; 0: it may come in."""

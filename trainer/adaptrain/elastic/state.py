@@ -34,6 +34,10 @@ class Counters:
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
+    """When the first step was taken, Unix seconds; 0: not yet."""
+    useful: float = 0.0
+    """Seconds that the applied steps take when nothing is in their way."""
 
 
 class ReplicatedState:
