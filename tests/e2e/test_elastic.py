@@ -1,5 +1,6 @@
 """The elastic core under faults, as local processes: nothing is lost, nothing is repeated, nobody hangs."""
 
+import json
 import shutil
 import signal
 import socket
@@ -199,6 +200,30 @@ def test_a_spoiled_checkpoint_is_passed_over(tmp_path: Path) -> None:
         assert f"resumed from {good}" in local.log(f"worker-{number}")
     shutil.rmtree(bad)
     run.check(steps)
+
+
+def test_a_slow_worker_gets_fewer_samples(tmp_path: Path) -> None:
+    model = {"name": "tests.faults.model:mlp", "args": {"seconds": 0.002, "seconds_per_sample": 0.0004}}
+    run = Run(tmp_path, model=model)
+    with run as local:
+        for _ in range(2):
+            local.start_worker()
+        slow = local.start_worker(SLOWNESS="5")
+        running(local, 3)
+
+        def named() -> bool:
+            progress = local.progress()
+            return progress is not None and any("computes slowly" in c.message for c in progress.recent_changes)
+
+        wait_for("the slow worker is named", named, local)
+        steps = run.stop()
+    counts = {
+        path.stem: [len(said["ids"]) for said in map(json.loads, path.read_text().splitlines()) if "ids" in said]
+        for path in (tmp_path / "trace").glob("*.jsonl")
+    }
+    late = {name: sum(given[-60:-20]) / 40 for name, given in counts.items()}
+    assert late.pop(f"worker-{slow}") < 0.6 * min(late.values())
+    assert check_samples(tmp_path / "trace", SAMPLES, BATCH) == steps
 
 
 def test_strangers_change_nothing(tmp_path: Path) -> None:

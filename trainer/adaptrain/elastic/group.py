@@ -75,6 +75,19 @@ class Group:
                 self._backend.allreduce(every).wait()
         return every[:-1].tolist()
 
+    def collect(self, value: float) -> list[float]:
+        """Each member's value, by rank: the same numbers on every member."""
+        every = torch.zeros(self.size, dtype=torch.float64)
+        every[self.rank] = value
+        if self._backend is not None:
+            with self._collective():
+                self._backend.allreduce(every).wait()
+        return every.tolist()
+
+    def note(self, message: str) -> None:
+        """Have something told to people."""
+        self._control.note(message)
+
     def broadcast(self, tensor: torch.Tensor, root: int) -> None:
         """Overwrite with what ``root`` has."""
         if self._backend is not None:

@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +58,12 @@ class AppliedStep:
     cursor: int
     samples: list[int]
     """Ids that the members of the step's group loaded for it, all together."""
+
+
+def records(directory: Path) -> list[list[dict[str, Any]]]:
+    """What each worker wrote; the last line of a killed one may be half written."""
+    texts = [path.read_text().splitlines() for path in sorted(directory.glob("*.jsonl"))]
+    return [[json.loads(line) for line in lines if line.endswith("}")] for lines in texts]
 
 
 def read_lineage(directory: Path) -> dict[int, AppliedStep]:

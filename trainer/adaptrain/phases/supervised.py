@@ -5,6 +5,7 @@ whole batch, and the sums add up. So the trajectory does not depend on how many 
 """
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.sampler import Sampler, share
+from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.trace import Trace
 from adaptrain.metrics import WorkerMetrics
@@ -52,6 +54,7 @@ class SupervisedTask:
         self.state = self._fresh()
         self._dtype = next(self.state.model.parameters()).dtype
         self._sampler = Sampler(len(data.train), seed)
+        self._shares = Shares()
         self._losses: deque[float] = deque(maxlen=32)
         stopping = phase.stop.early_stopping
         self._metric = stopping.metric if stopping else DEFAULT_METRIC
@@ -122,7 +125,8 @@ class SupervisedTask:
         c, state = self.state.counters, self.state
         with self._metrics.timing() as clock:
             ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
-            mine = share(ids, group.rank, group.size)
+            mine = self._shares.mine(group, c.step, ids)
+            began = time.perf_counter()
             state.zero_gradients()
             tail = state.gradients[-1]
             if len(mine):
@@ -136,6 +140,7 @@ class SupervisedTask:
                 loss = F.cross_entropy(state.model(x.to(self._dtype)), y, reduction="sum") / len(ids)
                 loss.backward()  # type: ignore[no-untyped-call]
                 tail[-2] = loss.detach()
+            self._shares.took(len(mine), time.perf_counter() - began)
             self._trace.loaded(group, c, mine)
             group.waited = 0.0
             for flat in state.gradients:
