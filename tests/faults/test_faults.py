@@ -9,7 +9,7 @@ from tests.e2e.local_jobs import job
 from tests.faults.campaign import run
 from tests.faults.reference import Reference
 
-KEPT: list[int] = []
+KEPT = [1, 5]
 """Seeds that found something."""
 NEW = 20
 
