@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def _try(seed: int) -> dict[str, Any]:
         return {"seed": seed, "ok": False, "why": traceback.format_exc()}
 
 
+def results(seeds: list[int], side_by_side: int) -> Iterator[dict[str, Any]]:
+    """What became of each schedule, in the order in which they end."""
+    # Processes of their own: each has its own fork server, and its own reference trajectory.
+    with concurrent.futures.ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(_try, seed) for seed in seeds]):
+            yield future.result()
+
+
 @functools.cache
 def _reference() -> Reference:
     return Reference(job())
@@ -68,11 +77,8 @@ def main() -> None:
     done = {json.loads(line)["seed"] for line in known}
     left = [seed for seed in range(first, last + 1) if seed not in done]
     bad = 0
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(arguments.side_by_side, context)
-    with pool, arguments.results.open("a", buffering=1) as file:
-        for future in concurrent.futures.as_completed([pool.submit(_try, seed) for seed in left]):
-            result = future.result()
+    with arguments.results.open("a", buffering=1) as file:
+        for result in results(left, arguments.side_by_side):
             file.write(json.dumps(result) + "\n")
             bad += not result["ok"]
             print(result["why"] if not result["ok"] else result, flush=True)

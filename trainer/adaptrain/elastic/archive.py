@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -85,18 +86,7 @@ def verify(folder: Path) -> dict[str, Any]:
         Corrupt: a file is missing, longer, shorter or different.
     """
     manifest = _manifest(folder)
-    for name, expected in manifest["files"].items():
-        digest = _Digest()
-        try:
-            with (folder / name).open("rb", buffering=0) as file:
-                while block := file.read(BLOCK):
-                    digest.add(block)
-        except FileNotFoundError:
-            raise Corrupt(f"{name} is missing") from None
-        if digest.length != expected["bytes"]:
-            raise Corrupt(f"{name} has {digest.length} bytes, not {expected['bytes']}")
-        if digest.hexdigest() != expected["xxh3_128"]:
-            raise Corrupt(f"{name} has digest {digest.hexdigest()}, not {expected['xxh3_128']}")
+    _verify(folder, manifest["files"])
     return manifest
 
 
@@ -104,17 +94,24 @@ def read(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Verify a checkpoint and copy it into ``tensors``, which are on the CPU; returns the counters.
 
     Raises:
-        Corrupt: it isn't what was written.
+        Corrupt: it isn't what was written; the tensors hold nothing that can be used.
         Mismatch: it is of another model or optimizer.
     """
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
 
-    manifest = verify(folder)
+    manifest = _manifest(folder)
+    files = manifest["files"]
+    large = {name: expected for name, expected in files.items() if name.endswith(".distcp")}
+    _verify(folder, {name: expected for name, expected in files.items() if name not in large})
     _compare(manifest["tensors"], tensors)
-    try:
-        load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
-    except CheckpointException as error:
-        raise Corrupt(reason(error)) from error
+    with ThreadPoolExecutor(1) as pool:  # the tensors' files are digested while they are read
+        verified = pool.submit(_verify, folder, large)
+        try:
+            load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
+        except (Exception, CheckpointException) as error:
+            verified.result()
+            raise Corrupt(reason(error)) from error
+        verified.result()
     counters: dict[str, Any] = json.loads((folder / COUNTERS).read_bytes())
     return counters
 
@@ -151,6 +148,23 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise Corrupt(f"{MANIFEST} is of format {manifest['format']}, and this version reads {FORMAT}")
     return manifest
+
+
+def _verify(folder: Path, files: dict[str, Any]) -> None:
+    block = bytearray(BLOCK)
+    view = memoryview(block)
+    for name, expected in files.items():
+        digest = _Digest()
+        try:
+            with (folder / name).open("rb", buffering=0) as file:
+                while count := file.readinto(block):
+                    digest.add(view[:count])
+        except FileNotFoundError:
+            raise Corrupt(f"{name} is missing") from None
+        if digest.length != expected["bytes"]:
+            raise Corrupt(f"{name} has {digest.length} bytes, not {expected['bytes']}")
+        if digest.hexdigest() != expected["xxh3_128"]:
+            raise Corrupt(f"{name} has digest {digest.hexdigest()}, not {expected['xxh3_128']}")
 
 
 def _digest(data: bytes) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from adaptrain.elastic import archive
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.membership import coordinator_of
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.state import Capture, ReplicatedState
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Checkpoints:
         if not self._control.may_commit:
             return
         self._due = time.monotonic() + self._every
-        arguments = (state.capture(), self._control.epoch)
+        arguments = (state.begin_capture(), self._control.epoch)
         self._thread = threading.Thread(target=self._try_save, args=arguments, name="checkpoint")
         self._thread.start()
 
@@ -130,9 +130,9 @@ class Checkpoints:
         partial.rename(self._directory / MODEL_FILE)
         archive.sync(self._directory)
 
-    def _try_save(self, captured: dict[str, Any], epoch: int) -> None:
+    def _try_save(self, capture: Capture, epoch: int) -> None:
         try:
-            self._save(captured, epoch)
+            self._save(capture.copy(), epoch)
         except Superseded as reason:
             log.warning("checkpoint dropped: %s", reason)
         except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old

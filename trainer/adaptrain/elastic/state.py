@@ -1,6 +1,7 @@
 """The replicated state: everything that training's future depends on, the same on every member."""
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -40,6 +41,28 @@ class Counters:
     """Seconds that the applied steps take when nothing is in their way."""
 
 
+class Capture:
+    """A copy of a state that is made while training goes on, until the state is about to change."""
+
+    def __init__(self, live: dict[str, torch.Tensor], into: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
+        self._live = live
+        self._into = into
+        self._counters = counters
+        self.copied = threading.Event()
+
+    @torch.no_grad()
+    def copy(self) -> dict[str, Any]:
+        """Tensors on the CPU, and the counters."""
+        try:
+            for name, t in self._live.items():
+                if name not in self._into:
+                    self._into[name] = torch.empty_like(t, device="cpu", memory_format=torch.contiguous_format)
+                self._into[name].copy_(t)
+        finally:
+            self.copied.set()
+        return {**self._into, "counters": self._counters}
+
+
 class ReplicatedState:
     """A model, its optimizer, the best weights so far, and counters.
 
@@ -54,6 +77,8 @@ class ReplicatedState:
         self.gradients = _flat_gradients(self._parameters)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        self._staging: dict[str, torch.Tensor] = {}
+        self._capture: Capture | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the state, by a stable name. They are the live ones, not copies."""
@@ -68,8 +93,14 @@ class ReplicatedState:
         for flat in self.gradients:
             flat.zero_()
 
+    def step(self) -> None:
+        """Let the optimizer apply the gradients."""
+        self._settle()
+        self.optimizer.step()
+
     def keep_best(self) -> None:
         """Take the present weights for the best."""
+        self._settle()
         for name, t in self.model.state_dict().items():
             self.best[name].copy_(t)
 
@@ -80,6 +111,7 @@ class ReplicatedState:
         Raises:
             GroupBroken: somebody was lost meanwhile; a state that was worth something is still whole.
         """
+        self._settle()
         versions = group.gather(self.counters.version)
         newest = max(versions)
         if min(versions) == newest:
@@ -106,6 +138,24 @@ class ReplicatedState:
             self.counters = Counters(**json.loads(bytes(text.tolist())))
         return newest
 
+    def begin_capture(self) -> Capture:
+        """A capture of this moment, for another thread to copy: whatever changes the state waits for that.
+
+        The memory of the capture before it is used again.
+        """
+        self._settle()
+        live = self.tensors()
+        for name, t in self.model.named_buffers():  # a forward pass may change them
+            if f"model.{name}" in live:
+                live[f"model.{name}"] = t.detach().clone()
+        self._capture = Capture(live, self._staging, asdict(self.counters))
+        return self._capture
+
+    def _settle(self) -> None:
+        if self._capture is not None:
+            self._capture.copied.wait()
+            self._capture = None
+
     def capture(self) -> dict[str, Any]:
         """A copy to save while training goes on: tensors on the CPU, and the counters."""
         tensors: dict[str, Any] = {name: t.to("cpu", copy=True) for name, t in self.tensors().items()}
@@ -114,6 +164,7 @@ class ReplicatedState:
     @torch.no_grad()
     def restore(self, captured: dict[str, Any]) -> None:
         """Take over what ``capture`` gave."""
+        self._settle()
         for name, t in self.tensors().items():
             t.copy_(captured[name])
         self.counters = Counters(**captured["counters"])
