@@ -1,4 +1,4 @@
-"""The coordinator killed 20 times in a run, each time replaced after a few seconds. Value: 99th percentile of the steps.
+"""The coordinator killed 20 times in a run, replaced after a few seconds. Value: 99th percentile of the steps, seconds.
 
 The peer is the median step of the same run: no step waits for the coordinator.
 """
