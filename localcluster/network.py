@@ -14,6 +14,9 @@ from localcluster.errors import ClusterError
 from localcluster.process import enter
 
 
+BRIDGE_ADDRESS = "02:ad:00:00:00:01"
+
+
 def node_ip(index: int) -> str:
     return str(ipaddress.ip_network(NODE_NETWORK)[10 + index])
 
@@ -46,6 +49,9 @@ def ensure_bridge(paths: Paths) -> None:
         _check_addresses_are_free()
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "link", "set", BRIDGE, "alias", str(paths.state))
+    # Without an address of its own the bridge has the lowest of its ports': it would change with a node that is stopped,
+    # and everybody else would lose the host until its neighbours ask for the address again.
+    run("ip", "link", "set", BRIDGE, "address", BRIDGE_ADDRESS)
     # Nodes reach one another's pods through the host: that is meant, so no advice to go another way.
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/send_redirects").write_text("0")
     run("ip", "addr", "replace", f"{HOST_IP}/24", "dev", BRIDGE)
