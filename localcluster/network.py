@@ -13,7 +13,6 @@ from localcluster.config import BRIDGE, HOST_IP, NODE_NETWORK, POD_NETWORK, SERV
 from localcluster.errors import ClusterError
 from localcluster.process import enter
 
-
 BRIDGE_ADDRESS = "02:ad:00:00:00:01"
 
 
@@ -49,7 +48,7 @@ def ensure_bridge(paths: Paths) -> None:
         _check_addresses_are_free()
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "link", "set", BRIDGE, "alias", str(paths.state))
-    # Without an address of its own the bridge has the lowest of its ports': it would change with a node that is stopped,
+    # Without an address of its own the bridge has the lowest of its ports', which changes when that node is stopped,
     # and everybody else would lose the host until its neighbours ask for the address again.
     run("ip", "link", "set", BRIDGE, "address", BRIDGE_ADDRESS)
     # Nodes reach one another's pods through the host: that is meant, so no advice to go another way.

@@ -242,7 +242,9 @@ def test_a_job_tells_its_story(site: Site, job: ClusterJob) -> None:
     until("another worker is made", lambda: name_of(victim) not in map(name_of, job.workers))
     job.settled(2, 30)
     told = lambda: " ".join(c["message"] for c in job.status.get("recentChanges", []))  # noqa: E731
-    until("the loss is told", lambda: f"{name_of(victim)} leaves" in told() or f"{name_of(victim)} is gone" in told(), 10)
+    until(
+        "the loss is told", lambda: f"{name_of(victim)} leaves" in told() or f"{name_of(victim)} is gone" in told(), 10
+    )
     words = ("explain", "long", "-n", site.namespace)
     environment = {
         **os.environ,
