@@ -25,23 +25,24 @@ RATIO = 2.0
 def steps(kills: int, workers: int = 2) -> list[float]:
     """Durations of all workers' steps from the first kill to the last coordinator's take-over, seconds."""
     chance = random.Random(0)
-    with tempfile.TemporaryDirectory() as scratch, LocalJob(job(**PACE), trace=Path(scratch)) as local:
-        local.start_coordinator()
-        for _ in range(workers):
-            local.start_worker()
-        before = running(local, workers).members
-        time.sleep(2)
-        began = time.time()
-        for _ in range(kills):
-            assert local.coordinator is not None
-            local.coordinator.kill()
-            local.coordinator.wait()
-            time.sleep(chance.uniform(0, 3))
+    with tempfile.TemporaryDirectory() as scratch:
+        with LocalJob(job(**PACE), trace=Path(scratch)) as local:
             local.start_coordinator()
-            after = running(local, workers).members
-            assert {m.id for m in after} == {m.id for m in before}, "a worker was lost"
-            time.sleep(chance.uniform(0, 1))
-        ended = time.time()
+            for _ in range(workers):
+                local.start_worker()
+            before = running(local, workers).members
+            time.sleep(2)
+            began = time.time()
+            for _ in range(kills):
+                assert local.coordinator is not None
+                local.coordinator.kill()
+                local.coordinator.wait()
+                time.sleep(chance.uniform(0, 3))
+                local.start_coordinator()
+                after = running(local, workers).members
+                assert {m.id for m in after} == {m.id for m in before}, "a worker was lost"
+                time.sleep(chance.uniform(0, 1))
+            ended = time.time()
         check_samples(Path(scratch), SAMPLES, BATCH)
         moments = [[s["time"] for s in said if s["what"] == "applied"] for said in records(Path(scratch))]
     return [b - a for mine in moments for a, b in pairwise(mine) if began <= a and b <= ended]

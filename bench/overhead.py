@@ -68,7 +68,7 @@ def _median(moments: list[float]) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
     args = {"depth": 8, "width": arguments.width}
     ours, theirs = [], []
