@@ -307,7 +307,7 @@ def test_a_broken_connection_costs_the_group_nothing() -> None:
 def test_a_join_passes_over_who_is_away() -> None:
     m = running("a", "b")
     m.gone(1.0, "b")
-    assert frames(arrive(m, "c", now=1.2)) == {"a": "plan", "c": "leave"}
+    assert frames(arrive(m, "c", now=1.2)) == {"a": "leave", "c": "leave"}
     assert frames(ready(m, "a", "c")) == {"a": "form", "c": "form"}
 
 
@@ -332,6 +332,13 @@ def test_a_loss_during_a_planned_change_hurries_it() -> None:
     m = running("a", "b")
     arrive(m, "c")
     assert frames(m.gone(1.0, "b")) == {"a": "leave", "c": "leave"}
+
+
+def test_a_group_that_breaks_before_a_planned_change_hurries_it() -> None:
+    m = running("a", "b")
+    group = m.epoch
+    arrive(m, "c")
+    assert frames(m.broken(1.0, "a", group)) == {"a": "leave", "b": "leave", "c": "leave"}
 
 
 def test_a_join_storm_folds_into_one_epoch() -> None:

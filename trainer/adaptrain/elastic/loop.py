@@ -115,6 +115,8 @@ class ElasticLoop:
                 self._conclude(group)
                 return True
             except GroupBroken as error:
+                # Its other members notice at once, and dropping it doesn't wait for what is under way.
+                self._sockets.sever()
                 self._control.broken(str(error))
                 return False
 

@@ -174,7 +174,11 @@ class Membership:
     def broken(self, now: float, id: str, epoch: int) -> list[Action]:
         """A collective failed in this worker's group, mostly because another one of it died a moment ago."""
         member = self.members.get(id)
-        if member is None or epoch != self.epoch or not self._formed:
+        if member is None:
+            return []
+        if self._planned and not self._formed and not member.ready and epoch == member.group:
+            return self._open(now, f"{member.name} lost touch with another worker", planned=False)
+        if epoch != self.epoch or not self._formed:
             return []
         away = next((m for m in self.members.values() if m.away is not None), None)
         if away is not None:
@@ -341,6 +345,8 @@ class Membership:
         for member in [m for m in self.members.values() if m.away is not None]:
             del self.members[member.id]
             self._tell(now, f"{member.name} is gone")
+            # Others may wait for it: no step's end will come.
+            self._planned = planned = False
         actions: list[Action] = []
         for member in self.members.values():
             member.ready = False
