@@ -128,7 +128,8 @@ class Arena:
         for number, process in self.local.workers.items():
             if (code := process.exitcode) is None or (number in self._killed and code == -signal.SIGKILL):
                 continue
-            if code != 0 or number not in self._asked:
+            # Who is asked to end while it still starts has nothing to finish.
+            if code not in (0, -signal.SIGTERM) or number not in self._asked:
                 raise Violation(f"worker-{number} ended by itself, code {code}\n{self.tell()}")
         if (progress := self.local.progress()) is not None:
             for silent in progress.silent:

@@ -52,10 +52,14 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
 
     def claim(self) -> None:
-        """Note on the volume that this lineage began, so that no older one commits here any more."""
-        number = coordinator_of(self._control.epoch)
-        if number > self._lineage():
-            _write(self._directory / "lineage", str(number).encode())
+        """Note on the volume that this lineage began, so that no older one commits here any more.
+
+        A volume that refuses doesn't stop training: nothing is saved before the note is made.
+        """
+        try:
+            self._claim()
+        except OSError as error:
+            self.failed(error)
 
     def maybe_save(self, state: ReplicatedState) -> None:
         """Begin to save in the background when it is due and this group may commit."""
@@ -145,6 +149,7 @@ class Checkpoints:
             return
         partial = self._directory / f".partial-{epoch}-{counters['step']}-{os.getpid()}"
         try:
+            self._claim()
             archive.write(partial, {name: t for name, t in captured.items() if name != "counters"}, counters)
             self._check(epoch)
             partial.rename(final)
@@ -158,6 +163,11 @@ class Checkpoints:
             # Left by a worker that was killed while saving; an epoch's members save one after the other.
             if int(stale.name.split("-")[1]) < epoch:
                 shutil.rmtree(stale, ignore_errors=True)
+
+    def _claim(self) -> None:
+        number = coordinator_of(self._control.epoch)
+        if number > self._lineage():
+            _write(self._directory / "lineage", str(number).encode())
 
     def _check(self, epoch: int) -> None:
         """Only a group whose coordinator is the newest, and within reach, commits."""
@@ -188,7 +198,10 @@ def _step_of(path: Path) -> int:
 def _write(path: Path, data: bytes) -> None:
     """Replace a file at once and durably."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    archive.sync(partial)
-    partial.rename(path)
+    try:
+        partial.write_bytes(data)
+        archive.sync(partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
     archive.sync(path.parent)
