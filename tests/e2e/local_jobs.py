@@ -80,10 +80,14 @@ def step_of(local: LocalJob) -> int:
     return max([m.step for m in p.members], default=0) if p is not None else 0
 
 
-def check_samples(trace: Path, samples: int, batch: int) -> int:
-    """Every pass applied every sample exactly once, in batches of the right size. Returns the number of steps."""
-    lineage = read_lineage(trace)
-    assert list(lineage) == list(range(len(lineage))), "a step is missing"
+def check_samples(trace: Path, samples: int, batch: int, steps: int | None = None) -> int:
+    """Every pass applied every sample exactly once, in batches of the right size. Returns the number of steps.
+
+    Args:
+        steps: how many there must be; what was applied beyond them was given up for an older checkpoint.
+    """
+    lineage = {step: applied for step, applied in read_lineage(trace).items() if steps is None or step < steps}
+    assert list(lineage) == list(range(len(lineage) if steps is None else steps)), "a step is missing"
     seen: dict[int, list[int]] = {}
     for step, applied in lineage.items():
         assert len(applied.samples) == min(batch, samples - applied.cursor), f"step {step}: a wrong number of samples"

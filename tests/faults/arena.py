@@ -46,6 +46,7 @@ class Arena:
         self.commits: dict[str, float] = {}
         """Every checkpoint that was ever seen, with the time at which it was renamed into place."""
         self._wanted = WORKERS
+        self._replacements = 0
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._asked: set[int] = set()
         self._killed: set[int] = set()
@@ -222,8 +223,6 @@ class Arena:
         pid = self.local.workers[number].pid
         assert pid is not None
         return pid
-
-    _replacements = 0
 
     def _replace_after(self, seconds: float) -> None:
         """Keep the place of a worker empty for a while."""

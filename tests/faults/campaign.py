@@ -39,7 +39,7 @@ def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]
                 arena.do(fault)
             steps = arena.stop()
             worst = check(arena.trace, arena.checkpoints, steps, arena.commits, reference)
-        except Violation as violation:
+        except AssertionError as violation:
             told = "" if "\n---" in str(violation) else arena.tell()
             raise Violation(f"seed {seed}, {faults} faults: {violation}\n{told}") from violation
     seconds = round(time.monotonic() - began, 1)

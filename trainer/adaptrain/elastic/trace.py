@@ -62,8 +62,11 @@ class AppliedStep:
 
 def records(directory: Path) -> list[list[dict[str, Any]]]:
     """What each worker wrote; the last line of a killed one may be half written."""
-    texts = [path.read_text().splitlines() for path in sorted(directory.glob("*.jsonl"))]
-    return [[json.loads(line) for line in lines if line.endswith("}")] for lines in texts]
+    return [_read(path) for path in sorted(directory.glob("*.jsonl"))]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def read_lineage(directory: Path) -> dict[int, AppliedStep]:
@@ -92,6 +95,4 @@ def read_lineage(directory: Path) -> dict[int, AppliedStep]:
 
 def read_times(directory: Path, worker: str) -> list[tuple[float, int]]:
     """When a worker applied which step: (Unix time in seconds, step)."""
-    lines = (directory / f"{worker}.jsonl").read_text().splitlines()
-    said = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(s["time"], s["step"]) for s in said if s["what"] == "applied"]
+    return [(s["time"], s["step"]) for s in _read(directory / f"{worker}.jsonl") if s["what"] == "applied"]
