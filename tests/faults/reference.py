@@ -7,6 +7,7 @@ import torch
 from adaptrain.data import load_data
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Group
+from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.trace import Trace
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.phases.supervised import SupervisedTask
@@ -24,7 +25,7 @@ class Reference:
         data = load_data(job.spec.data)
         self.samples, self.batch = len(data.train), job.spec.phases[0].batch.size
         alone = cast(Control, SimpleNamespace(must_leave=False, should_leave=False))
-        self._group = Group(alone, epoch=1, rank=0, size=1, backend=None)
+        self._group = Group(alone, GroupSockets(), epoch=1, rank=0, size=1, backend=None)
         metrics, trace = WorkerMetrics("reference", job.metadata.name), Trace(None, "")
         self._task = SupervisedTask(
             job.spec.phases[0], lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace

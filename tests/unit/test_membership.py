@@ -399,6 +399,34 @@ def test_who_computes_while_all_wait_is_hung() -> None:
     pytest.fail("b was never dropped")
 
 
+def test_who_never_leaves_a_broken_group_is_hung() -> None:
+    m = running("a", "b", "c")
+    m.broken(0.0, "a", m.epoch)
+    ready(m, "a", "c")
+    dropped = []
+    for i in range(0, 400):
+        now = i * 0.1
+        for id in "abc":
+            m.beat(now, id, Activity("waiting" if id == "b" else "idle", -100.0), 0, 0)
+        dropped += [a.id for a in m.tick(now) if isinstance(a, Drop)]
+        assert not dropped or now > 30
+    assert dropped == ["b"]
+    assert [x.id for x in m.group] == ["a", "c"]
+
+
+def test_all_who_wait_for_one_another_meet_again() -> None:
+    m = running("a", "b")
+    for i in range(0, 1300):
+        now = i * 0.1
+        for id in "ab":
+            m.beat(now, id, Activity("waiting", 0.0), 0, 0)
+        if actions := m.tick(now):
+            assert frames(actions) == {"a": "leave", "b": "leave"}
+            assert now > 120
+            return
+    pytest.fail("they wait for ever")
+
+
 def test_an_announced_section_may_take_longer() -> None:
     m = running("a", "b")
     for i in range(0, 1000):

@@ -4,14 +4,16 @@ It is never torch's default group, which a user's code or FSDP inside a pod may 
 """
 
 import contextlib
+import ctypes
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
 
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.sockets import GroupSockets
@@ -19,6 +21,8 @@ from adaptrain.elastic.sockets import GroupSockets
 STORE_SECONDS = 5.0
 FORM_SECONDS = 30.0
 POLL_SECONDS = 0.005
+SLICE = timedelta(seconds=0.05)
+"""A collective that hasn't failed so long after its sockets were shut down will not."""
 COLLECTIVE = timedelta(hours=1)
 """A collective has no time-out of its own: who is lost is the coordinator's to decide, and severing sockets ends it."""
 
@@ -30,8 +34,17 @@ class GroupBroken(Exception):
 class Group:
     """``size`` members, of which this is number ``rank``."""
 
-    def __init__(self, control: Control, epoch: int, rank: int, size: int, backend: ProcessGroupGloo | None) -> None:
+    def __init__(
+        self,
+        control: Control,
+        sockets: GroupSockets,
+        epoch: int,
+        rank: int,
+        size: int,
+        backend: ProcessGroupGloo | None,
+    ) -> None:
         self._control = control
+        self._sockets = sockets
         self._backend = backend
         self.epoch = epoch
         self.rank = rank
@@ -41,17 +54,41 @@ class Group:
         self.waited = 0.0
         """Seconds spent in collectives since it was last set to 0."""
 
-    @contextlib.contextmanager
-    def _collective(self) -> Iterator[None]:
+    def _wait(self, begin: Callable[[ProcessGroupGloo], Work]) -> None:
+        """Begin a collective and wait for it; nothing to do if this is the only member."""
         if self._control.must_leave:
             raise GroupBroken("told to leave")
+        if self._backend is None:
+            return
         began = time.perf_counter()
         try:
             with self._control.doing("waiting"):
-                yield
+                self._finish(begin(self._backend))
         except RuntimeError as error:
             raise GroupBroken(str(error).splitlines()[0]) from error
         self.waited += time.perf_counter() - began
+
+    def _finish(self, work: Work) -> None:
+        severed = False
+        while not work.is_completed():
+            with contextlib.suppress(RuntimeError):  # the work's own comes again below, else the slice is over
+                work.wait(SLICE)
+            if severed and not work.is_completed():
+                self._abandon()
+            if self._control.must_leave:
+                self._sockets.sever()
+                severed = True
+        work.wait()
+
+    def _abandon(self) -> NoReturn:
+        """Leave a collective that will never end.
+
+        A gloo pair that fails doesn't tell an operation whose data was still on its way (``Pair::signalException`` in
+        gloo/transport/tcp/pair.cc passes over ``tx_``'s unbound buffers): that one waits until its time-out, and so
+        would whoever drops the group. Left behind is a thread, which no socket reaches any more.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._backend))
+        raise GroupBroken("told to leave")
 
     def sum(self, flat: torch.Tensor) -> None:
         """Sum over all members, in place.
@@ -59,29 +96,21 @@ class Group:
         The last element belongs to the group: it counts who wants to leave, so that all leave after the same step.
         """
         flat[-1] = float(self._control.should_leave)
-        if self._backend is not None:
-            with self._collective():
-                self._backend.allreduce(flat).wait()
-        elif self._control.must_leave:
-            raise GroupBroken("told to leave")
+        self._wait(lambda backend: backend.allreduce(flat))
         self.leaving = bool(flat[-1] > 0)
 
     def gather(self, value: int) -> list[int]:
         """Each member's value, by rank."""
         every = torch.zeros(self.size + 1, dtype=torch.int64)
         every[self.rank] = value
-        if self._backend is not None:
-            with self._collective():
-                self._backend.allreduce(every).wait()
+        self._wait(lambda backend: backend.allreduce(every))
         return every[:-1].tolist()
 
     def collect(self, value: float) -> list[float]:
         """Each member's value, by rank: the same numbers on every member."""
         every = torch.zeros(self.size, dtype=torch.float64)
         every[self.rank] = value
-        if self._backend is not None:
-            with self._collective():
-                self._backend.allreduce(every).wait()
+        self._wait(lambda backend: backend.allreduce(every))
         return every.tolist()
 
     def note(self, message: str) -> None:
@@ -90,9 +119,7 @@ class Group:
 
     def broadcast(self, tensor: torch.Tensor, root: int) -> None:
         """Overwrite with what ``root`` has."""
-        if self._backend is not None:
-            with self._collective():
-                self._backend.broadcast(tensor, root).wait()
+        self._wait(lambda backend: backend.broadcast(tensor, root))
 
 
 def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: int, host: str, port: int) -> Group:
@@ -102,7 +129,7 @@ def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: i
         GroupBroken: somebody was lost meanwhile.
     """
     if size == 1:
-        return Group(control, epoch, rank, size, None)
+        return Group(control, sockets, epoch, rank, size, None)
     made: Future[ProcessGroupGloo] = Future()
 
     def connect() -> None:
@@ -119,7 +146,7 @@ def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: i
         while not wait([made], POLL_SECONDS).done:
             if control.must_leave:
                 raise GroupBroken("told to leave")
-        return Group(control, epoch, rank, size, made.result())
+        return Group(control, sockets, epoch, rank, size, made.result())
     except RuntimeError as error:
         raise GroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
     finally:

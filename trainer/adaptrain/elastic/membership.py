@@ -22,6 +22,8 @@ SETTLE_SECONDS = 2.0
 the missing ones for lost."""
 HUNG_SECONDS = 30.0
 """A member that computes this long while all others wait for it is hung, unless it announced a longer section."""
+STUCK_SECONDS = 120.0
+"""When all members of a group wait this long for one another, their group is broken and none of them noticed."""
 
 AWAY_SECONDS = 1.0
 """A member of the running group whose connection closed has this long to come back, as long as no other member of the
@@ -127,6 +129,7 @@ class Membership:
         self._settled = number <= 1
         self._settle_until: float | None = None
         self._ticked: float | None = None
+        self._changed = 0.0
         self._losses: dict[str, list[float]] = {}
         self._held: dict[str, tuple[float, Member]] = {}
 
@@ -230,6 +233,7 @@ class Membership:
             for member in self.members.values():
                 member.heard += pause
                 member.activity = replace(member.activity, since=member.activity.since + pause)
+            self._changed += pause
         actions: list[Action] = []
         for id, (until, member) in list(self._held.items()):
             if now >= until:
@@ -244,8 +248,10 @@ class Membership:
             if (quiet := now - member.heard) > SILENCE_SECONDS:
                 actions += self._silence(now, member, f"was not heard for {quiet:.1f} s", member.heard)
         if (hung := self._hung(now)) is not None:
-            busy = now - hung.activity.since
-            actions += self._silence(now, hung, f"computed for {busy:.0f} s while others waited", hung.activity.since)
+            why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
+            actions += self._silence(now, hung, why, now - self._busy(now, hung))
+        if self.group and all(m.activity.doing == "waiting" and self._busy(now, m) > STUCK_SECONDS for m in self.group):
+            actions += self._open(now, "all waited for one another", planned=False)
         if not self._settled and self._settle_until is not None and now >= self._settle_until:
             self._settled = True
             actions += self._open(now, "a new coordinator took over", planned=False)
@@ -292,11 +298,19 @@ class Membership:
         return self._open(now, f"{member.name} joined", planned=False)
 
     def _hung(self, now: float) -> Member | None:
-        group = self.group
-        if not any(m.activity.doing == "waiting" for m in group):
-            return None
-        over = (m for m in group if m.activity.doing in BUSY and now - m.activity.since > m.activity.bound)
-        return min(over, key=lambda m: m.activity.since, default=None)
+        """Who keeps the others waiting for longer than it may."""
+        if self._formed:
+            late = [m for m in self.group if m.activity.doing in BUSY]
+            others = any(m.activity.doing == "waiting" for m in self.group)
+        else:
+            late = [m for m in self.members.values() if not m.ready]
+            others = any(m.ready for m in self.members.values())
+        over = [m for m in late if self._busy(now, m) > m.activity.bound]
+        return min(over, key=lambda m: m.activity.since, default=None) if others else None
+
+    def _busy(self, now: float, member: Member) -> float:
+        """Seconds for which a member has done what it does, since the last change of membership."""
+        return now - max(member.activity.since, self._changed)
 
     def _silence(self, now: float, member: Member, why: str, since: float) -> list[Action]:
         self.silent[member.id] = Silence(member.id, member.name, since)
@@ -340,7 +354,7 @@ class Membership:
         """Open an epoch: everybody is told to leave the running group, at the step's end or at once."""
         running = self.epoch if self._formed else 0
         self.epoch += 1
-        self._formed, self._planned = False, planned
+        self._formed, self._planned, self._changed = False, planned, now
         self._tell(now, why)
         for member in [m for m in self.members.values() if m.away is not None]:
             del self.members[member.id]
@@ -367,7 +381,7 @@ class Membership:
             actions.append(Send(member.id, {"do": "go", "save": not staying and index == 0}))
         if not staying or (len(staying) < self.minimum and not self.finished):
             return actions
-        self._formed = True
+        self._formed, self._changed = True, now
         first = staying[0]
         for rank, member in enumerate(staying):
             member.group = self.epoch

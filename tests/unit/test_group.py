@@ -1,0 +1,79 @@
+"""A group whose other member is lost in the middle of a collective."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from adaptrain.elastic.control import Control
+from adaptrain.elastic.group import Group, GroupBroken, form
+from adaptrain.elastic.sockets import GroupSockets
+from torch.distributed import TCPStore
+
+ELEMENTS = 16_000_000
+"""64 MB: more than the sockets between two members hold."""
+HOST = "127.0.0.1"
+
+
+class Doing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def control() -> Any:
+    identity = SimpleNamespace(host=HOST)
+    return SimpleNamespace(must_leave=False, should_leave=False, identity=identity, doing=lambda *_: Doing())
+
+
+def meet(said: Any, rank: int, port: int) -> Group:
+    return form(cast(Control, said), GroupSockets(), 1, rank, 2, HOST, port)
+
+
+def receive(port: int) -> None:
+    group = meet(control(), 1, port)
+    tensor = torch.zeros(ELEMENTS)
+    while True:
+        group.broadcast(tensor, 0)
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int) -> None:
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    other = multiprocessing.get_context("spawn").Process(target=receive, args=(store.port,))
+    other.start()
+    said, sent, broken = control(), threading.Event(), threading.Event()
+
+    def send() -> None:
+        group = meet(said, 0, store.port)
+        tensor = torch.zeros(ELEMENTS)
+        try:
+            while True:
+                group.broadcast(tensor, 0)
+                sent.set()
+        except GroupBroken:
+            broken.set()
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    assert other.pid is not None
+    try:
+        assert sent.wait(60)
+        # It takes nothing any more, so that the socket is full when it ends.
+        os.kill(other.pid, signal.SIGSTOP)
+        time.sleep(0.2)
+    finally:
+        other.kill()
+        other.join()
+    said.must_leave = True
+    assert broken.wait(10), "it waits for ever for who is gone"
+    thread.join(10)
+    assert not thread.is_alive(), "dropping the group waits for who is gone"
