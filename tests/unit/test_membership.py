@@ -414,6 +414,25 @@ def test_who_never_leaves_a_broken_group_is_hung() -> None:
     assert [x.id for x in m.group] == ["a", "c"]
 
 
+def test_a_long_pause_that_all_take_blames_nobody() -> None:
+    m = running("a", "b")
+    arrive(m, "c")
+    ready(m, "c")
+    for i in range(0, 600):
+        now = i * 0.1
+        m.beat(now, "c", Activity("idle", 0.0), 0, 0)
+        for id in "ab":
+            m.beat(now, id, Activity("computing", 0.0), 0, 0)
+        assert m.tick(now) == []
+    m.ready(now, "a", m.epoch)
+    m.beat(now, "a", Activity("idle", now), 0, 0)
+    for i in range(600, 650):
+        m.beat(i * 0.1, "b", Activity("computing", 0.0), 0, 0)
+        m.beat(i * 0.1, "a", Activity("idle", now), 0, 0)
+        m.beat(i * 0.1, "c", Activity("idle", 0.0), 0, 0)
+        assert m.tick(i * 0.1) == []
+
+
 def test_all_who_wait_for_one_another_meet_again() -> None:
     m = running("a", "b")
     for i in range(0, 1300):

@@ -88,6 +88,8 @@ class Member:
     peers: frozenset[str] = frozenset()
     """Everybody in that group, itself included."""
     ready: bool = False
+    left: bool = False
+    """Whether it has left a group for the epoch that is being prepared."""
     leaving: bool = False
     away: float | None = None
     """Since when it has no connection."""
@@ -171,7 +173,7 @@ class Membership:
         member = self.members.get(id)
         if member is None or epoch != self.epoch or self._formed:
             return []
-        member.ready, member.group = True, 0
+        member.ready, member.left, member.group = True, member.group != 0, 0
         return self._form(now)
 
     def broken(self, now: float, id: str, epoch: int) -> list[Action]:
@@ -299,14 +301,16 @@ class Membership:
 
     def _hung(self, now: float) -> Member | None:
         """Who keeps the others waiting for longer than it may."""
-        if self._formed:
-            late = [m for m in self.group if m.activity.doing in BUSY]
-            others = any(m.activity.doing == "waiting" for m in self.group)
+        members = list(self.members.values())
+        if self._formed or self._planned:
+            late = [m for m in members if m.group and m.activity.doing in BUSY]
+            others = [m for m in members if m.left or (m.group and m.activity.doing == "waiting")]
         else:
-            late = [m for m in self.members.values() if not m.ready]
-            others = any(m.ready for m in self.members.values())
-        over = [m for m in late if self._busy(now, m) > m.activity.bound]
-        return min(over, key=lambda m: m.activity.since, default=None) if others else None
+            late = [m for m in members if not m.ready]
+            others = [m for m in members if m.ready]
+        waited = max((self._busy(now, m) for m in others), default=0.0)
+        over = [m for m in late if min(waited, self._busy(now, m)) > m.activity.bound]
+        return min(over, key=lambda m: m.activity.since, default=None)
 
     def _busy(self, now: float, member: Member) -> float:
         """Seconds for which a member has done what it does, since the last change of membership."""
@@ -363,7 +367,7 @@ class Membership:
             self._planned = planned = False
         actions: list[Action] = []
         for member in self.members.values():
-            member.ready = False
+            member.ready = member.left = False
             gently = planned and running and member.group == running
             actions.append(Send(member.id, {"do": "plan" if gently else "leave", "epoch": self.epoch}))
         return actions
@@ -384,7 +388,7 @@ class Membership:
         self._formed, self._changed = True, now
         first = staying[0]
         for rank, member in enumerate(staying):
-            member.group = self.epoch
+            member.group, member.left = self.epoch, False
             actions.append(
                 Send(
                     member.id,
