@@ -106,7 +106,8 @@ class Arena:
         self.recover()
         self._tell("the end")
         self._wanted = 0
-        for number in self.local.alive():
+        last = self.local.alive()
+        for number in last:
             self._leave(number)
         until = time.monotonic() + RECOVERY_SECONDS
         while self.local.alive():
@@ -115,7 +116,8 @@ class Arena:
             self.keep()
             time.sleep(POLL_SECONDS)
         self.keep()
-        return max(r.step for n in self.local.workers if (r := self.local.result(n)) is not None)
+        # Who left earlier may have been further: what only lost workers knew is trained again.
+        return max(r.step for n in last if (r := self.local.result(n)) is not None)
 
     def keep(self) -> None:
         """Do what is due; replace workers that are gone and kill those that were taken for lost."""
