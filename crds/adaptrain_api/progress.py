@@ -87,3 +87,9 @@ class Progress(Open):
     goodput: float | None = None
     """Useful time ÷ wall time since the first step: steps applied times a step's usual duration."""
     result: Result | None = None
+
+
+def headline(metrics: dict[str, float]) -> str | None:
+    """The metric that tells a user most: the final test's, else the newest validation's."""
+    preferred = ("test/accuracy", "val/accuracy", "val/loss")
+    return next((name for name in (*preferred, *sorted(metrics)) if name in metrics), None)

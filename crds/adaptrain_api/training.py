@@ -303,6 +303,9 @@ class Optimizer(Model):
     learning_rate: Annotated[Number, Field(gt=0, le=100, description="Step size.")]
     weight_decay: Annotated[Number | None, Field(ge=0, le=10, description="Decay of the weights per step.")] = None
     momentum: Annotated[Number | None, Field(ge=0, lt=1, description="sgd only.")] = None
+    clip_norm: Annotated[
+        Number | None, Field(gt=0, le=1e6, description="Largest norm of the whole gradient; absent: it is not clipped.")
+    ] = None
 
     rules = (
         Rule(
@@ -366,6 +369,30 @@ class SupervisedPhase(Model):
     augmentation: Augmentation | None = None
 
 
+class ConfigMapSource(Model):
+    """Files from a ConfigMap."""
+
+    name: Annotated[DnsSubdomain, Field(description="A ConfigMap in the job's namespace; each key is a file.")]
+
+
+class Source(Model):
+    """Where a script's files come from, beside the image."""
+
+    config_map: ConfigMapSource
+
+
+class Script(Model):
+    """A program of your own, instead of model, data and phases: it trains with ``adaptrain.elastic``."""
+
+    command: Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=4096)]],
+        Field(min_length=1, max_length=64, description="Program and arguments, run on every worker."),
+    ]
+    source: Annotated[
+        Source | None, Field(description="Files that the command finds in its working directory; absent: the image's.")
+    ] = None
+
+
 class PersistentVolumeClaim(Model):
     """A claim that every worker can mount."""
 
@@ -405,9 +432,10 @@ class TrainingJobSpec(Model):
     ] = None
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16), ListMap("name")] = []
     workers: Workers = Workers()
-    model: ModelSource
-    data: DataSource
-    phases: Annotated[list[SupervisedPhase], Field(min_length=1, max_length=1), ListMap("name")]
+    model: ModelSource | None = None
+    data: DataSource | None = None
+    phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
+    script: Script | None = None
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the job.")] = 0
     checkpoint: Checkpoint | None = None
     max_restarts: Annotated[
@@ -423,7 +451,18 @@ class TrainingJobSpec(Model):
         Field(ge=0, le=2**31 - 1, description="Seconds after its end until the job is deleted; absent: never."),
     ] = None
 
-    rules = (_immutable("model"), _immutable("data"), _immutable("phases"), _immutable("seed"))
+    rules = (
+        Rule(
+            cel="has(self.script)"
+            " ? !has(self.model) && !has(self.data) && !has(self.phases)"
+            " : has(self.model) && has(self.data) && has(self.phases)",
+            message="give model, data and phases, or else a script, which has its own",
+            check=lambda self: (
+                {self.model is None, self.data is None, self.phases is None} == {self.script is not None}
+            ),
+        ),
+        *map(_immutable, ("model", "data", "phases", "script", "seed")),
+    )
 
 
 class ObjectMeta(Model):

@@ -107,10 +107,17 @@ class Generator:
 
     def mend(self, spec: dict[str, Any]) -> None:
         """Make it probable that the rules over several fields hold."""
-        draw = self.draw
-        spec["model"]["name"] = draw.choice(["resnet", "mlp", "a.b:C"])
-        spec["data"]["name"] = draw.choice(["digits", "a.b:C"])
-        for phase in spec["phases"]:
+        draw, own = self.draw, ("model", "data", "phases")
+        if draw.random() < 0.2:
+            for field in own:
+                spec.pop(field, None)
+            spec.setdefault("script", {"command": ["a"]})
+        else:
+            spec.pop("script", None)
+            spec |= {field: self.value(self.schema["properties"][field]) for field in own if field not in spec}
+            spec["model"]["name"] = draw.choice(["resnet", "mlp", "a.b:C"])
+            spec["data"]["name"] = draw.choice(["digits", "a.b:C"])
+        for phase in spec.get("phases", []):
             phase["optimizer"]["name"] = "sgd"
             phase["stop"].setdefault(draw.choice(["epochs", "steps"]), 3)
         workers = spec.get("workers", {})

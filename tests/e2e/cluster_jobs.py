@@ -498,7 +498,14 @@ def _pull(site: Site) -> None:
         site.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pull-{node}"}, "spec": spec})
     for node in site.nodes:
         path = f"/api/v1/namespaces/{site.namespace}/pods/pull-{node}"
-        until(f"{node} has the image", lambda path=path: site.api.get(path)["status"]["phase"] == "Succeeded", 400)
+
+        def pulled(path: str = path) -> bool:
+            return bool(site.api.get(path)["status"]["phase"] == "Succeeded")
+
+        def told(path: str = path) -> str:
+            return json.dumps(site.api.get(path)["status"].get("containerStatuses"), indent=1)
+
+        until(f"{node} has the image", pulled, 400, told)
         site.api("DELETE", path)
 
 

@@ -237,6 +237,22 @@ def test_the_gpu_example_trains(site: Site) -> None:
 # What a user asks for.
 
 
+def test_a_script_of_ones_own_trains(site: Site) -> None:
+    folder = ROOT / "examples/own_script"
+    source = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "own-script"}}
+    manifest = yaml.safe_load((folder / "job.yaml").read_text())
+    manifest["spec"] |= {"image": site.trainer_image, "imagePullPolicy": "Always"}
+    manifest["spec"]["workers"]["resources"] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
+    site.apply({**source, "data": {"train.py": (folder / "train.py").read_text()}}, manifest)
+    job = ClusterJob(site, "own-script")
+    until("it has ended", lambda: job.status.get("phase") in ("Succeeded", "Failed"), 120, job.tell)
+    assert job.status["phase"] == "Succeeded", job.tell()
+    assert float(job.status["metric"].removeprefix("test/accuracy=")) > 0.85
+    assert job.status["step"] == 20 * 22
+    assert not job.status.get("restarts")
+    job.remove()
+
+
 def test_a_job_tells_its_story(site: Site, job: ClusterJob) -> None:
     victim = job.workers[-1]
     job.delete(victim)

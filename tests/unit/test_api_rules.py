@@ -33,8 +33,10 @@ def smallest() -> dict[str, Any]:
 
 
 def job(case: dict[str, Any]) -> dict[str, Any]:
-    """The smallest job with a case's fields; a phase's fields are merged into its only phase."""
+    """The smallest job with a case's fields, less those ``without``; a phase's are merged into its only phase."""
     made, change = smallest(), copy.deepcopy(case)
+    for field in change.pop("without", ()):
+        del made["spec"][field]
     made["metadata"].update(change.pop("metadata", {}))
     if change.get("phases"):
         change["phases"] = [{**made["spec"]["phases"][0], **change["phases"][0]}]

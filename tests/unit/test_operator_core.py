@@ -907,6 +907,17 @@ def test_threads(resources: Object | None, threads: str) -> None:
     assert env["ADAPTRAIN_TERMINATION_LOG"] == "/dev/termination-log"
 
 
+def test_a_scripts_files_are_mounted_where_it_runs() -> None:
+    script = {"command": ["python", "a.py"], "source": {"configMap": {"name": "code"}}}
+    job = World(model=None, data=None, phases=None, script=script).job
+    spec = children.worker_pod(job, 0, "i", ())["spec"]
+    (container,) = spec["containers"]
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == "adaptrain-source"]
+    assert mount == {"name": "adaptrain-source", "mountPath": "/adaptrain/source", "readOnly": True}
+    assert {"name": "adaptrain-source", "configMap": {"name": "code"}} in spec["volumes"]
+    assert {"name": "ADAPTRAIN_SOURCE_DIR", "value": "/adaptrain/source"} in container["env"]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (95, "1m35s"), (7300, "2h1m")])
 def test_durations(seconds: float, text: str) -> None:
     assert conditions.duration(seconds) == text

@@ -9,8 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
+from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT
 
+from adaptrain.environment import required
 from adaptrain.errors import InvalidJob
 
 # torch is imported by those commands alone that need it: the coordinator does without.
@@ -68,24 +69,14 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)
 
 
-def _path(variable: str) -> Path | None:
-    return Path(value) if (value := os.environ.get(variable)) else None
-
-
-def _required(variable: str) -> str:
-    if not (value := os.environ.get(variable)):
-        raise InvalidJob(f"the environment variable {variable} is not set: the operator sets it in its pods")
-    return value
-
-
 def _coordinator() -> None:
     from adaptrain.elastic.coordinator import Coordinator
     from adaptrain.manifest import read_job
 
-    job = read_job(Path(_required("ADAPTRAIN_JOB_FILE")))
-    token = Path(_required("ADAPTRAIN_TOKEN_FILE")).read_text().strip()
+    job = read_job(Path(required("ADAPTRAIN_JOB_FILE")))
+    token = Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip()
     coordinator = Coordinator(
-        int(_required("ADAPTRAIN_COORDINATOR_NUMBER")),
+        int(required("ADAPTRAIN_COORDINATOR_NUMBER")),
         token,
         job.spec.workers.min,
         job.metadata.namespace or "default",
@@ -98,23 +89,9 @@ def _coordinator() -> None:
 
 def worker() -> None:
     """Run one worker, as the environment says; never returns."""
-    from adaptrain.worker import WorkerSettings
     from adaptrain.worker import main as work
 
-    work(
-        WorkerSettings(
-            job=Path(_required("ADAPTRAIN_JOB_FILE")),
-            token=Path(_required("ADAPTRAIN_TOKEN_FILE")),
-            coordinator=_required("ADAPTRAIN_COORDINATOR"),
-            id=_required("ADAPTRAIN_WORKER_ID"),
-            name=_required("ADAPTRAIN_WORKER_NAME"),
-            host=_required("ADAPTRAIN_ADDRESS"),
-            metrics_port=int(os.environ.get("ADAPTRAIN_METRICS_PORT", WORKER_METRICS_PORT)),
-            termination_log=_path("ADAPTRAIN_TERMINATION_LOG"),
-            checkpoints=_path("ADAPTRAIN_CHECKPOINT_DIR"),
-            trace=_path("ADAPTRAIN_TRACE_DIR"),
-        )
-    )
+    work()
 
 
 if __name__ == "__main__":

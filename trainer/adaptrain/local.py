@@ -26,7 +26,13 @@ THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 class LocalJob:
     """Starts and ends processes; decides nothing. Use as a context manager: leaving it kills what is left."""
 
-    def __init__(self, job: AdaptiveTrainingJob, checkpoints: Path | None = None, trace: Path | None = None) -> None:
+    def __init__(
+        self,
+        job: AdaptiveTrainingJob,
+        checkpoints: Path | None = None,
+        trace: Path | None = None,
+        source: Path | None = None,
+    ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="adaptrain-")
         self.directory = Path(self._scratch.name)
         self._token = secrets.token_urlsafe(32)
@@ -35,6 +41,7 @@ class LocalJob:
         (self.directory / "job.json").write_text(json.dumps(dump(job)))
         self._checkpoints = checkpoints
         self._trace = trace
+        self._source = source
         self._control_port, self._http_port = _free_ports(2)
         self._number = 0
         self._next = 0
@@ -90,6 +97,8 @@ class LocalJob:
             more["ADAPTRAIN_CHECKPOINT_DIR"] = str(self._checkpoints)
         if self._trace is not None:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)
+        if self._source is not None:
+            more["ADAPTRAIN_SOURCE_DIR"] = str(self._source)
         arguments = (self._environment(more | environment), self.directory / f"worker-{number}.log")
         process = _context().Process(target=_work, args=arguments, daemon=True)
         process.start()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adaptrain_api.progress import EXIT_INVALID, Progress, Result
+from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
 from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console, Group
 from rich.live import Live
@@ -34,6 +34,8 @@ class Keeper:
     wanted: int
     max_restarts: int
     failures: int = 0
+    failure: str = ""
+    """The newest failure, in words."""
     _ended: set[int] = field(default_factory=set)
     _not_before: float = 0.0
     _failed_at: float = 0.0
@@ -85,7 +87,12 @@ class Keeper:
             raise Failed(
                 f"workers failed {self.failures} times (maxRestarts is {self.max_restarts}); the last said:\n{message}"
             )
-        self._not_before = now + min(BACKOFF_SECONDS, 2.0 ** (self.failures - 1))
+        pause = min(BACKOFF_SECONDS, 2.0 ** (self.failures - 1))
+        self.failure = (
+            f"worker-{number} failed ({self.failures} of at most {self.max_restarts}), another one starts in"
+            f" {pause:.0f} s: {message.strip().splitlines()[-1] if message.strip() else f'exit code {code}'}"
+        )
+        self._not_before = now + pause
         return None
 
 
@@ -101,7 +108,7 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
     output = output or Path("adaptrain-runs") / job.metadata.name
     _own(output, job)
     try:
-        with LocalJob(job, checkpoints=output) as local:
+        with LocalJob(job, checkpoints=output.absolute(), source=path.parent.absolute()) as local:
             result = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, job)
     except Failed as error:
         console.print(f"[red]Failed[/red]: {error}", highlight=False)
@@ -133,7 +140,7 @@ def _watch(local: LocalJob, keeper: Keeper, console: Console, job: AdaptiveTrain
 
 def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
     p = keeper.progress
-    table = Table("job", "workers", "epoch", "step", "loss", "val/accuracy", "samples/s", "ETA", "elapsed")
+    table = Table("job", "workers", "epoch", "step", "loss", "metric", "samples/s", "ETA", "elapsed")
 
     def show(value: float | None, format: str) -> str:
         return "" if value is None else f"{value:{format}}"
@@ -144,7 +151,7 @@ def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
         str(p.data_epoch) if p else "",
         str(p.step) if p else "",
         show(p.loss if p else None, ".4f"),
-        show(p.metrics.get("val/accuracy") if p else None, ".4f"),
+        f"{metric}={p.metrics[metric]:.4f}" if p and (metric := headline(p.metrics)) is not None else "",
         show(p.samples_per_second if p else None, ".0f"),
         f"≤ {show(p.eta_seconds, '.0f')} s" if p and p.eta_seconds is not None else "",
         f"{elapsed:.0f} s",
@@ -154,14 +161,14 @@ def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
         + (f" (stall {c.stall * 1e3:.0f} ms)" if c.stall is not None else "")
         for c in (p.recent_changes[-4:] if p else [])
     ]
-    return Group(table, *changes)
+    return Group(table, *changes, *([f"  {keeper.failure}"] if keeper.failure else []))
 
 
 def _own(output: Path, job: AdaptiveTrainingJob) -> None:
     """Make sure that a directory with progress belongs to this very job."""
     output.mkdir(parents=True, exist_ok=True)
     spec = dump(job.spec)
-    identity = {field: spec[field] for field in ("model", "data", "phases", "seed")}
+    identity = {field: spec.get(field) for field in ("model", "data", "phases", "script", "seed")}
     note = output / "job.json"
     if not note.exists():
         note.write_text(json.dumps(identity, indent=2))

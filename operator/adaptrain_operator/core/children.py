@@ -16,6 +16,7 @@ from adaptrain_operator.core.observed import Job, Object
 
 USER = 10001
 JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
+SOURCE_DIR = "/adaptrain/source"
 HOSTNAME = "kubernetes.io/hostname"
 TERMINATION_LOG = "/dev/termination-log"
 """Kubernetes' default, which any user may write even where the root file system is read-only."""
@@ -247,6 +248,10 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": claim})
         mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
         env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job)}"
+    if spec.script is not None and spec.script.source is not None:
+        volumes.append({"name": "adaptrain-source", "configMap": dump(spec.script.source.config_map)})
+        mounts.append({"name": "adaptrain-source", "mountPath": SOURCE_DIR, "readOnly": True})
+        env["ADAPTRAIN_SOURCE_DIR"] = SOURCE_DIR
     taken = {mount.mount_path.rstrip("/") for mount in workers.volume_mounts}
     mounts = [mount for mount in mounts if mount["mountPath"] not in taken]
     mounted = {mount["name"] for mount in mounts}

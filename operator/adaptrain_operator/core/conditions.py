@@ -2,6 +2,7 @@
 
 import re
 
+from adaptrain_api.progress import headline
 from adaptrain_api.training import RecentChange
 
 from adaptrain_operator.core import naming
@@ -192,12 +193,6 @@ def tell_changes(draft: Draft) -> None:
             cost = "" if change.stall_seconds is None else f"; workers stood still for {change.stall_seconds:.2g} s"
             draft.event("Normal", "MembershipChanged", change.message + cost)
     draft.fields["recent_changes"] = list((known | heard).values())[-CHANGES_KEPT:]
-
-
-def headline(metrics: dict[str, float]) -> str | None:
-    """The metric that tells a user most: the final test's, else the newest validation's."""
-    preferred = ("test/accuracy", "val/accuracy", "val/loss")
-    return next((name for name in (*preferred, *sorted(metrics)) if name in metrics), None)
 
 
 def duration(seconds: float) -> str:

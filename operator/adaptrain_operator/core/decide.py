@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from adaptrain_api.progress import Result
+from adaptrain_api.progress import Result, headline
 from adaptrain_api.training import AvoidedNode, TrainedModel
 
 from adaptrain_operator.core import children, conditions, failures, naming
@@ -184,7 +184,7 @@ def _is_invalid(pod: Pod) -> bool:
 
 def _succeed(draft: Draft, result: Result) -> None:
     job = draft.job
-    metric = conditions.headline(result.metrics)
+    metric = headline(result.metrics)
     value = None if metric is None else result.metrics[metric]
     words = result.message or f"training is complete after {result.step} steps"
     draft.conditions.set("Complete", True, "TrainingComplete", words)

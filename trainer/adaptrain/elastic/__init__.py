@@ -1,1 +1,15 @@
-"""The elastic core: who is a member, how a group is formed and left, and how its state stays whole."""
+"""Elastic training: whoever takes part, and what keeps their states the same."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptrain.elastic.script import Elastic as Elastic
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported before somebody asks for it: the coordinator does without torch.
+    if name == "Elastic":
+        from adaptrain.elastic.script import Elastic
+
+        return Elastic
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,8 @@ changes, so a unit that fails can be taken again in the next group, by other mem
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from adaptrain.elastic.checkpoint import MODEL_FILE, SECTION_SECONDS, Checkpoints, Superseded
@@ -27,9 +29,9 @@ class Refused(Exception):
 
 
 class Task(Protocol):
-    """What is trained: a phase.
+    """What is trained: a phase, or a user's own script.
 
-    ``remaining_steps`` is an upper bound: training may stop earlier.
+    ``remaining_steps`` is an upper bound: training may stop earlier. None: nobody knows.
     """
 
     state: ReplicatedState
@@ -41,20 +43,24 @@ class Task(Protocol):
     def batch_size(self) -> int: ...
 
     @property
-    def remaining_steps(self) -> int: ...
+    def remaining_steps(self) -> int | None: ...
 
     def reset(self) -> None:
-        """Go back to the initial state, which is the same on every worker."""
-
-    def unit(self, group: Group) -> None:
-        """Take one unit: raises GroupBroken before the state changes, or applies it."""
+        """Go back to the initial state."""
 
     def report(self) -> dict[str, Any]:
         """What the coordinator publishes of the training."""
 
 
 class ElasticLoop:
-    """Runs a task with whoever is a member."""
+    """Runs a task with whoever is a member.
+
+    Whoever takes the units asks for them, since a user's script has its own loop::
+
+        for group in loop.units():
+            with loop.attempt():
+                ...  # raises GroupBroken before the state changes, or applies the unit
+    """
 
     def __init__(self, control: Control, sockets: GroupSockets, task: Task, checkpoints: Checkpoints | None) -> None:
         self._control = control
@@ -65,27 +71,37 @@ class ElasticLoop:
         self._applied: float | None = None
         self._measured = 0
         self._reported = 0.0
+        self._broken: GroupBroken | None = None
+        self.complete = False
+        """Whether the task is finished, and what it leaves behind is saved."""
         self.model: str | None = None
         """File name of the best weights in the checkpoint directory, once training is finished."""
 
-    def run(self) -> bool:
-        """Train until the task is finished (True), or until this worker may leave or isn't needed (False)."""
-        while True:
+    def units(self) -> Iterator[Group]:
+        """A healed group for each unit, until the task is complete, or this worker may leave or isn't needed."""
+        while not self.complete:
             frame = self._control.next()
             match frame["do"]:
                 case "leave" | "plan":
                     self._control.ready(frame["epoch"])
                 case "form":
-                    if self._in_group(frame):
-                        return True
+                    yield from self._in_group(frame)
                 case "go":
                     if frame["save"]:
                         self._save_last()
-                    return False
+                    return
                 case "finish":
-                    return False
+                    return
                 case "refuse":
                     raise Refused(frame["why"])
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around a unit: one that fails is offered again, in the next group."""
+        try:
+            yield
+        except GroupBroken as error:
+            self._broken = error
 
     def report(self) -> dict[str, Any]:
         """What the task reports, how long it takes, and how old the newest checkpoint is."""
@@ -94,52 +110,64 @@ class ElasticLoop:
             seconds = statistics.median(self._durations)
             said["step_seconds"] = seconds
             said["samples_per_second"] = self._task.batch_size / seconds
-            said["eta_seconds"] = self._task.remaining_steps * seconds
+            if (steps := self._task.remaining_steps) is not None:
+                said["eta_seconds"] = steps * seconds
         if (counters := self._task.state.counters).began:
             said["goodput"] = min(1.0, counters.useful / max(1e-9, time.time() - counters.began))
         if (c := self._checkpoints) is not None:
             said |= {"checkpoint_step": c.newest_step, "checkpoint_time": c.newest_time, "checkpoint_error": c.error}
         return said
 
-    def _in_group(self, frame: Frame) -> bool:
-        """Take part in an epoch's group until it is left; whether the task is finished then."""
+    def _in_group(self, frame: Frame) -> Iterator[Group]:
+        """Take part in an epoch's group until it is left."""
         epoch, rank, peers = frame["epoch"], frame["rank"], frame["peers"]
         with self._control.group(epoch, peers):
             try:
                 group = form(self._control, self._sockets, epoch, rank, len(peers), frame["host"], frame["port"])
                 self._heal(group)
                 while not self._task.finished:
-                    self._unit(group)
+                    yield from self._unit(group)
                     if group.leaving and not self._task.finished:
-                        return False
+                        return
                 self._conclude(group)
-                return True
+                self.complete = True
             except GroupBroken as error:
                 # Its other members notice at once, and dropping it doesn't wait for what is under way.
                 self._sockets.sever()
                 self._control.broken(str(error))
-                return False
 
     def _heal(self, group: Group) -> None:
         state = self._task.state
         if self._checkpoints is not None and group.rank == 0:
             self._checkpoints.claim()
         newest = state.heal(group)
-        if newest == TORN:
-            self._task.reset()
         if newest <= 0:
-            # Nobody has any progress: begin where the newest checkpoint is.
-            if self._checkpoints is not None and group.rank == 0:
-                with self._control.doing("section", SECTION_SECONDS):
-                    self._checkpoints.load(state)
+            # Nobody has any progress: all begin where the first one does.
+            if group.rank == 0:
+                self._begin(newest)
             state.heal(group)
         self._publish(group, force=True)
 
-    def _unit(self, group: Group) -> None:
+    def _begin(self, newest: int) -> None:
+        """Begin with the newest checkpoint, else with the initial state."""
+        state = self._task.state
+        with self._control.doing("section", SECTION_SECONDS):
+            loaded = self._checkpoints is not None and self._checkpoints.load(state)
+        if not loaded and newest == TORN:
+            self._task.reset()
+        state.counters.version = max(1, state.counters.version)
+
+    def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()
         step = self._task.state.counters.step
         with self._control.doing("computing"):
-            self._task.unit(group)
+            yield group
+        if self._broken is not None:
+            error, self._broken = self._broken, None
+            try:
+                raise error
+            finally:
+                del error  # its frames hold the group
         now = time.monotonic()
         if self._task.state.counters.step != step:
             self._measure(group, began, now)

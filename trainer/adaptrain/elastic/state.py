@@ -1,19 +1,29 @@
 """The replicated state: everything that training's future depends on, the same on every member."""
 
+import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from adaptrain.elastic.group import Group
+from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.errors import InvalidJob
 
 TORN = -1
 """Version of a state that was being overwritten when its source was lost."""
 CHUNK = 1 << 24
 """Elements moved at once when a state is sent."""
+
+
+class Stateful(Protocol):
+    """Whatever else belongs to the state, such as a learning rate's scheduler."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Counters:
     """When the first step was taken, Unix seconds; 0: not yet."""
     useful: float = 0.0
     """Seconds that the applied steps take when nothing is in their way."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What the state's ``more`` said when it was sent or saved."""
 
 
 class Capture:
@@ -64,17 +76,20 @@ class Capture:
 
 
 class ReplicatedState:
-    """A model, its optimizer, the best weights so far, and counters.
+    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON.
 
     The gradients are views of one flat buffer for each dtype, so that one all-reduce sums them without a copy.
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self._more = more or {}
         self.counters = Counters()
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.gradients = _flat_gradients(self._parameters)
+        self.gradients, self._views = _flat_gradients(self._parameters)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
@@ -90,12 +105,17 @@ class ReplicatedState:
         return {name: t.detach() for name, t in named.items()}
 
     def zero_gradients(self) -> None:
+        """Begin a step: also for parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does)."""
         for flat in self.gradients:
             flat.zero_()
+        for parameter, view in zip(self._parameters, self._views, strict=True):
+            parameter.grad = view
 
-    def step(self) -> None:
-        """Let the optimizer apply the gradients."""
+    def step(self, clip_norm: float | None = None) -> None:
+        """Let the optimizer apply the gradients, scaled down together if their norm is larger than ``clip_norm``."""
         self._settle()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
         self.optimizer.step()
 
     def keep_best(self) -> None:
@@ -110,8 +130,10 @@ class ReplicatedState:
 
         Raises:
             GroupBroken: somebody was lost meanwhile; a state that was worth something is still whole.
+            InvalidJob: this member's model is not the others'.
         """
         self._settle()
+        self._agree(group)
         versions = group.gather(self.counters.version)
         newest = max(versions)
         if min(versions) == newest:
@@ -123,20 +145,40 @@ class ReplicatedState:
         into = {name: t.clone() for name, t in sent.items()} if 0 < mine < newest else sent
         if mine <= 0:
             self.counters.version = TORN
-        payload = json.dumps(asdict(self.counters)).encode()
-        length = torch.tensor([len(payload)])
-        group.broadcast(length, root)
-        text = torch.zeros(int(length), dtype=torch.uint8)
-        if group.rank == root:
-            text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        group.broadcast(text, root)
+        said = _tell(group, root, self._counters() if group.rank == root else None)
         _broadcast(list(into.values()), group, root)
         if mine < newest:
             if into is not sent:
                 for name, t in sent.items():
                     t.copy_(into[name])
-            self.counters = Counters(**json.loads(bytes(text.tolist())))
+            self._take(said)
         return newest
+
+    def _agree(self, group: Group) -> None:
+        """Make sure that all members have the same tensors, before any of them is sent."""
+        mine = {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in self.tensors().items()}
+        digest = hashlib.sha256(json.dumps(mine).encode()).digest()
+        digests = group.gather(int.from_bytes(digest[:7]))
+        if len(set(digests)) == 1:
+            return
+        first = _tell(group, 0, mine if group.rank == 0 else None)
+        if digests[group.rank] == digests[0]:
+            raise GroupBroken("another worker has another model")
+        name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
+        raise InvalidJob(
+            f"the workers disagree on the model: {name} is {mine.get(name, 'absent')} here and"
+            f" {first.get(name, 'absent')} on the group's first worker; build the same model on all of them"
+        )
+
+    def _counters(self) -> dict[str, Any]:
+        self.counters.more = {name: source.state_dict() for name, source in self._more.items()}
+        return asdict(self.counters)
+
+    def _take(self, counters: dict[str, Any]) -> None:
+        self.counters = Counters(**counters)
+        for name, sink in self._more.items():
+            if name in self.counters.more:
+                sink.load_state_dict(self.counters.more[name])
 
     def begin_capture(self) -> Capture:
         """A capture of this moment, for another thread to copy: whatever changes the state waits for that.
@@ -148,7 +190,7 @@ class ReplicatedState:
         for name, t in self.model.named_buffers():  # a forward pass may change them
             if f"model.{name}" in live:
                 live[f"model.{name}"] = t.detach().clone()
-        self._capture = Capture(live, self._staging, asdict(self.counters))
+        self._capture = Capture(live, self._staging, self._counters())
         return self._capture
 
     def _settle(self) -> None:
@@ -159,7 +201,7 @@ class ReplicatedState:
     def capture(self) -> dict[str, Any]:
         """A copy to save while training goes on: tensors on the CPU, and the counters."""
         tensors: dict[str, Any] = {name: t.to("cpu", copy=True) for name, t in self.tensors().items()}
-        return tensors | {"counters": asdict(self.counters)}
+        return tensors | {"counters": self._counters()}
 
     @torch.no_grad()
     def restore(self, captured: dict[str, Any]) -> None:
@@ -167,22 +209,36 @@ class ReplicatedState:
         self._settle()
         for name, t in self.tensors().items():
             t.copy_(captured[name])
-        self.counters = Counters(**captured["counters"])
+        self._take(captured["counters"])
 
 
-def _flat_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """One flat buffer for each (dtype, device), of which the parameters' gradients are views."""
+def _tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
+    """What ``root`` says, on every member."""
+    payload = json.dumps(said).encode()
+    length = torch.tensor([len(payload)])
+    group.broadcast(length, root)
+    text = torch.zeros(int(length), dtype=torch.uint8)
+    if group.rank == root:
+        text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    group.broadcast(text, root)
+    heard: dict[str, Any] = json.loads(bytes(text.tolist()))
+    return heard
+
+
+def _flat_gradients(parameters: Sequence[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """One flat buffer for each (dtype, device), and for each parameter its gradient, which is a view of one."""
     buffers = []
+    views: dict[torch.nn.Parameter, torch.Tensor] = {}
     for kind in dict.fromkeys((p.dtype, p.device) for p in parameters):
         alike = [p for p in parameters if (p.dtype, p.device) == kind]
-        # Two more elements: the loss, and the group's own (see Group.sum).
-        flat = torch.zeros(sum(p.numel() for p in alike) + 2, dtype=kind[0], device=kind[1])
+        # Three more elements: the task's own, the loss, and the group's own (see Group.sum).
+        flat = torch.zeros(sum(p.numel() for p in alike) + 3, dtype=kind[0], device=kind[1])
         at = 0
         for p in alike:
-            p.grad = flat[at : at + p.numel()].view_as(p)
+            p.grad = views[p] = flat[at : at + p.numel()].view_as(p)
             at += p.numel()
         buffers.append(flat)
-    return buffers
+    return buffers, [views[p] for p in parameters]
 
 
 def _materialize(optimizer: torch.optim.Optimizer) -> None:
@@ -190,6 +246,8 @@ def _materialize(optimizer: torch.optim.Optimizer) -> None:
 
     A step with learning rate 0 and zero gradients leaves the parameters as they are.
     """
+    if optimizer.state:
+        return
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

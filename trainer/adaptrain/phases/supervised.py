@@ -151,7 +151,7 @@ class SupervisedTask:
                 raise Diverged(
                     f"the loss became {mean} at step {c.step}: lower phases[0].optimizer.learningRate or check the data"
                 )
-            state.step()
+            state.step(self._phase.optimizer.clip_norm)
         self._trace.applied(group, c)
         self._losses.append(mean)
         self._metrics.samples.inc(len(mine))

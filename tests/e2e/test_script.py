@@ -1,0 +1,131 @@
+"""A user's own loop around the elastic core: whatever befalls its workers, it trains as one of them alone would."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adaptrain.local import LocalJob
+from adaptrain_api.training import AdaptiveTrainingJob
+
+from tests.e2e.local_jobs import check_samples, finished, largest_difference, running, step_of, wait_for
+from tests.faults.wires import Wires, sever
+
+HERE = Path(__file__).parent
+SAMPLES, BATCH = 500, 48
+EXAMPLES = HERE.parent.parent / "examples" / "own_script"
+
+
+def script(*command: str) -> AdaptiveTrainingJob:
+    spec = {"workers": {"min": 1, "max": 10}, "script": {"command": ["python", *command]}}
+    return AdaptiveTrainingJob.model_validate({"metadata": {"name": "script"}, "spec": spec})
+
+
+def counters(checkpoints: Path) -> dict[str, Any]:
+    newest = max(checkpoints.glob("step-*/counters.json"))
+    found: dict[str, Any] = json.loads(newest.read_text())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_a_script_trains_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
+    passes = 60
+    job = script("script.py", kind, str(passes))
+    chance = random.Random(kind)
+    with LocalJob(job, tmp_path / "checkpoints", tmp_path / "trace", HERE) as local:
+        local.start_coordinator()
+        wires = Wires(local.control_address)
+        for _ in range(3):
+            local.start_worker(ADAPTRAIN_COORDINATOR=f"127.0.0.1:{wires.port}")
+        running(local, 3)
+        victim = local.alive()[0]
+        local.signal(victim, signal.SIGKILL)
+        running(local, 2)
+        local.start_worker(ADAPTRAIN_COORDINATOR=f"127.0.0.1:{wires.port}")
+        local.signal(local.alive()[0], signal.SIGTERM)
+        # Connections break again and again, also in the last step of a pass.
+        while (progress := local.progress()) is None or progress.result is None:
+            for number in local.alive():
+                if (pid := local.workers[number].pid) is not None and chance.random() < 0.5:
+                    sever(pid, wires.port)
+            time.sleep(chance.uniform(0.02, 0.2))
+        progress = finished(local)
+        wires.close()
+    assert progress.result is not None
+    assert check_samples(tmp_path / "trace", SAMPLES, BATCH) == progress.result.step == passes * 11
+    found = counters(tmp_path / "checkpoints")
+    assert found["more"]["script"]["memory"] == {"passes": passes}
+    assert found["metrics"].keys() == {"val/loss"}
+    with LocalJob(job, tmp_path / "reference", source=HERE) as local:
+        local.start_coordinator()
+        local.start_worker()
+        finished(local)
+    assert largest_difference(tmp_path / "reference", tmp_path / "checkpoints") < 1e-9
+    assert found["more"]["scheduler"] == counters(tmp_path / "reference")["more"]["scheduler"]
+
+
+def test_a_script_resumes_where_it_was(tmp_path: Path) -> None:
+    job = script("script.py", "map", "1000")
+    with LocalJob(job, tmp_path / "checkpoints", source=HERE) as local:
+        local.start_coordinator()
+        first = local.start_worker()
+        wait_for("some passes", lambda: step_of(local) > 50, local)
+        local.signal(first, signal.SIGTERM)
+        wait_for("it to leave", lambda: not local.alive(), local)
+        left = local.result(first)
+        assert left is not None
+        local.start_worker()
+        wait_for("more steps", lambda: step_of(local) > left.step, local)
+        assert "resumed from" in str(local.progress())
+    kept = counters(tmp_path / "checkpoints")
+    assert (kept["step"], kept["more"]["script"]["memory"]["passes"]) == (left.step, left.epoch)
+
+
+def test_workers_that_disagree_on_the_end_say_so() -> None:
+    with LocalJob(script("script.py", "map", "1000"), source=HERE) as local:
+        local.start_coordinator()
+        one = local.start_worker()
+        running(local, 1)
+        other = local.start_worker(LEAVE="1")
+        wait_for("both to end", lambda: not local.alive(), local)
+        for number in (one, other):
+            result = local.result(number)
+            assert result is not None, local.log(f"worker-{number}")
+            assert "1 of 2 workers left the loop at step" in result.message
+
+
+def test_workers_with_different_models_say_so() -> None:
+    with LocalJob(script("script.py", "map", "1000"), source=HERE) as local:
+        local.start_coordinator()
+        local.start_worker()
+        running(local, 1)
+        other = local.start_worker(WIDTH="17")
+        wait_for("it to end", lambda: other not in local.alive(), local)
+        result = local.result(other)
+        assert result is not None
+        assert "is [17, 64] float64 here and [16, 64] float64 on the group's first worker" in result.message
+        running(local, 1)
+
+
+def test_the_example_runs_by_itself_and_as_a_job() -> None:
+    alone = subprocess.run(
+        [sys.executable, EXAMPLES / "train.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if not k.startswith("ADAPTRAIN_")},
+    )
+    assert alone.stdout.splitlines()[-1].startswith("epoch 19: accuracy 0.")
+
+
+def test_the_example_adds_few_lines() -> None:
+    plain, elastic = ((EXAMPLES / name).read_text().splitlines() for name in ("plain.py", "train.py"))
+    added = [line for line in elastic if line.strip() not in {p.strip() for p in plain}]
+    assert len(added) <= 10

@@ -1,0 +1,366 @@
+"""Elastic training for an ordinary training loop.
+
+::
+
+    with Elastic(model, optimizer, dataset, batch_size=64) as elastic:
+        for epoch in elastic.epochs(10):
+            for x, y in elastic:
+                elastic.step(F.cross_entropy(model(x), y))
+
+Every worker of the job runs the same script. The loop's body gets this worker's part of the global batch; ``step``
+sums the gradients over all workers and lets the optimizer apply them, or, if a worker was lost meanwhile, discards the
+step, and the loop offers the batch again. A script that was started by hand trains by itself.
+
+What decides how the loop goes on (early stopping) must be the same on all workers: compute it from the model, or keep
+it in ``elastic.memory``, which a worker that joins later gets too. Change that, and step a scheduler, after a step that
+was applied or after a pass, never before one: who joins in the middle of a pass begins it as all others did.
+"""
+
+import json
+import math
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from adaptrain_api.progress import EXIT_INVALID
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import default_collate
+
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.session import Session, alone, failed, leave_behind, prepare, settings
+from adaptrain.elastic.shares import Shares
+from adaptrain.elastic.sources import Source, source_of
+from adaptrain.elastic.state import ReplicatedState, Stateful
+from adaptrain.environment import path
+from adaptrain.errors import InvalidJob
+from adaptrain.manifest import read_job
+from adaptrain.seeds import derive
+
+VOTE, LOSS = -3, -2
+"""Places at the end of the last gradient buffer."""
+
+
+class Disagreement(Exception):
+    """Some workers left their loop, and others did not."""
+
+
+class Elastic:
+    """A model, its optimizer and its training data, trained together with all other workers of the job.
+
+    Args:
+        model: the same on every worker; the first worker's weights count. Batch normalization in training mode is
+            refused, since its statistics depend on how a batch is split: use GroupNorm.
+        optimizer: over parameters of the model.
+        data: a map-style data set (``__len__`` and ``__getitem__``; Hugging Face's too), whose samples are shuffled,
+            or an iterable one, which each worker reads whole, in the same order, and takes its part of.
+        batch_size: samples of a step, over all workers together.
+        scheduler: a learning rate's scheduler, or anything else with ``state_dict`` and ``load_state_dict`` in JSON.
+        seed: of the order of the samples; by default the job's.
+        collate: makes a batch of a list of samples.
+
+    Attributes:
+        memory: a dict of JSON values that all workers share, as they do the model. Change it on all of them alike.
+
+    Raises:
+        InvalidJob: the model or the data can't be trained like this.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Any,
+        batch_size: int,
+        *,
+        scheduler: LRScheduler | Stateful | None = None,
+        seed: int | None = None,
+        collate: Callable[[list[Any]], Any] = default_collate,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidJob(f"batch_size is {batch_size}: it must be at least 1")
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                raise InvalidJob(
+                    f"the model's {name or 'module'} is a {type(module).__name__}, whose statistics depend on how a"
+                    " batch is split among workers: use GroupNorm"
+                )
+        self._settings = settings() if path("ADAPTRAIN_JOB_FILE") is not None else alone()
+        job = read_job(self._settings.job) if self._settings.job is not None else None
+        namespace, name = (job.metadata.namespace or "default", job.metadata.name) if job else ("default", "script")
+        metrics, trace = prepare(self._settings, namespace, name)
+        self.memory: dict[str, Any] = {}
+        more: dict[str, Stateful] = {"script": _Memory(self), "groups": _Groups(optimizer)}
+        if scheduler is not None:
+            try:
+                json.dumps(scheduler.state_dict())
+            except TypeError as error:
+                raise InvalidJob(f"the scheduler's state_dict is not JSON ({error}): give one whose is") from error
+            more["scheduler"] = scheduler
+        self._seed = seed if seed is not None else job.spec.seed if job else 0
+        self._collate = collate
+        self._source = source_of(data, self._seed)
+        self._task = _Training(ReplicatedState(model, optimizer, more), batch_size, self._source)
+        self._shares = Shares()
+        self._session = Session(self._settings, metrics, trace, job.spec.checkpoint if job else None)
+        self._loop = self._session.loop(self._task)
+        self._units = self._loop.units()
+        self._offered: Group | None = None
+        self._batch: tuple[int, int] | None = None
+        """Samples of the global batch that is under way, and of this worker's part."""
+        self._began = 0.0
+        self._pass_over = False
+        self.ended = False
+
+    # The user's loop
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Finish training with all others; an error is left where the operator finds it."""
+        try:
+            if error is None:
+                self._finish()
+        except Exception as failure:
+            self._fail(failure)
+            raise
+        if isinstance(error, Exception):
+            self._fail(error)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Numbers of the passes over the data that are left of ``count``; a resumed job begins where it was."""
+        self._task.epochs = count
+        self._offer()
+        while not self._over:
+            yield self.epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        """This worker's part of each global batch, to the end of the pass."""
+        # A worker that missed a pass's last step goes on with the next pass: the others' state, which it got instead,
+        # is that after what the script does between two passes.
+        self._pass_over = False
+        while not self._pass_over and (group := self._offer()) is not None and not self._over:
+            if (ids := self._take(group)) is None:
+                continue
+            if len(ids):
+                yield self._collate(self._source.samples(ids))
+            else:
+                self.step(None)
+            if self._batch is not None:
+                raise RuntimeError("the loop's body must call elastic.step(loss) once for each batch")
+
+    def step(self, loss: torch.Tensor | None, *, clip_norm: float | None = None) -> bool:
+        """Take one optimizer step with the gradient of the mean loss over the global batch.
+
+        Args:
+            loss: the mean over the samples that the loop gave: a scalar.
+            clip_norm: largest norm of the gradient, over all parameters together.
+
+        Returns:
+            Whether it was applied. If not, the loop offers the same samples again.
+
+        Raises:
+            Disagreement: another worker has left its loop.
+            ArithmeticError: the loss is no longer a number, on any worker.
+        """
+        if self._batch is None or self._offered is None:
+            raise RuntimeError("elastic.step(loss) belongs into a loop over elastic, once for each batch")
+        (total, part), self._batch = self._batch, None
+        group, self._offered = self._offered, None
+        c, state = self._task.state.counters, self._task.state
+        state.zero_gradients()
+        if loss is not None:
+            (loss * (part / total)).backward()  # type: ignore[no-untyped-call]
+            state.gradients[-1][LOSS] = loss.detach() * (part / total)
+        self._shares.took(part, time.perf_counter() - self._began)
+        applied = False
+        with self._loop.attempt():
+            mean = self._sum(group)
+            if not math.isfinite(mean):
+                raise ArithmeticError(
+                    f"the loss became {mean} at step {c.step}: lower the learning rate, or check the data"
+                )
+            state.step(clip_norm)
+            applied = True
+        if applied:
+            self._session.trace.applied(group, c)
+            self._task.losses.append(mean)
+            self._session.metrics.samples.inc(part)
+            c.version, c.step, c.cursor = c.version + 1, c.step + 1, c.cursor + total
+            if self._source.ended(c.epoch, c.cursor):
+                c.epoch, c.cursor, self._pass_over = c.epoch + 1, 0, True
+        return applied
+
+    def report(self, **metrics: float) -> None:
+        """Tell how good the model is, as ``report(**{"val/accuracy": 0.9})``; the same on every worker."""
+        self._task.state.counters.metrics = self._task.state.counters.metrics | {
+            k: float(v) for k, v in metrics.items()
+        }
+
+    def keep_best(self) -> None:
+        """Take the present weights for those that training leaves behind; else the last ones are."""
+        c = self._task.state.counters
+        c.best, c.best_step = dict(c.metrics), c.step
+        self._task.state.keep_best()
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete."""
+        return self._task.state.counters.epoch
+
+    # Parts of it
+
+    def _fail(self, error: Exception) -> None:
+        """Leave an error behind; end at once where another try would not help."""
+        message = str(error) if isinstance(error, InvalidJob | Disagreement) else f"{type(error).__name__}: {error}"
+        leave_behind(self._settings, failed(message))
+        if isinstance(error, InvalidJob):
+            traceback.print_exception(error)
+            raise SystemExit(EXIT_INVALID) from error
+
+    @property
+    def _over(self) -> bool:
+        count = self._task.epochs
+        return self._loop.complete or self.ended or (count is not None and self.epoch >= count)
+
+    def _take(self, group: Group) -> torch.Tensor | None:
+        """Ids of this worker's part of the next global batch; None if the group broke meanwhile."""
+        c = self._task.state.counters
+        ids = self._source.batch(c.epoch, c.cursor, self._task.batch_size)
+        if len(ids) == 0:
+            raise InvalidJob("the data set is empty: there is nothing to train on")
+        with self._loop.attempt():
+            mine = self._shares.mine(group, c.step, ids)
+            self._batch = len(ids), len(mine)
+            # A user's dropout draws from here: the same again when the step is taken again by as many members.
+            torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
+            self._session.trace.loaded(group, c, mine)
+            self._began = time.perf_counter()
+            return mine
+        self._offered = None
+        return None
+
+    def _offer(self) -> Group | None:
+        """The group for the next unit; None once training is complete.
+
+        Raises:
+            SystemExit: this worker was asked to leave.
+        """
+        if self._loop.complete:
+            return None
+        if self._offered is None:
+            self._offered = next(self._units, None)
+        if self._offered is None:
+            leave_behind(self._settings, self._session.result(self._loop, self._task))
+            if not self._loop.complete:
+                raise SystemExit(0)
+        return self._offered
+
+    def _sum(self, group: Group, vote: float = 0.0) -> float:
+        """Sum the gradients over all workers. Returns the mean loss."""
+        state = self._task.state
+        state.gradients[-1][VOTE] = vote
+        group.waited = 0.0
+        for flat in state.gradients:
+            group.sum(flat)
+        votes = round(float(state.gradients[-1][VOTE]))
+        if votes not in (0, group.size):
+            raise Disagreement(
+                f"{votes} of {group.size} workers left the loop at step {state.counters.step}, and the others did not:"
+                " let only the model, elastic.memory and elastic.epoch decide when it ends"
+            )
+        return float(state.gradients[-1][LOSS])
+
+    def _finish(self) -> None:
+        """End training together with all others, and leave the model behind."""
+        # Before the next group is joined: a worker that missed the last step learns it with the state.
+        self.ended = True
+        while (group := self._offer()) is not None:
+            self._offered = None
+            c = self._task.state.counters
+            with self._loop.attempt():
+                self._shares.mine(group, c.step, torch.arange(0))  # as the others do, if any go on
+                self._task.state.zero_gradients()
+                self._sum(group, vote=1.0)
+                if not c.best_step:
+                    self.keep_best()
+                c.version, c.stopped = c.version + 1, f"{c.epoch} epochs"
+
+
+class _Training:
+    """What the elastic loop knows of a script."""
+
+    def __init__(self, state: ReplicatedState, batch_size: int, source: Source) -> None:
+        self.state = state
+        self.batch_size = batch_size
+        self.epochs: int | None = None
+        self.losses: deque[float] = deque(maxlen=32)
+        self._source = source
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.state.counters.stopped)
+
+    @property
+    def remaining_steps(self) -> int | None:
+        c, length = self.state.counters, self._source.length
+        if self.epochs is None or length is None:
+            return None
+        return max(0, math.ceil(((self.epochs - c.epoch) * length - c.cursor) / self.batch_size))
+
+    def reset(self) -> None:
+        raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
+
+    def report(self) -> dict[str, Any]:
+        c = self.state.counters
+        return {
+            "step": c.step,
+            "data_epoch": c.epoch,
+            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
+            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+            "batch_size": self.batch_size,
+            "metrics": c.metrics,
+            "best": c.best,
+        }
+
+
+class _Memory:
+    """What a script remembers, and whether it has left its loop, as a part of the state."""
+
+    def __init__(self, elastic: Elastic) -> None:
+        self._elastic = elastic
+
+    def state_dict(self) -> dict[str, Any]:
+        try:
+            memory = json.loads(json.dumps(self._elastic.memory))
+        except TypeError as error:
+            raise InvalidJob(
+                f"elastic.memory holds what is not JSON ({error}): keep numbers, text, lists, dicts"
+            ) from error
+        return {"memory": memory, "ended": self._elastic.ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._elastic.ended = state_dict["ended"]
+        # In place: the script may hold it.
+        self._elastic.memory.clear()
+        self._elastic.memory.update(state_dict["memory"])
+
+
+class _Groups:
+    """Learning rates and whatever else an optimizer's parameter groups say."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        said = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
+        return {"groups": said}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for group, said in zip(self._optimizer.param_groups, state_dict["groups"], strict=True):
+            for key, value in said.items():
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value

@@ -1,0 +1,107 @@
+"""Where a script's samples come from, and which of them a step takes.
+
+Both kinds answer for a place in the data, not for "the next" samples: a step that is discarded is taken again.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import IterableDataset
+
+from adaptrain.elastic.sampler import Sampler
+from adaptrain.errors import InvalidJob
+
+
+class Source(Protocol):
+    length: int | None
+    """Samples of a pass; None: known at its end."""
+
+    def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
+        """Ids of the global batch at a place: int64 [≤ size]."""
+
+    def samples(self, ids: torch.Tensor) -> list[Any]:
+        """The samples with these ids, which ``batch`` gave last."""
+
+    def ended(self, epoch: int, cursor: int) -> bool:
+        """Whether the pass is complete at a place."""
+
+
+def source_of(data: Any, seed: int) -> Source:
+    """A data set of either kind.
+
+    Raises:
+        InvalidJob: it is neither, or empty.
+    """
+    # torch's base class gives iterable data sets a __getitem__ that only raises.
+    if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if len(data) == 0:
+            raise InvalidJob("the data set is empty: there is nothing to train on")
+        return MapSource(data, seed)
+    if hasattr(data, "__iter__"):
+        return StreamSource(data)
+    raise InvalidJob(
+        f"a {type(data).__name__} is no data set: it needs __len__ and __getitem__ (map-style), or __iter__ (iterable)"
+    )
+
+
+class MapSource:
+    """A map-style data set in a seeded order, another one in each pass."""
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.length: int | None = len(data)
+        self._data = data
+        self._sampler = Sampler(len(data), seed)
+
+    def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
+        return self._sampler.batch(epoch, cursor, size)
+
+    def samples(self, ids: torch.Tensor) -> list[Any]:
+        # As torch's own fetcher does.
+        if (many := getattr(self._data, "__getitems__", None)) is not None:
+            return cast(list[Any], many(ids.tolist()))
+        return [self._data[i] for i in ids.tolist()]
+
+    def ended(self, epoch: int, cursor: int) -> bool:
+        return cursor >= self._sampler.size
+
+
+class StreamSource:
+    """An iterable data set, read in its own order; samples are numbered from each pass's beginning."""
+
+    def __init__(self, data: Any) -> None:
+        self.length: int | None = None
+        self._data = data
+        self._epoch = -1
+        self._stream: Iterator[Any] = iter(())
+        self._first = 0
+        """Number of the first sample in ``_held``."""
+        self._held: list[Any] = []
+
+    def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
+        self._seek(epoch, cursor)
+        self._read(cursor + size)
+        return torch.arange(cursor, min(cursor + size, self._first + len(self._held)))
+
+    def samples(self, ids: torch.Tensor) -> list[Any]:
+        return [self._held[i - self._first] for i in ids.tolist()]
+
+    def ended(self, epoch: int, cursor: int) -> bool:
+        self._read(cursor + 1)
+        return cursor >= self._first + len(self._held)
+
+    def _seek(self, epoch: int, cursor: int) -> None:
+        """Let the samples from ``cursor`` on be held or yet to come."""
+        if epoch != self._epoch or cursor < self._first:
+            if (turn := getattr(self._data, "set_epoch", None)) is not None:
+                turn(epoch)
+            self._epoch, self._stream, self._first, self._held = epoch, iter(self._data), 0, []
+        known = min(cursor - self._first, len(self._held))
+        del self._held[:known]
+        self._first += known
+        for _ in itertools.islice(self._stream, cursor - self._first):
+            self._first += 1
+
+    def _read(self, end: int) -> None:
+        self._held += itertools.islice(self._stream, max(0, end - self._first - len(self._held)))
