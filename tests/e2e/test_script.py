@@ -113,6 +113,28 @@ def test_workers_with_different_models_say_so() -> None:
         running(local, 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["python", "-c", "pass"], "it exited with 0 but left no result: a script trains in `with adaptrain.elastic"),
+        (["python", "-c", "1 / 0"], "ZeroDivisionError: division by zero"),
+        (["no-such-program"], "script.command: 'no-such-program' can't be run: No such file or directory"),
+    ],
+)
+def test_a_script_that_does_not_train_says_why(command: list[str], says: str, tmp_path: Path) -> None:
+    manifest = {
+        "apiVersion": "adaptrain.io/v1alpha1",
+        "kind": "AdaptiveTrainingJob",
+        "metadata": {"name": "script"},
+        "spec": {"script": {"command": command}, "maxRestarts": 0},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(manifest))
+    run = [sys.executable, "-m", "adaptrain.cli", "run", tmp_path / "job.yaml", "--output", tmp_path / "output"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
+    assert done.returncode == 1
+    assert says in done.stdout
+
+
 def test_the_example_runs_by_itself_and_as_a_job() -> None:
     alone = subprocess.run(
         [sys.executable, EXAMPLES / "train.py"],

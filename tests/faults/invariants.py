@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from adaptrain.elastic.trace import read_lineage
-
 from tests.e2e.local_jobs import check_samples, tensors_of
 from tests.faults.arena import Violation
 from tests.faults.reference import Reference
@@ -16,22 +14,15 @@ TOLERANCE = 1e-9
 def check(trace: Path, checkpoints: Path, steps: int, commits: dict[str, float], reference: Reference) -> float:
     """All of them. Returns the largest difference between a committed parameter and the undisturbed one.
 
+    Which group applied a step says nothing: a member that was cut off trains on by itself until it notices, and if it
+    is ahead when it comes back, its state counts. That state is what must be right.
+
     Raises:
         AssertionError: with what was found.
     """
     check_samples(trace, reference.samples, reference.batch, steps)
-    check_lineage(trace, steps)
     check_commits(commits)
     return check_checkpoints(checkpoints, steps, reference)
-
-
-def check_lineage(trace: Path, steps: int) -> None:
-    """Each step was applied by the group that applied the one before, or by a newer one."""
-    group = 0
-    for step, applied in read_lineage(trace).items():
-        if step < steps and applied.group < group:
-            raise Violation(f"step {step} was applied by group {applied.group}, a step before it by {group}")
-        group = applied.group
 
 
 def check_commits(commits: dict[str, float]) -> None:

@@ -42,7 +42,8 @@ class LocalJob:
         self._checkpoints = checkpoints
         self._trace = trace
         self._source = source
-        self._control_port, self._http_port = _free_ports(2)
+        self._held = [_hold_port() for _ in range(2)]
+        self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
         self._number = 0
         self._next = 0
         self.coordinator: subprocess.Popen[bytes] | None = None
@@ -58,6 +59,8 @@ class LocalJob:
         if self.coordinator is not None:
             self.coordinator.kill()
             self.coordinator.wait()
+        for held in self._held:
+            held.close()
         self._scratch.cleanup()
 
     def start_coordinator(self) -> None:
@@ -177,9 +180,9 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _free_ports(count: int) -> list[int]:
-    open_sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in open_sockets]
-    for s in open_sockets:
-        s.close()
-    return ports
+def _hold_port() -> socket.socket:
+    """A port that nobody else is given, and on which a process that sets SO_REUSEADDR can listen all the same."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held

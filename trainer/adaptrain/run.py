@@ -74,9 +74,14 @@ class Keeper:
         result = self.local.result(number)
         if code == 0 and result is not None and result.outcome == "completed":
             return result
-        if code <= 0:  # left when asked to, or killed from outside: replaced at once, never counted
+        if code < 0 or (code == 0 and result is not None):  # killed from outside, or left when asked to: not counted
             return None
-        message = result.message if result is not None else self.local.log(f"worker-{number}")[-2000:]
+        if result is not None:
+            message = result.message
+        elif code == 0:
+            message = "it exited with 0 but left no result: a script trains in `with adaptrain.elastic.Elastic(…)`"
+        else:
+            message = self.local.log(f"worker-{number}")[-2000:]
         if code == EXIT_INVALID:
             raise Failed(message)
         if now - self._failed_at > FORGIVEN_SECONDS:

@@ -64,6 +64,6 @@ def explain(pod: Pod, limit: int = 800) -> str:
     result = parse_result(pod)
     words = result.message if result is not None and result.message else exited.message.strip()
     if not words and exited.code == 0:
-        words = "it exited with 0 but left no result"
+        words = "it exited with 0 but left no result: a script trains in `with adaptrain.elastic.Elastic(…)`"
     words = words[-limit:]
     return f"exit code {exited.code}" + (f": {words}" if words else "")
