@@ -137,7 +137,9 @@ class Generator:
 
     def spoil(self, job: dict[str, Any]) -> None:
         draw = self.draw
-        holder, key = draw.choice(list(_places(job["spec"])))
+        if not (places := list(_places(job["spec"]))):
+            return
+        holder, key = draw.choice(places)
         junk = copy.deepcopy(draw.choice([draw.choice(STRINGS), draw.choice(NUMBERS), draw.choice(OTHERS), None]))
         match draw.randrange(10):
             case 0:

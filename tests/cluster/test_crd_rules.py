@@ -3,41 +3,14 @@
 The cases are those of ``tests/unit/test_api_rules.py``.
 """
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-FILE = Path(__file__).parents[1] / "unit/test_api_cases.yaml"
-CASES: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())
-IDS = [f"{number}-{case.get('constraint', case.get('field'))}" for number, case in enumerate(CASES)]
+from tests.unit.test_api_rules import CASES, IDS, job, smallest
+
 STRICT = "?dryRun=All&fieldValidation=Strict"
-
-
-def smallest() -> dict[str, Any]:
-    phase = {"name": "train", "type": "supervised", "optimizer": {"learningRate": 0.001}}
-    return {
-        "apiVersion": "adaptrain.io/v1alpha1",
-        "kind": "AdaptiveTrainingJob",
-        "metadata": {"name": "job"},
-        "spec": {
-            "model": {"name": "mlp"},
-            "data": {"name": "digits"},
-            "phases": [{**phase, "batch": {"size": 8}, "stop": {"epochs": 1}}],
-        },
-    }
-
-
-def job(case: dict[str, Any]) -> dict[str, Any]:
-    made, change = smallest(), copy.deepcopy(case)
-    made["metadata"].update(change.pop("metadata", {}))
-    if change.get("phases"):
-        change["phases"] = [{**made["spec"]["phases"][0], **change["phases"][0]}]
-    made["spec"].update(change)
-    return made
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
