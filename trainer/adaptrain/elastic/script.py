@@ -18,10 +18,13 @@ was applied or after a pass, never before one: who joins in the middle of a pass
 
 import json
 import math
+import os
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +34,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
 from adaptrain.elastic.group import Group
+from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.session import Session, alone, failed, leave_behind, prepare, settings
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import Source, source_of
@@ -54,7 +58,7 @@ class Elastic:
     Args:
         model: the same on every worker; the first worker's weights count. Batch normalization in training mode is
             refused, since its statistics depend on how a batch is split: use GroupNorm.
-        optimizer: over parameters of the model.
+        optimizer: over parameters of the model; not NAdam, Rprop or ASGD.
         data: a map-style data set (``__len__`` and ``__getitem__``; Hugging Face's too), whose samples are shuffled,
             or an iterable one, which each worker reads whole, in the same order, and takes its part of.
         batch_size: samples of a step, over all workers together.
@@ -80,34 +84,26 @@ class Elastic:
         seed: int | None = None,
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        if batch_size < 1:
-            raise InvalidJob(f"batch_size is {batch_size}: it must be at least 1")
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                raise InvalidJob(
-                    f"the model's {name or 'module'} is a {type(module).__name__}, whose statistics depend on how a"
-                    " batch is split among workers: use GroupNorm"
-                )
         self._settings = settings() if path("ADAPTRAIN_JOB_FILE") is not None else alone()
         job = read_job(self._settings.job) if self._settings.job is not None else None
         namespace, name = (job.metadata.namespace or "default", job.metadata.name) if job else ("default", "script")
-        metrics, trace = prepare(self._settings, namespace, name)
-        self.memory: dict[str, Any] = {}
-        more: dict[str, Stateful] = {"script": _Memory(self), "groups": _Groups(optimizer)}
-        if scheduler is not None:
-            try:
-                json.dumps(scheduler.state_dict())
-            except TypeError as error:
-                raise InvalidJob(f"the scheduler's state_dict is not JSON ({error}): give one whose is") from error
-            more["scheduler"] = scheduler
+        self._metrics, self._trace = prepare(self._settings, namespace, name)
+        self._checkpoint = job.spec.checkpoint if job else None
         self._seed = seed if seed is not None else job.spec.seed if job else 0
         self._collate = collate
-        self._source = source_of(data, self._seed)
+        self.memory: dict[str, Any] = {}
+        more: dict[str, Stateful] = {"script": _Memory(self), "groups": _Groups(optimizer)}
+        try:
+            _check(model, optimizer, batch_size)
+            if scheduler is not None:
+                _same_as_json("the scheduler's state_dict", scheduler.state_dict())
+                more["scheduler"] = scheduler
+            self._source = source_of(data, self._seed)
+        except InvalidJob as error:
+            self._fail(error)
+            raise
         self._task = _Training(ReplicatedState(model, optimizer, more), batch_size, self._source)
         self._shares = Shares()
-        self._session = Session(self._settings, metrics, trace, job.spec.checkpoint if job else None)
-        self._loop = self._session.loop(self._task)
-        self._units = self._loop.units()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None
         """Samples of the global batch that is under way, and of this worker's part."""
@@ -146,14 +142,11 @@ class Elastic:
         while not self._pass_over and (group := self._offer()) is not None and not self._over:
             if (ids := self._take(group)) is None:
                 continue
-            if len(ids):
-                yield self._collate(self._source.samples(ids))
-            else:
-                self.step(None)
+            yield self._collate(self._source.samples(ids))
             if self._batch is not None:
                 raise RuntimeError("the loop's body must call elastic.step(loss) once for each batch")
 
-    def step(self, loss: torch.Tensor | None, *, clip_norm: float | None = None) -> bool:
+    def step(self, loss: torch.Tensor, *, clip_norm: float | None = None) -> bool:
         """Take one optimizer step with the gradient of the mean loss over the global batch.
 
         Args:
@@ -173,7 +166,7 @@ class Elastic:
         group, self._offered = self._offered, None
         c, state = self._task.state.counters, self._task.state
         state.zero_gradients()
-        if loss is not None:
+        if part:
             (loss * (part / total)).backward()  # type: ignore[no-untyped-call]
             state.gradients[-1][LOSS] = loss.detach() * (part / total)
         self._shares.took(part, time.perf_counter() - self._began)
@@ -215,12 +208,29 @@ class Elastic:
     # Parts of it
 
     def _fail(self, error: Exception) -> None:
-        """Leave an error behind; end at once where another try would not help."""
+        """Leave an error behind, and end a job's worker with it."""
         message = str(error) if isinstance(error, InvalidJob | Disagreement) else f"{type(error).__name__}: {error}"
         leave_behind(self._settings, failed(message))
-        if isinstance(error, InvalidJob):
+        if self._settings.job is not None:
+            # At once: the error's frames hold the group, whose destructor would wait for peers that may be gone.
             traceback.print_exception(error)
-            raise SystemExit(EXIT_INVALID) from error
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
+
+    # A worker says hello when its loop begins: what a script does before keeps nobody waiting.
+
+    @cached_property
+    def _session(self) -> Session:
+        return Session(self._settings, self._metrics, self._trace, self._checkpoint)
+
+    @cached_property
+    def _loop(self) -> ElasticLoop:
+        return self._session.loop(self._task)
+
+    @cached_property
+    def _units(self) -> Iterator[Group]:
+        return self._loop.units()
 
     @property
     def _over(self) -> bool:
@@ -228,7 +238,11 @@ class Elastic:
         return self._loop.complete or self.ended or (count is not None and self.epoch >= count)
 
     def _take(self, group: Group) -> torch.Tensor | None:
-        """Ids of this worker's part of the next global batch; None if the group broke meanwhile."""
+        """Ids of this worker's part of the next global batch; None if the group broke meanwhile.
+
+        If the part is empty it gets a sample all the same, which counts for nothing: the loop's body runs once for
+        each step on every worker.
+        """
         c = self._task.state.counters
         ids = self._source.batch(c.epoch, c.cursor, self._task.batch_size)
         if len(ids) == 0:
@@ -240,7 +254,7 @@ class Elastic:
             torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
             self._session.trace.loaded(group, c, mine)
             self._began = time.perf_counter()
-            return mine
+            return mine if len(mine) else ids[:1]
         self._offered = None
         return None
 
@@ -283,12 +297,49 @@ class Elastic:
             self._offered = None
             c = self._task.state.counters
             with self._loop.attempt():
-                self._shares.mine(group, c.step, torch.arange(0))  # as the others do, if any go on
+                if self._batch is None:  # as the others do, if any go on
+                    self._shares.mine(group, c.step, torch.arange(0))
+                self._batch = None
                 self._task.state.zero_gradients()
                 self._sum(group, vote=1.0)
                 if not c.best_step:
                     self.keep_best()
                 c.version, c.stopped = c.version + 1, f"{c.epoch} epochs"
+
+
+def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+    """
+    Raises:
+        InvalidJob: they can't be trained by workers that come and go.
+    """
+    if batch_size < 1:
+        raise InvalidJob(f"batch_size is {batch_size}: it must be at least 1")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise InvalidJob(
+                f"the model's {name or 'module'} is a {type(module).__name__}, whose statistics depend on how a batch"
+                " is split among workers: use GroupNorm"
+            )
+    if isinstance(optimizer, torch.optim.NAdam | torch.optim.Rprop | torch.optim.ASGD):
+        raise InvalidJob(f"{type(optimizer).__name__} can't be sent before its first step: use AdamW or SGD")
+    known = set(model.parameters())
+    if any(parameter not in known for group in optimizer.param_groups for parameter in group["params"]):
+        raise InvalidJob("the optimizer has a parameter that the model has not: make it one of the model's")
+
+
+def _same_as_json(what: str, value: dict[str, Any]) -> dict[str, Any]:
+    """A copy, as another worker would get it.
+
+    Raises:
+        InvalidJob: it would get something else.
+    """
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(value))
+    except TypeError as error:
+        raise InvalidJob(f"{what} holds what is not JSON ({error}): keep numbers, text, lists and dicts") from error
+    if copy != value:
+        raise InvalidJob(f"{what} is another one after JSON: give dicts text for keys, and lists instead of tuples")
+    return copy
 
 
 class _Training:
@@ -335,12 +386,7 @@ class _Memory:
         self._elastic = elastic
 
     def state_dict(self) -> dict[str, Any]:
-        try:
-            memory = json.loads(json.dumps(self._elastic.memory))
-        except TypeError as error:
-            raise InvalidJob(
-                f"elastic.memory holds what is not JSON ({error}): keep numbers, text, lists, dicts"
-            ) from error
+        memory = _same_as_json("elastic.memory", self._elastic.memory)
         return {"memory": memory, "ended": self._elastic.ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 MAX_FRAME = 64 * 1024
 """Longest frame, bytes."""
-PROTOCOL = 1
-"""Raised with every incompatible change of the frames; a hello with another number is refused."""
+PROTOCOL = 2
+"""Raised with every incompatible change of the frames, and of what members send to each other; a hello with another
+number is refused."""
 
 BEAT_SECONDS = 0.25
 """A worker says this often what its training thread does."""
