@@ -16,8 +16,8 @@ from adaptrain.elastic.session import (
     MESSAGE_LIMIT,
     Session,
     WorkerSettings,
+    end,
     failed,
-    leave_behind,
     prepare,
     settings,
 )
@@ -38,13 +38,13 @@ def main() -> NoReturn:
         result = _work(told)
     except InvalidJob as error:
         log.error("%s", error)
-        _end(told, EXIT_INVALID, failed(str(error)))
+        end(told, EXIT_INVALID, failed(str(error)))
     except Exception as error:
         traceback.print_exc()
         last = traceback.format_exc()[-MESSAGE_LIMIT // 2 :] if not isinstance(error, Refused) else str(error)
-        _end(told, 1, failed(last))
+        end(told, 1, failed(last))
     else:
-        _end(told, 0, result)
+        end(told, 0, result)
 
 
 def _work(told: WorkerSettings) -> Result:
@@ -83,11 +83,3 @@ def _become(script: Script) -> NoReturn:
         os.execvp(program, [program, *arguments])
     except OSError as error:
         raise InvalidJob(f"script.command: {program!r} can't be run: {error.strerror}") from error
-
-
-def _end(told: WorkerSettings, code: int, result: Result) -> NoReturn:
-    """Leave the result behind and end at once: destructors of groups and stores would wait for who may be gone."""
-    leave_behind(told, result)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -18,8 +18,6 @@ was applied or after a pass, never before one: who joins in the middle of a pass
 
 import json
 import math
-import os
-import sys
 import time
 import traceback
 from collections import deque
@@ -35,10 +33,10 @@ from torch.utils.data import default_collate
 
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
-from adaptrain.elastic.session import Session, alone, failed, leave_behind, prepare, settings
+from adaptrain.elastic.session import Session, alone, end, failed, leave_behind, prepare, settings
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import Source, source_of
-from adaptrain.elastic.state import ReplicatedState, Stateful
+from adaptrain.elastic.state import ReplicatedState, Stateful, check_model
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
@@ -210,13 +208,9 @@ class Elastic:
     def _fail(self, error: Exception) -> None:
         """Leave an error behind, and end a job's worker with it."""
         message = str(error) if isinstance(error, InvalidJob | Disagreement) else f"{type(error).__name__}: {error}"
-        leave_behind(self._settings, failed(message))
         if self._settings.job is not None:
-            # At once: the error's frames hold the group, whose destructor would wait for peers that may be gone.
             traceback.print_exception(error)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
+            end(self._settings, EXIT_INVALID if isinstance(error, InvalidJob) else 1, failed(message))
 
     # A worker says hello when its loop begins: what a script does before keeps nobody waiting.
 
@@ -314,12 +308,7 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size:
     """
     if batch_size < 1:
         raise InvalidJob(f"batch_size is {batch_size}: it must be at least 1")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise InvalidJob(
-                f"the model's {name or 'module'} is a {type(module).__name__}, whose statistics depend on how a batch"
-                " is split among workers: use GroupNorm"
-            )
+    check_model(model)
     if isinstance(optimizer, torch.optim.NAdam | torch.optim.Rprop | torch.optim.ASGD):
         raise InvalidJob(f"{type(optimizer).__name__} can't be sent before its first step: use AdamW or SGD")
     known = set(model.parameters())

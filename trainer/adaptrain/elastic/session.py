@@ -6,10 +6,12 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from adaptrain_api.progress import WORKER_METRICS_PORT, Result
@@ -151,6 +153,14 @@ def leave_behind(settings: WorkerSettings, result: Result) -> None:
     if settings.termination_log is not None:
         shortened = result.model_copy(update={"message": result.message[-MESSAGE_LIMIT // 2 :]})
         settings.termination_log.write_text(json.dumps(shortened.model_dump(by_alias=True)))
+
+
+def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
+    """Leave the result behind and end at once: destructors of groups and stores would wait for who may be gone."""
+    leave_behind(settings, result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def failed(message: str) -> Result:

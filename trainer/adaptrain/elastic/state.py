@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,21 @@ TORN = -1
 """Version of a state that was being overwritten when its source was lost."""
 CHUNK = 1 << 24
 """Elements moved at once when a state is sent."""
+
+
+def check_model(model: torch.nn.Module) -> None:
+    """
+    Raises:
+        InvalidJob: it can't be replicated, or there is nothing to train.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise InvalidJob(
+                f"model: {name} is a {type(module).__name__}, whose statistics depend on how a batch is split among"
+                " workers: use GroupNorm or LayerNorm"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidJob("model: there is no parameter to train")
 
 
 class Stateful(Protocol):
@@ -156,9 +172,8 @@ class ReplicatedState:
 
     def _agree(self, group: Group) -> None:
         """Make sure that all members have the same tensors, before any of them is sent."""
-        mine = {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in self.tensors().items()}
-        digest = hashlib.sha256(json.dumps(mine).encode()).digest()
-        digests = group.gather(int.from_bytes(digest[:7]))
+        mine, digest = self._signature
+        digests = group.gather(digest)
         if len(set(digests)) == 1:
             return
         first = _tell(group, 0, mine if group.rank == 0 else None)
@@ -169,6 +184,12 @@ class ReplicatedState:
             f"the workers disagree on the model: {name} is {mine.get(name, 'absent')} here and"
             f" {first.get(name, 'absent')} on the group's first worker; build the same model on all of them"
         )
+
+    @cached_property
+    def _signature(self) -> tuple[dict[str, str], int]:
+        """Each tensor's shape and type in words, and 56 bits of their digest: once, not at every change of members."""
+        words = {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in self.tensors().items()}
+        return words, int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:7])
 
     def _counters(self) -> dict[str, Any]:
         self.counters.more = {name: source.state_dict() for name, source in self._more.items()}

@@ -53,7 +53,6 @@ class Trace:
 class AppliedStep:
     """A step of the lineage that training ended in."""
 
-    group: int
     epoch: int
     cursor: int
     samples: list[int]
@@ -77,18 +76,14 @@ def read_lineage(directory: Path) -> dict[int, AppliedStep]:
     applied: dict[int, tuple[int, int, int]] = {}
     loaded: dict[tuple[int, int], dict[str, list[int]]] = {}
     for path in sorted(directory.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                said = json.loads(line)
-            except ValueError:  # the last line of a killed worker
-                continue
+        for said in _read(path):
             step, group = said["step"], said["group"]
             if said["what"] == "applied":
                 applied[step] = max(applied.get(step, (0, 0, 0)), (group, said["epoch"], said["cursor"]))
             else:
                 loaded.setdefault((step, group), {})[path.stem] = said["ids"]
     return {
-        step: AppliedStep(group, epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
+        step: AppliedStep(epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
         for step, (group, epoch, cursor) in sorted(applied.items())
     }
 

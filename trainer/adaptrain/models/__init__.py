@@ -6,6 +6,7 @@ from adaptrain_api.training import ModelSource
 from torch import nn
 
 from adaptrain.data import DataSet
+from adaptrain.elastic.state import check_model
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
 from adaptrain.models.mlp import mlp
@@ -27,12 +28,5 @@ def build_model(source: ModelSource, data: DataSet) -> nn.Module:
         if not isinstance(made, nn.Module):
             raise InvalidJob(f"model.name: {source.name} must return a torch.nn.Module, not {type(made).__name__}")
         model = made
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise InvalidJob(
-                f"model: {name} is a {type(module).__name__}, whose statistics depend on how a batch is split among"
-                " workers: use GroupNorm or LayerNorm"
-            )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise InvalidJob("model: there is no parameter to train")
+    check_model(model)
     return model
