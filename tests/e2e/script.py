@@ -34,7 +34,8 @@ scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 data = TensorDataset(x, y) if kind == "map" else Stream()
 
 with Elastic(model, optimizer, data, batch_size=48, scheduler=scheduler) as elastic:
-    for _ in elastic.epochs(10 * passes):
+    # Either the number of passes ends training, or the script's own break.
+    for _ in elastic.epochs(passes if kind == "stream" else 10 * passes):
         for inputs, classes in elastic:
             time.sleep(0.002)
             elastic.step(F.cross_entropy(model(inputs), classes), clip_norm=1.0)

@@ -135,6 +135,16 @@ def test_a_script_that_does_not_train_says_why(command: list[str], says: str, tm
     assert says in done.stdout
 
 
+def test_what_a_script_does_after_training_does_not_begin_it_anew(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text((HERE / "script.py").read_text() + "\nsys.exit('no room for the report')\n")
+    spec = {"script": {"command": ["python", "train.py", "map", "2"]}, "maxRestarts": 0}
+    (tmp_path / "job.yaml").write_text(json.dumps({"metadata": {"name": "script"}, "spec": spec}))
+    run = [sys.executable, "-m", "adaptrain.cli", "run", tmp_path / "job.yaml", "--output", tmp_path / "output"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
+    assert done.returncode == 0, done.stdout
+    assert "Succeeded at step 22" in done.stdout
+
+
 def test_the_example_runs_by_itself_and_as_a_job() -> None:
     alone = subprocess.run(
         [sys.executable, EXAMPLES / "train.py"],

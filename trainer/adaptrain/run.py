@@ -50,13 +50,16 @@ class Keeper:
         local, now = self.local, time.monotonic()
         if local.coordinator is None or local.coordinator.poll() is not None:
             local.start_coordinator()
+        self._progress = local.progress() or self._progress
+        if self._progress is not None and self._progress.result is not None:
+            # What a script does after training is its own affair: its failure doesn't begin training anew.
+            return self._progress.result if not local.alive() else None
         for number, process in local.workers.items():
             code = process.exitcode
             if code is not None and number not in self._ended:
                 self._ended.add(number)
                 if (result := self._judge(number, code, now)) is not None:
                     return result
-        self._progress = local.progress() or self._progress
         for silent in self._progress.silent if self._progress else []:
             if (number := int(silent.id)) in local.alive():
                 local.signal(number, signal.SIGKILL)

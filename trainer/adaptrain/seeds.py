@@ -5,11 +5,46 @@ other workers, with the same outcome.
 """
 
 import hashlib
+import random
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
+
+
+class GlobalRandom:
+    """The process's own generators (torch's, Python's, NumPy's) as others see them inside ``with``, and only there."""
+
+    def __init__(self) -> None:
+        self._hidden = self._get()
+
+    def seed(self, seed: int) -> None:
+        """Begin anew, inside the next ``with``."""
+        with self:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        now = self._get()
+        ours, pythons, numpys = self._hidden
+        torch.set_rng_state(ours)
+        random.setstate(pythons)
+        np.random.set_state(numpys)
+        self._hidden = now
+
+    @staticmethod
+    def _get() -> tuple[torch.Tensor, Any, Any]:
+        return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
 def derive(*parts: int | str) -> int:

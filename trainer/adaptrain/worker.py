@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -14,6 +13,7 @@ from adaptrain.data import load_data
 from adaptrain.elastic.loop import Refused
 from adaptrain.elastic.session import (
     MESSAGE_LIMIT,
+    Farewell,
     Session,
     WorkerSettings,
     end,
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Work until the job is done or this worker is asked to leave."""
-    # SIGTERM is waited for by a thread: the training thread may sit in a collective, where no handler would run.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     told = settings()
     try:
         result = _work(told)
@@ -53,6 +51,7 @@ def _work(told: WorkerSettings) -> Result:
     spec = job.spec
     if spec.script is not None:
         _become(spec.script)
+    farewell = Farewell()
     metrics, trace = prepare(told, job.metadata.namespace or "default", job.metadata.name)
     assert spec.model is not None
     assert spec.data is not None
@@ -60,7 +59,7 @@ def _work(told: WorkerSettings) -> Result:
     model, data = spec.model, load_data(spec.data)
     task = SupervisedTask(spec.phases[0], lambda: build_model(model, data), data, spec.seed, metrics, trace)
     # Only a warm worker says hello: the others never wait for an import.
-    session = Session(told, metrics, trace, spec.checkpoint)
+    session = Session(told, metrics, trace, spec.checkpoint, farewell)
     loop = session.loop(task)
     for group in loop.units():
         with loop.attempt():

@@ -99,12 +99,12 @@ class Group:
         self._wait(lambda backend: backend.allreduce(flat))
         self.leaving = bool(flat[-1] > 0)
 
-    def gather(self, value: int) -> list[int]:
-        """Each member's value, by rank."""
-        every = torch.zeros(self.size + 1, dtype=torch.int64)
-        every[self.rank] = value
+    def gather(self, *values: int) -> list[tuple[int, ...]]:
+        """Each member's values, by rank."""
+        every = torch.zeros(self.size, len(values), dtype=torch.int64)
+        every[self.rank] = torch.tensor(values)
         self._wait(lambda backend: backend.allreduce(every))
-        return every[:-1].tolist()
+        return [tuple(row) for row in every.tolist()]
 
     def collect(self, value: float) -> list[float]:
         """Each member's value, by rank: the same numbers on every member."""

@@ -15,7 +15,7 @@ from adaptrain.elastic.checkpoint import MODEL_FILE, SECTION_SECONDS, Checkpoint
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Group, GroupBroken, form
 from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import TORN, ReplicatedState
+from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
 
 REPORT_SECONDS = 0.5
@@ -155,7 +155,7 @@ class ElasticLoop:
             loaded = self._checkpoints is not None and self._checkpoints.load(state)
         if not loaded and newest == TORN:
             self._task.reset()
-        state.counters.version = max(1, state.counters.version)
+        state.counters.version = max(INITIAL, state.counters.version)
 
     def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()
@@ -228,5 +228,5 @@ class ElasticLoop:
                 self._checkpoints.failed(error)
                 self._publish(group, force=True)
                 time.sleep(RETRY_SECONDS)
-        group.gather(0)
+        group.gather(0)  # a barrier
         self.model = MODEL_FILE

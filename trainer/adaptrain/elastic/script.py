@@ -31,9 +31,10 @@ from adaptrain_api.progress import EXIT_INVALID
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
+from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
-from adaptrain.elastic.session import Session, alone, end, failed, leave_behind, prepare, settings
+from adaptrain.elastic.session import Farewell, Session, alone, end, failed, leave_behind, prepare, settings
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import Source, source_of
 from adaptrain.elastic.state import ReplicatedState, Stateful, check_model
@@ -85,6 +86,7 @@ class Elastic:
         self._settings = settings() if path("ADAPTRAIN_JOB_FILE") is not None else alone()
         job = read_job(self._settings.job) if self._settings.job is not None else None
         namespace, name = (job.metadata.namespace or "default", job.metadata.name) if job else ("default", "script")
+        self._farewell = Farewell() if job is not None else None
         self._metrics, self._trace = prepare(self._settings, namespace, name)
         self._checkpoint = job.spec.checkpoint if job else None
         self._seed = seed if seed is not None else job.spec.seed if job else 0
@@ -107,6 +109,8 @@ class Elastic:
         """Samples of the global batch that is under way, and of this worker's part."""
         self._began = 0.0
         self._pass_over = False
+        self._final: dict[str, Any] | None = None
+        """The state at the loop's end, if the others had ended it before."""
         self.ended = False
 
     # The user's loop
@@ -137,7 +141,11 @@ class Elastic:
         # A worker that missed a pass's last step goes on with the next pass: the others' state, which it got instead,
         # is that after what the script does between two passes.
         self._pass_over = False
-        while not self._pass_over and (group := self._offer()) is not None and not self._over:
+        while not self._pass_over and (group := self._offer()) is not None:
+            if self._over:
+                # It missed the last pass's last step: what the script does after the pass is in the state already.
+                self._final = self._task.state.capture()
+                return
             if (ids := self._take(group)) is None:
                 continue
             yield self._collate(self._source.samples(ids))
@@ -181,7 +189,8 @@ class Elastic:
             self._session.trace.applied(group, c)
             self._task.losses.append(mean)
             self._session.metrics.samples.inc(part)
-            c.version, c.step, c.cursor = c.version + 1, c.step + 1, c.cursor + total
+            state.applied(group)
+            c.step, c.cursor = c.step + 1, c.cursor + total
             if self._source.ended(c.epoch, c.cursor):
                 c.epoch, c.cursor, self._pass_over = c.epoch + 1, 0, True
         return applied
@@ -216,7 +225,7 @@ class Elastic:
 
     @cached_property
     def _session(self) -> Session:
-        return Session(self._settings, self._metrics, self._trace, self._checkpoint)
+        return Session(self._settings, self._metrics, self._trace, self._checkpoint, self._farewell)
 
     @cached_property
     def _loop(self) -> ElasticLoop:
@@ -238,7 +247,9 @@ class Elastic:
         each step on every worker.
         """
         c = self._task.state.counters
-        ids = self._source.batch(c.epoch, c.cursor, self._task.batch_size)
+        # Who joins may have to read an iterable data set up to the cursor.
+        with self._session.control.doing("section", SECTION_SECONDS):
+            ids = self._source.batch(c.epoch, c.cursor, self._task.batch_size)
         if len(ids) == 0:
             raise InvalidJob("the data set is empty: there is nothing to train on")
         with self._loop.attempt():
@@ -285,6 +296,8 @@ class Elastic:
 
     def _finish(self) -> None:
         """End training together with all others, and leave the model behind."""
+        if self._final is not None:
+            self._task.state.restore(self._final)
         # Before the next group is joined: a worker that missed the last step learns it with the state.
         self.ended = True
         while (group := self._offer()) is not None:
@@ -298,7 +311,8 @@ class Elastic:
                 self._sum(group, vote=1.0)
                 if not c.best_step:
                     self.keep_best()
-                c.version, c.stopped = c.version + 1, f"{c.epoch} epochs"
+                self._task.state.applied(group)
+                c.stopped = f"{c.epoch} epochs"
 
 
 def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -92,11 +93,39 @@ def alone() -> WorkerSettings:
     return WorkerSettings(None, token, f"{LOCALHOST}:{ports[0]}", "0", "worker-0", LOCALHOST, metrics_port=0)
 
 
+class Farewell:
+    """Hears SIGTERM from now on, for a thread to act on: the training thread may sit in a collective."""
+
+    def __init__(self) -> None:
+        self._heard, wake = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.siginterrupt(signal.SIGTERM, False)  # who reads or writes a socket is not disturbed
+        os.register_at_fork(after_in_child=self._forget)
+
+    def wait(self) -> None:
+        """Wait for SIGTERM, which may have come before."""
+        while signal.SIGTERM not in self._heard.recv(1):
+            pass
+
+    @staticmethod
+    def _forget() -> None:
+        """A child of a user's script ends when it is told to."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Session:
     """What an elastic worker has beside its task."""
 
     def __init__(
-        self, settings: WorkerSettings, metrics: WorkerMetrics, trace: Trace, checkpoint: Checkpoint | None
+        self,
+        settings: WorkerSettings,
+        metrics: WorkerMetrics,
+        trace: Trace,
+        checkpoint: Checkpoint | None,
+        farewell: Farewell | None,
     ) -> None:
         self._settings = settings
         self.metrics = metrics
@@ -105,8 +134,8 @@ class Session:
         self._sockets = GroupSockets()
         identity = Identity(settings.id, settings.name, settings.host, self._store.port)
         self.control = Control(settings.coordinator, settings.token, identity, self._sockets)
-        if settings.job is not None:
-            threading.Thread(target=self._await_sigterm, daemon=True, name="sigterm").start()
+        if farewell is not None:
+            threading.Thread(target=self._leave_after, args=(farewell,), daemon=True, name="farewell").start()
         self._checkpoints = None
         if settings.checkpoints is not None:
             every, keep = (checkpoint.every_seconds, checkpoint.keep) if checkpoint else (60, 3)
@@ -133,8 +162,8 @@ class Session:
             log.info("training is complete: %s, %s", result.message, result.metrics)
         return result
 
-    def _await_sigterm(self) -> None:
-        signal.sigwait({signal.SIGTERM})
+    def _leave_after(self, farewell: Farewell) -> None:
+        farewell.wait()
         log.info("asked to end: leaving at the step's end")
         self.control.leave()
 

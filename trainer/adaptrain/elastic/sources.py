@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 
 from adaptrain.elastic.sampler import Sampler
 from adaptrain.errors import InvalidJob
+from adaptrain.seeds import GlobalRandom, derive
 
 
 class Source(Protocol):
@@ -40,7 +41,7 @@ def source_of(data: Any, seed: int) -> Source:
             raise InvalidJob("the data set is empty: there is nothing to train on")
         return MapSource(data, seed)
     if hasattr(data, "__iter__"):
-        return StreamSource(data)
+        return StreamSource(data, seed)
     raise InvalidJob(
         f"a {type(data).__name__} is no data set: it needs __len__ and __getitem__ (map-style), or __iter__ (iterable)"
     )
@@ -68,11 +69,17 @@ class MapSource:
 
 
 class StreamSource:
-    """An iterable data set, read in its own order; samples are numbered from each pass's beginning."""
+    """An iterable data set, read in its own order; samples are numbered from each pass's beginning.
 
-    def __init__(self, data: Any) -> None:
+    A data set that shuffles with the process's own random numbers gives the same order to all workers: it sees them
+    seeded for the pass.
+    """
+
+    def __init__(self, data: Any, seed: int) -> None:
         self.length: int | None = None
         self._data = data
+        self._seed = seed
+        self._random = GlobalRandom()
         self._epoch = -1
         self._stream: Iterator[Any] = iter(())
         self._first = 0
@@ -96,12 +103,18 @@ class StreamSource:
         if epoch != self._epoch or cursor < self._first:
             if (turn := getattr(self._data, "set_epoch", None)) is not None:
                 turn(epoch)
-            self._epoch, self._stream, self._first, self._held = epoch, iter(self._data), 0, []
+            self._random.seed(derive(self._seed, "order", epoch))
+            with self._random:
+                self._stream = iter(self._data)
+            self._epoch, self._first, self._held = epoch, 0, []
         known = min(cursor - self._first, len(self._held))
         del self._held[:known]
         self._first += known
-        for _ in itertools.islice(self._stream, cursor - self._first):
-            self._first += 1
+        with self._random:
+            for _ in itertools.islice(self._stream, cursor - self._first):
+                self._first += 1
 
     def _read(self, end: int) -> None:
-        self._held += itertools.islice(self._stream, max(0, end - self._first - len(self._held)))
+        if (missing := end - self._first - len(self._held)) > 0:
+            with self._random:
+                self._held += itertools.islice(self._stream, missing)

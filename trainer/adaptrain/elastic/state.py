@@ -15,6 +15,8 @@ from adaptrain.errors import InvalidJob
 
 TORN = -1
 """Version of a state that was being overwritten when its source was lost."""
+INITIAL = 1
+"""Version of the initial state, once it is decided whose counts."""
 CHUNK = 1 << 24
 """Elements moved at once when a state is sent."""
 
@@ -48,6 +50,8 @@ class Counters:
 
     version: int = 0
     """Units (steps, evaluations, …) that were applied: who has more is ahead."""
+    group: int = 0
+    """Epoch of the group that applied the last of them."""
     step: int = 0
     epoch: int = 0
     """Passes over the training set that are complete."""
@@ -149,31 +153,40 @@ class ReplicatedState:
             InvalidJob: this member's model is not the others'.
         """
         self._settle()
-        self._agree(group)
-        versions = group.gather(self.counters.version)
-        newest = max(versions)
-        if min(versions) == newest:
-            return newest
-        root = versions.index(newest)
-        mine = versions[group.rank]
-        sent = self.tensors()
-        # A fresh member is overwritten in place; one that is only a step behind must survive the loss of its source.
-        into = {name: t.clone() for name, t in sent.items()} if 0 < mine < newest else sent
-        if mine <= 0:
-            self.counters.version = TORN
+        c = self.counters
+        known = group.gather(self._signature[1], c.version, c.group)
+        self._agree(group, [digest for digest, *_ in known])
+        # A unit may have been applied by some members of a group that broke, and taken again by the others with other
+        # shares, which rounds differently: the later of the two counts.
+        states = [(version, applied_by) for _, version, applied_by in known]
+        newest, mine = max(states), states[group.rank]
+        if min(states) == newest:
+            return newest[0]
+        root = states.index(newest)
+        live = into = self.tensors()
+        if mine != newest:
+            # A fresh member is overwritten in place; what is worth something must survive the loss of its source.
+            if mine[0] > 0 or newest[0] == INITIAL:
+                into = {name: t.clone() for name, t in live.items()}
+            else:
+                c.version = TORN
         said = _tell(group, root, self._counters() if group.rank == root else None)
         _broadcast(list(into.values()), group, root)
-        if mine < newest:
-            if into is not sent:
-                for name, t in sent.items():
+        if mine != newest:
+            if into is not live:
+                for name, t in live.items():
                     t.copy_(into[name])
             self._take(said)
-        return newest
+        return newest[0]
 
-    def _agree(self, group: Group) -> None:
+    def applied(self, group: Group) -> None:
+        """One more unit was applied."""
+        self.counters.version += 1
+        self.counters.group = group.epoch
+
+    def _agree(self, group: Group, digests: list[int]) -> None:
         """Make sure that all members have the same tensors, before any of them is sent."""
-        mine, digest = self._signature
-        digests = group.gather(digest)
+        mine, _ = self._signature
         if len(set(digests)) == 1:
             return
         first = _tell(group, 0, mine if group.rank == 0 else None)

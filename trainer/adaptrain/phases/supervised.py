@@ -109,7 +109,7 @@ class SupervisedTask:
             self._test(group)
         else:
             self._step(group)
-        c.version += 1
+        self.state.applied(group)
 
     @property
     def _evaluation_is_due(self) -> bool:

@@ -1,0 +1,84 @@
+"""Members of a new group become equal: who is ahead sends its state, and whoever is lost meanwhile spoils nothing."""
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, _tell
+from torch.distributed import TCPStore
+
+from tests.unit.test_group import HOST, control, meet
+
+
+def state(value: float, version: int, group: int = 0) -> ReplicatedState:
+    model = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(model.weight, value)
+    made = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    made.counters.version, made.counters.group = version, group
+    return made
+
+
+def weight(of: ReplicatedState) -> float:
+    return float(of.tensors()["model.weight"][0, 0])
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]]:
+    """Runs one function on each of two members; the second one's can be told to leave."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(2) as pool:
+
+        def run(first: Callable[[Group], Any], second: Callable[[Group, Any], Any]) -> list[Future[Any]]:
+            said = control()
+            return [
+                pool.submit(lambda: first(meet(control(), 0, store.port))),
+                pool.submit(lambda: second(meet(said, 1, store.port), said)),
+            ]
+
+        yield run
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((7, 20), (8, 10), 2.0),  # who is ahead
+        ((7, 20), (7, 10), 1.0),  # a unit that both applied, in different groups: the later one
+        ((0, 0), (3, 10), 2.0),
+        ((0, 0), (INITIAL, 0), 2.0),
+        ((TORN, 30), (0, 0), 2.0),
+    ],
+)
+def test_all_take_the_newest_state(pair: Any, first: Any, second: Any, expected: float) -> None:
+    one, other = state(1.0, *first), state(2.0, *second)
+    healed = [f.result(30) for f in pair(one.heal, lambda group, _: other.heal(group))]
+    assert healed == [max(first, second)[0]] * 2
+    assert (weight(one), weight(other)) == (expected, expected)
+    assert one.counters == other.counters
+
+
+@pytest.mark.parametrize(
+    ("newest", "mine", "left"),
+    [(INITIAL, 0, 0), (9, 8, 8), (9, 0, TORN)],
+)
+def test_a_source_that_is_lost_spoils_nothing_of_worth(pair: Any, newest: int, mine: int, left: int) -> None:
+    ahead, behind = state(1.0, newest), state(2.0, mine)
+
+    def lose(group: Group, said: Any) -> None:
+        with pytest.raises(GroupBroken):
+            behind.heal(group)
+
+    def send_a_part(group: Group) -> None:
+        group.gather(ahead._signature[1], newest, 0)
+        _tell(group, 0, ahead._counters())
+        group._sockets.sever()
+
+    for done in pair(send_a_part, lose):
+        done.result(30)
+    assert behind.counters.version == left
+    assert weight(behind) == 2.0 or left == TORN
