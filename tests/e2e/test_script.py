@@ -27,6 +27,19 @@ def script(*command: str) -> AdaptiveTrainingJob:
     return AdaptiveTrainingJob.model_validate({"metadata": {"name": "script"}, "spec": spec})
 
 
+def adaptrain_run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """``adaptrain run`` of a manifest beside which the command finds its files."""
+    manifest = {
+        "apiVersion": "adaptrain.io/v1alpha1",
+        "kind": "AdaptiveTrainingJob",
+        "metadata": {"name": "script"},
+        "spec": {"script": {"command": command}, "maxRestarts": 0},
+    }
+    (folder / "job.yaml").write_text(json.dumps(manifest))
+    run = [sys.executable, "-m", "adaptrain.cli", "run", folder / "job.yaml", "--output", folder / "output"]
+    return subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
+
+
 def counters(checkpoints: Path) -> dict[str, Any]:
     newest = max(checkpoints.glob("step-*/counters.json"))
     found: dict[str, Any] = json.loads(newest.read_text())
@@ -122,25 +135,14 @@ def test_workers_with_different_models_say_so() -> None:
     ],
 )
 def test_a_script_that_does_not_train_says_why(command: list[str], says: str, tmp_path: Path) -> None:
-    manifest = {
-        "apiVersion": "adaptrain.io/v1alpha1",
-        "kind": "AdaptiveTrainingJob",
-        "metadata": {"name": "script"},
-        "spec": {"script": {"command": command}, "maxRestarts": 0},
-    }
-    (tmp_path / "job.yaml").write_text(json.dumps(manifest))
-    run = [sys.executable, "-m", "adaptrain.cli", "run", tmp_path / "job.yaml", "--output", tmp_path / "output"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
+    done = adaptrain_run(command, tmp_path)
     assert done.returncode == 1
     assert says in done.stdout
 
 
 def test_what_a_script_does_after_training_does_not_begin_it_anew(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text((HERE / "script.py").read_text() + "\nsys.exit('no room for the report')\n")
-    spec = {"script": {"command": ["python", "train.py", "map", "2"]}, "maxRestarts": 0}
-    (tmp_path / "job.yaml").write_text(json.dumps({"metadata": {"name": "script"}, "spec": spec}))
-    run = [sys.executable, "-m", "adaptrain.cli", "run", tmp_path / "job.yaml", "--output", tmp_path / "output"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
+    done = adaptrain_run(["python", "train.py", "map", "2"], tmp_path)
     assert done.returncode == 0, done.stdout
     assert "Succeeded at step 22" in done.stdout
 
