@@ -99,7 +99,10 @@ def test_a_hung_worker_is_left_behind(tmp_path: Path) -> None:
         numbers = [local.start_worker() for _ in range(3)]
         running(local, 3)
         local.signal(numbers[0], signal.SIGSTOP)
-        progress = running(local, 2)
+        running(local, 2)
+        wait_for("it to be given up", lambda: (p := local.progress()) is not None and p.silent, local)
+        progress = local.progress()
+        assert progress is not None
         assert [s.id for s in progress.silent] == [str(numbers[0])]
         local.signal(numbers[0], signal.SIGKILL)
         run.go_on()

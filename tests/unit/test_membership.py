@@ -9,9 +9,11 @@ from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.membership import (
     AWAY_SECONDS,
     FLAPS,
+    MISSED_SECONDS,
     SETTLE_SECONDS,
     Action,
     Activity,
+    Doing,
     Drop,
     Membership,
     Send,
@@ -379,6 +381,29 @@ def test_who_is_silent_is_dropped() -> None:
     assert [a.id for a in actions if isinstance(a, Drop)] == ["b"]
     assert set(m.silent) == {"b"}
     assert frames(actions) == {"a": "leave"}
+
+
+@pytest.mark.parametrize(("others", "dropped_after"), [("waiting", MISSED_SECONDS), ("computing", SILENCE_SECONDS)])
+def test_who_is_missed_loses_its_place_sooner(others: Doing, dropped_after: float) -> None:
+    m = running("a", "b")
+    now = 0.0
+    while "b" in m.members:
+        m.beat(now, "a", Activity(others, 0.0), 0, 0)
+        m.tick(now)
+        now += 0.1
+    assert now == pytest.approx(dropped_after, abs=0.25)
+
+
+def test_who_comes_back_in_time_is_not_given_up() -> None:
+    m = running("a", "b")
+    for i in range(1, 100):
+        m.beat(i * 0.1, "a", Activity("waiting", 0.0), 0, 0)
+        m.tick(i * 0.1)
+        if "b" not in m.members:
+            m.hello(i * 0.1, "b", "b", "host", 1)
+        if i * 0.1 > MISSED_SECONDS + 0.3:
+            m.beat(i * 0.1, "b", Activity("waiting", 0.0), 0, 0)
+    assert (set(m.members), m.silent) == ({"a", "b"}, {})
 
 
 def test_a_coordinator_that_was_stopped_blames_nobody() -> None:

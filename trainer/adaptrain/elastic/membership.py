@@ -20,6 +20,8 @@ from adaptrain.elastic.wire import SILENCE_SECONDS, Frame
 SETTLE_SECONDS = 2.0
 """A coordinator that replaces another gives the members of the running group this long to come back, before it takes
 the missing ones for lost."""
+MISSED_SECONDS = 1.5
+"""Who is not heard for this long while all others of its group wait for it loses its place; it may come back."""
 HUNG_SECONDS = 30.0
 """A member that computes this long while all others wait for it is hung, unless it announced a longer section."""
 STUCK_SECONDS = 120.0
@@ -122,6 +124,8 @@ class Membership:
         self.epoch = number << COUNT_BITS
         self.members: dict[str, Member] = {}
         self.silent: dict[str, Silence] = {}
+        self._missing: dict[str, Silence] = {}
+        """Who lost its place, and is not silent for long enough yet to be given up."""
         self.changes: list[Change] = []
         self.finished = False
         self._told = 0
@@ -161,6 +165,7 @@ class Membership:
             return []
         actions = self._lose(now, id, "came back on another connection") if known is not None else []
         self.silent.pop(id, None)
+        self._missing.pop(id, None)
         member = Member(id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers)
         if not self.finished and (held := self._hold(now, id)) > 0:
             self._held[id] = now + held, member
@@ -229,7 +234,7 @@ class Membership:
         """To be called several times a second: finds who is silent or hung, and ends settling."""
         pause = now - self._ticked if self._ticked is not None else 0.0
         self._ticked = now
-        if pause > SILENCE_SECONDS / 3:
+        if pause > MISSED_SECONDS / 3:
             # The coordinator itself was stopped or starved, and what was said meanwhile waits in its sockets: that is
             # nobody else's silence.
             for member in self.members.values():
@@ -249,6 +254,13 @@ class Membership:
         for member in list(self.members.values()):
             if (quiet := now - member.heard) > SILENCE_SECONDS:
                 actions += self._silence(now, member, f"was not heard for {quiet:.1f} s", member.heard)
+            elif quiet > MISSED_SECONDS and self._keeps_all_waiting(member):
+                self._missing[member.id] = Silence(member.id, member.name, member.heard)
+                why = f"was not heard for {quiet:.1f} s while all others waited for it"
+                actions += [Drop(member.id, why), *self._lose(now, member.id, why)]
+        for missing in list(self._missing.values()):
+            if now - missing.since > SILENCE_SECONDS:
+                self.silent[missing.id] = self._missing.pop(missing.id)
         if (hung := self._hung(now)) is not None:
             why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
             actions += self._silence(now, hung, why, now - self._busy(now, hung))
@@ -298,6 +310,13 @@ class Membership:
             self._tell(now, f"{member.name} joined")
             return [Send(member.id, {"do": "leave", "epoch": self.epoch})]
         return self._open(now, f"{member.name} joined", planned=False)
+
+    def _keeps_all_waiting(self, member: Member) -> bool:
+        if self._formed or self._planned:
+            others = [m for m in self.members.values() if m.group == member.group != 0 and m is not member]
+            return len(others) > 0 and all(m.activity.doing == "waiting" for m in others)
+        others = [m for m in self.members.values() if m is not member]
+        return len(others) > 0 and not member.ready and all(m.ready for m in others)
 
     def _hung(self, now: float) -> Member | None:
         """Who keeps the others waiting for longer than it may."""
