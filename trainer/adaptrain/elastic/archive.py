@@ -10,8 +10,9 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -129,21 +130,29 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
             if name in small:
                 yield io.BytesIO(small[name])
                 return
-            with _verified(storage, str(path), manifest["files"][name]) as file:
-                yield file
+            with (
+                _verified(storage, str(path), manifest["files"][name]) as file,
+                closing(_ahead(file.parts(places[name]))) as parts,
+            ):
+                yield parts
+
+    places: dict[str, list[tuple[int, int]]] = {}
 
     class Reader(FileSystemReader):
-        """Takes the tensors in the order in which they lie in their files."""
+        """Takes the tensors in the order in which they lie in their files, the next one while one is looked at."""
 
         def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
-            def place(item: ReadItem) -> tuple[str, int]:
+            def place(item: ReadItem) -> tuple[str, int, int]:
                 at = self.storage_data[item.storage_index]
-                return at.relative_path, at.offset
+                return at.relative_path, at.offset, at.length
 
-            return super().read_data(replace(plan, items=sorted(plan.items, key=place)), planner)
+            items = sorted(plan.items, key=place)
+            for file, offset, length in map(place, items):
+                places.setdefault(file, []).append((offset, length))
+            return super().read_data(replace(plan, items=items), planner)
 
         def _slice_file(self, file: Any, sinfo: Any) -> Any:
-            return _Slice(file.take(sinfo.offset, sinfo.length))
+            return _Part(next(file))
 
     reader = Reader(folder)
     reader.fs = Files()
@@ -267,37 +276,48 @@ class _Read:
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
         self._digest = _Digest()
-        self._buffer = bytearray()
 
-    def take(self, offset: int, length: int) -> memoryview:
-        """The bytes at a place that was not read yet, until the next call; fewer if the file ends before."""
-        while (skip := offset - self._digest.length) and self._next(min(skip, BLOCK)):
-            pass
-        return self._next(length)
+    def parts(self, places: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes at each place (offset, length), in order; fewer if the file ends. Good for one turn more."""
+        buffers = [bytearray(), bytearray()]
+        for offset, length in places:
+            while (skip := offset - self._digest.length) and self._next(bytearray(min(skip, BLOCK))):
+                pass
+            buffers.reverse()
+            if len(buffers[0]) < length:
+                buffers[0] = bytearray(length)
+            yield self._next(memoryview(buffers[0])[:length])
 
     def rest(self) -> bytes:
         """All that was not read yet."""
-        return b"".join(iter(lambda: bytes(self._next(BLOCK)), b""))
+        return b"".join(iter(lambda: bytes(self._next(bytearray(BLOCK))), b""))
 
     def check(self, name: str, expected: dict[str, Any]) -> None:
         """Read what is left, and hold all of it against the manifest."""
-        while self._next(BLOCK):
+        block = bytearray(BLOCK)
+        while self._next(block):
             pass
         if self._digest.length != expected["bytes"]:
             raise Corrupt(f"{name} has {self._digest.length} bytes, not {expected['bytes']}")
         if self._digest.hexdigest() != expected["xxh3_128"]:
             raise Corrupt(f"{name} has digest {self._digest.hexdigest()}, not {expected['xxh3_128']}")
 
-    def _next(self, count: int) -> memoryview:
-        if len(self._buffer) < count:
-            self._buffer = bytearray(count)
-        data = memoryview(self._buffer)[:count]
-        data = data[: self._stream.readinto(data)]
+    def _next(self, into: bytearray | memoryview) -> memoryview:
+        data = memoryview(into)[: self._stream.readinto(into)]
         self._digest.add(data)
         return data
 
 
-class _Slice(io.RawIOBase):
+def _ahead(items: Iterator[memoryview]) -> Generator[memoryview, None, None]:
+    """The same items, each made by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(next, items, None)
+        while (item := made.result()) is not None:
+            made = pool.submit(next, items, None)
+            yield item
+
+
+class _Part(io.RawIOBase):
     """A part of a file, in memory that is used again: a BytesIO would be a copy."""
 
     def __init__(self, data: memoryview) -> None:
