@@ -1,19 +1,29 @@
 """Checkpoints in a bucket of a real S3 server, of jobs of local processes."""
 
+import contextlib
+import multiprocessing
+import os
+import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import obstore
 import obstore.fsspec
 import pytest
 import torch
 import yaml
+from adaptrain.elastic.checkpoint import Checkpoints, Policy
+from adaptrain.elastic.control import Control
 from adaptrain.elastic.objects import Bucket
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.storage import Directory
+from adaptrain.errors import InvalidJob
+from adaptrain.local import LocalJob, _context
+from adaptrain.run import run_manifest
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import dump
 from obstore.store import S3Store
@@ -109,6 +119,63 @@ def test_training_on_a_bucket(tmp_path: Path, s3: S3Server) -> None:
     check_against_an_undisturbed_run(tmp_path, steps)
 
 
+class Saver:
+    """Saves again and again, as the first member of a lineage would."""
+
+    def __init__(self, where: str, epoch: int) -> None:
+        model = torch.nn.Linear(1000, 1000)
+        self.state = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        control = SimpleNamespace(epoch=epoch, may_commit=True, connected=True, note=lambda _: None)
+        storage = Bucket(where) if where.startswith("s3:") else Directory(Path(where))
+        self._checkpoints = Checkpoints(storage, Policy(keep=2), cast(Control, control))
+
+    def load(self) -> int:
+        """The step that was restored; 0: none."""
+        if not self._checkpoints.load(self.state):
+            return 0
+        step = self.state.counters.step
+        assert all(bool((p == step).all()) for p in self.state.model.parameters()), "parts of two checkpoints"
+        return step
+
+    @torch.no_grad()
+    def go_on(self, step: int) -> None:
+        self.state.counters.step = step
+        for p in self.state.model.parameters():
+            p.fill_(step)
+        self._checkpoints.save(self.state)
+
+
+def save_for_ever(where: str, epoch: int, environment: dict[str, str], saved: Connection) -> None:
+    os.environ.update(environment)
+    saver = Saver(where, epoch)
+    step = saver.load()
+    while True:
+        step += 1
+        saver.go_on(step)
+        saved.send(step)
+
+
+@pytest.mark.parametrize("where", ["directory", "s3://models/killed"])
+def test_whoever_is_killed_while_saving_leaves_the_newest_whole_checkpoint(
+    tmp_path: Path, s3: S3Server, where: str
+) -> None:
+    chance = random.Random(4)
+    where = where if "://" in where else str(tmp_path / where)
+    for epoch in range((1 << 32) + 1, (1 << 32) + 7):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = _context().Process(target=save_for_ever, args=(where, epoch, s3.environment, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        told = ours.recv()
+        process.join(chance.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        with contextlib.suppress(EOFError):
+            while True:
+                told = ours.recv()
+        assert Saver(where, epoch).load() in (told, told + 1), "the last one may have been saved and not told"
+
+
 def error(local: LocalJob) -> str:
     return (local.progress() or Progress(number=0)).checkpoint_error or ""
 
@@ -126,17 +193,20 @@ def check_against_an_undisturbed_run(tmp_path: Path, steps: int) -> None:
     assert max(float((found[name] - t).abs().max()) for name, t in expected.items()) < 1e-9
 
 
-def test_a_manifest_with_a_bucket_runs_on_this_machine(tmp_path: Path, s3: S3Server) -> None:
+def test_a_manifest_with_a_bucket_runs_on_this_machine(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = job(checkpoint=spec(verify=True, keepBest=True), phase={"stop": {"epochs": 4}})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(dump(given)))
-    command = [sys.executable, "-m", "adaptrain.cli", "run", "job.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the model is s3://models/team-a/default.test/model.safetensors" in " ".join(done.stdout.split())
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(yaml.safe_dump(dump(given)))
+    monkeypatch.chdir(tmp_path)
+    assert run_manifest(manifest, None, None) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the model is s3://models/team-a/default.test/model.safetensors" in told
     assert {path.name for path in tmp_path.iterdir()} == {"job.yaml", "s3", "s3.log"}
     weights = load_weights((tmp_path / "s3/models/team-a/default.test/model.safetensors").read_bytes())
     assert all(bool(t.isfinite().all()) for t in weights.values())
-    refused = subprocess.run([*command, "--output", "here"], cwd=tmp_path, text=True, capture_output=True, timeout=60)
-    assert refused.stderr.strip() == (
-        "adaptrain: --output here: this job's checkpoints and model go to spec.checkpoint.uri: leave one out"
-    )
+    with pytest.raises(
+        InvalidJob, match=r"--output here: this job's checkpoints and model go to spec\.checkpoint\.uri"
+    ):
+        run_manifest(manifest, None, Path("here"))

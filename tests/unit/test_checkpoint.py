@@ -250,6 +250,11 @@ def test_a_bucket_that_can_not_be_used_says_why_and_what_to_do(
             " status code: 503 Service Unavailable: <Error><Code>SlowDown</Code><Message>Slower.</Message></Error>",
             "s3://b: the store refused: 503 Service Unavailable SlowDown Slower.",
         ),
+        (
+            "Generic S3 error: Error performing GET https://h:9000/b in 9ms - HTTP error: error sending\n\nDebug"
+            " source:\nGeneric { store: S3, source: InvalidCertificate(UnknownIssuer) }",
+            "s3://b: the certificate of h:9000 is not trusted: mount your authority's certificate",
+        ),
     ],
 )
 def test_what_a_store_says_is_told_in_words(text: str, says: str) -> None:

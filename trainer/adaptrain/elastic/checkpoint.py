@@ -211,8 +211,8 @@ class Checkpoints:
     def _retain(self, best_step: int) -> None:
         """Remove all but the newest ones and, if it is wanted, the first that has the best metric."""
         saved = self._storage.saved()
-        has_best = [s for s in saved if s.complete and s.step >= best_step and self._policy.keep_best]
-        best = min(has_best, key=lambda s: s.step, default=None)
+        has_best = [s for s in saved if s.complete and s.step >= best_step > 0]
+        best = min(has_best, key=lambda s: s.step, default=None) if self._policy.keep_best else None
         kept: list[Saved] = []
         for one in saved:
             if one is not best and len(kept) >= self._policy.keep:

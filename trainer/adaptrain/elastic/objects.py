@@ -214,6 +214,11 @@ def explain(uri: str, error: Exception) -> str | None:
         )
     if isinstance(error, FileNotFoundError):
         return None
+    if "InvalidCertificate" in details:
+        return (
+            f"{uri}: the certificate of {host} is not trusted: mount your authority's certificate in the workers, and"
+            " name its file in workers.env as SSL_CERT_FILE"
+        )
     if "HTTP error" in text:
         cause = re.findall(r'(?:message|error): "([^"]+)"', details)
         why = cause[-1] if cause else "no answer in time" if "Timeout" in details or "TimedOut" in details else "broken"
