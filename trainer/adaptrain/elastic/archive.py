@@ -303,9 +303,11 @@ class _Read:
             raise Corrupt(f"{name} has digest {self._digest.hexdigest()}, not {expected['xxh3_128']}")
 
     def _next(self, into: bytearray | memoryview) -> memoryview:
-        data = memoryview(into)[: self._stream.readinto(into)]
-        self._digest.add(data)
-        return data
+        data, read = memoryview(into), 0
+        while count := self._stream.readinto(data[read : read + BLOCK]):
+            self._digest.add(data[read : read + count])
+            read += count
+        return data[:read]
 
 
 def _ahead(items: Iterator[memoryview]) -> Generator[memoryview, None, None]:
@@ -332,7 +334,8 @@ class _Part(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         part = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(part)] = part
+        if part:  # torch's copy lets the thread go on that reads ahead, a memoryview's does not
+            torch.frombuffer(buffer, dtype=torch.uint8)[: len(part)].copy_(torch.frombuffer(part, dtype=torch.uint8))
         self._at += len(part)
         return len(part)
 
