@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from adaptrain.elastic.checkpoint import Checkpoints
+from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.storage import Directory
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from bench.report import emit
@@ -87,7 +88,7 @@ def ours(loop: Loop, state: ReplicatedState, checkpoints: Checkpoints) -> Cost:
         checkpoints._due = 0.0
         checkpoints.maybe_save(state)
 
-    return loop.steps(lambda: checkpoints._thread is not None and checkpoints._thread.is_alive(), begin, state._settle)
+    return loop.steps(lambda: checkpoints._busy, begin, state._settle)
 
 
 def theirs(loop: Loop, state: ReplicatedState, folder: Path, stager: DefaultStager | None) -> Cost:
@@ -137,7 +138,7 @@ def main() -> None:
         here = Path(scratch)
         epoch = (1 << 32) + 1
         control = SimpleNamespace(epoch=epoch, may_commit=True, connected=True, note=lambda _: None)
-        checkpoints = Checkpoints(here / "ours", 1e9, 2, cast(Control, control))
+        checkpoints = Checkpoints(Directory(here / "ours"), Policy(1e9, keep=2), cast(Control, control))
         for turn in range(arguments.turns + 1):
             loop.warm()
             default, staged = here / f"default-{turn % 2}", here / f"staged-{turn % 2}"

@@ -61,6 +61,8 @@ ETCD = Module("etcd", {"etcd": "go.etcd.io/etcd/server/v3"})
 COREDNS = Module("coredns", {"coredns": "github.com/coredns/coredns"})
 KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"})
 HELM = Module("helm", {"helm": "helm.sh/helm/v4/cmd/helm"})
+VERSITYGW = Module("versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"})
+"""An S3 server over a folder."""
 PAUSE = Module("pause", {"pause": "./cmd/pause", "probe": "./cmd/probe"})
 
 CLUSTER = (PAUSE, ETCD, KUBERNETES, COREDNS)

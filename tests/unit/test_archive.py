@@ -1,14 +1,21 @@
 """A checkpoint that isn't what was written is never taken for one that is."""
 
+import contextlib
 import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
+import obstore.fsspec
 import pytest
 import torch
 from adaptrain.elastic import archive
+from adaptrain.elastic.storage import Storage
 from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader
+
+from tests.unit.conftest import Place
 
 COUNTERS = {"step": 7, "epoch": 1}
 
@@ -23,51 +30,73 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def write(place: Place, step: int = 7, seed: int = 0) -> str:
+    """A whole checkpoint. Returns its folder's name."""
+    name = f"step-{step:010d}.{(1 << 32) + 1}"
+    folder = place.storage.begin(name)
+    manifest = archive.write(place.storage, folder, tensors(seed), {**COUNTERS, "step": step})
+    return place.storage.commit(folder, name, manifest, lambda: None)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    archive.write(tmp_path / "saved", tensors(), COUNTERS)
-    return tmp_path / "saved"
+def folder(place: Place) -> str:
+    return write(place)
 
 
 def fresh() -> dict[str, torch.Tensor]:
     return {name: torch.empty_like(t) for name, t in tensors().items()}
 
 
-def test_what_is_read_is_what_was_written(folder: Path) -> None:
+def test_what_is_read_is_what_was_written(place: Place, folder: str) -> None:
     into = fresh()
-    assert archive.read(folder, into) == COUNTERS
+    assert archive.read(place.storage, folder, into) == COUNTERS
     assert all(torch.equal(into[name], t) for name, t in tensors().items())
 
 
-def test_it_loads_with_plain_torch(folder: Path) -> None:
-    into = fresh()
-    load(into, storage_reader=FileSystemReader(folder), no_dist=True)
+def test_the_order_of_the_tensors_does_not_matter(place: Place, folder: str) -> None:
+    into = dict(reversed(fresh().items()))
+    archive.read(place.storage, folder, into)
     assert all(torch.equal(into[name], t) for name, t in tensors().items())
 
 
-def test_every_file_is_in_the_manifest(folder: Path) -> None:
-    manifest = archive.verify(folder)
-    assert {path.name for path in folder.iterdir()} == {*manifest["files"], archive.MANIFEST}
+def test_it_loads_with_plain_torch(place: Place, folder: str) -> None:
+    into = fresh()
+    load(into, storage_reader=FileSystemReader(place.root / folder), no_dist=True)
+    assert all(torch.equal(into[name], t) for name, t in tensors().items())
+
+
+def test_a_bucket_loads_with_plain_torch_and_fsspec(bucket: Place) -> None:
+    folder = write(bucket)
+    obstore.fsspec.register("s3")
+    into = fresh()
+    reader = FsspecReader(f"{bucket.storage}/{folder}", client_options={"allow_http": True})
+    load(into, storage_reader=reader, no_dist=True)
+    assert all(torch.equal(into[name], t) for name, t in tensors().items())
+
+
+def test_every_file_is_in_the_manifest(place: Place, folder: str) -> None:
+    manifest = archive.verify(place.storage, folder)
+    assert {path.name for path in (place.root / folder).iterdir()} == {*manifest["files"], archive.MANIFEST}
     assert manifest["tensors"]["model.bias"] == "float64[40]"
 
 
-@pytest.mark.parametrize("block", range(10))
-def test_every_corruption_is_found(folder: Path, tmp_path: Path, block: int) -> None:
-    other = tmp_path / "other"
-    archive.write(other, tensors(seed=1), COUNTERS)
+@pytest.mark.parametrize("block", range(5))
+def test_every_corruption_is_found(place: Place, folder: str, block: int) -> None:
+    other = place.root / write(place, step=8, seed=1)
     for seed in range(block * 40, block * 40 + 40):
-        broken = tmp_path / "broken"
-        shutil.copytree(folder, broken)
+        broken = place.root / "broken"
+        shutil.copytree(place.root / folder, broken)
+        read(place.storage, broken.name)
         what = corrupt(broken, other, random.Random(seed))
-        into = {name: torch.zeros_like(t) for name, t in tensors().items()}
-        try:
-            archive.read(broken, into)
-        except archive.Corrupt:
-            found = True
-        else:
-            found = False
-        assert found, f"seed {seed}: {what} was not found"
+        for check in (read, archive.verify):
+            with contextlib.suppress(archive.Corrupt):
+                check(place.storage, broken.name)
+                raise AssertionError(f"seed {seed}: {what} was not found by {check.__name__}")
         shutil.rmtree(broken)
+
+
+def read(storage: Storage, folder: str) -> dict[str, Any]:
+    return archive.read(storage, folder, {name: torch.zeros_like(t) for name, t in tensors().items()})
 
 
 def corrupt(broken: Path, other: Path, chance: random.Random) -> str:
@@ -95,12 +124,11 @@ def corrupt(broken: Path, other: Path, chance: random.Random) -> str:
     return f"{kind} {victim.name}"
 
 
-def test_the_manifest_itself_is_guarded(folder: Path) -> None:
-    manifest = json.loads((folder / archive.MANIFEST).read_bytes())
-    manifest["files"] = {}
-    (folder / archive.MANIFEST).write_text(json.dumps(manifest))
+def test_the_manifest_itself_is_guarded(place: Place, folder: str) -> None:
+    path = place.root / folder / archive.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"files": {}}))
     with pytest.raises(archive.Corrupt, match=r"manifest\.json"):
-        archive.verify(folder)
+        archive.verify(place.storage, folder)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +140,9 @@ def test_the_manifest_itself_is_guarded(folder: Path) -> None:
         ({"empty": None}, r"it has empty \(float32\[0\]\), which this model has not"),
     ],
 )
-def test_another_model_is_told_apart(folder: Path, change: dict[str, torch.Tensor | None], says: str) -> None:
+def test_another_model_is_told_apart(
+    place: Place, folder: str, change: dict[str, torch.Tensor | None], says: str
+) -> None:
     into = {name: t for name, t in (fresh() | change).items() if t is not None}
     with pytest.raises(archive.Mismatch, match=says):
-        archive.read(folder, into)
+        archive.read(place.storage, folder, into)

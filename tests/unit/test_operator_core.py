@@ -803,6 +803,36 @@ def test_claims(claim: Claim, workers: Object, reason: str) -> None:
         assert ":" in world.condition("PodsReady")[2]
 
 
+def test_a_bucket_for_checkpoints() -> None:
+    world = World(
+        checkpoint={"uri": "s3://bucket/team", "secretRef": {"name": "keys"}},
+        workers={"envFrom": [{"configMapRef": {"name": "mine"}}]},
+    )
+    world.settle()
+    pod = world.pods["job-worker-0"]["spec"]
+    (container,) = pod["containers"]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    assert env["ADAPTRAIN_CHECKPOINT_URI"] == "s3://bucket/team/ns.job"
+    assert "ADAPTRAIN_CHECKPOINT_DIR" not in env
+    assert container["envFrom"] == [{"configMapRef": {"name": "mine"}}, {"secretRef": {"name": "keys"}}]
+    assert "adaptrain-checkpoint" not in {volume["name"] for volume in pod["volumes"]}
+
+    trouble = 's3://bucket/team/ns.job: there is no bucket "bucket": create it, or correct checkpoint.uri'
+    world.answer(checkpointError=trouble)
+    world.step()
+    assert world.condition("CheckpointAvailable") == ("False", "SavingFailed", trouble)
+    world.answer(checkpointError=trouble, checkpointStep=7)
+    world.step()
+    assert world.condition("CheckpointAvailable") == ("True", "SavingFailed", f"step 7 is saved; {trouble}")
+    world.answer(checkpointError="", checkpointStep=8)
+    world.step()
+    assert world.condition("CheckpointAvailable") == ("True", "Saved", "step 8 is saved")
+    world.answer(result=RESULT, state="done")
+    world.step()
+    assert world.status.model is not None
+    assert world.status.model.path == "s3://bucket/team/ns.job/best.safetensors"
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from adaptrain_api.progress import Progress, Result
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
 # Spinning threads would take the cores that the other workers of this machine need.
@@ -40,6 +40,8 @@ class LocalJob:
         (self.directory / "token").chmod(0o600)
         (self.directory / "job.json").write_text(json.dumps(dump(job)))
         self._checkpoints = checkpoints
+        self.checkpoint_uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
+        """Where checkpoints are if not in a directory."""
         self._trace = trace
         self._source = source
         self._held = [_hold_port() for _ in range(2)]
@@ -96,7 +98,9 @@ class LocalJob:
             "ADAPTRAIN_METRICS_PORT": "0",
             "ADAPTRAIN_TERMINATION_LOG": str(self.directory / f"worker-{number}.end"),
         }
-        if self._checkpoints is not None:
+        if self.checkpoint_uri is not None:
+            more["ADAPTRAIN_CHECKPOINT_URI"] = self.checkpoint_uri
+        elif self._checkpoints is not None:
             more["ADAPTRAIN_CHECKPOINT_DIR"] = str(self._checkpoints)
         if self._trace is not None:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -113,8 +113,14 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
         raise InvalidJob(
             f"--workers {wanted} is less than spec.workers.min {job.spec.workers.min}: training would wait"
         )
+    uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
+    if uri is not None and output is not None:
+        raise InvalidJob(
+            f"--output {output}: this job's checkpoints and model go to spec.checkpoint.uri: leave one out"
+        )
     output = output or Path("adaptrain-runs") / job.metadata.name
-    _own(output, job)
+    if uri is None:
+        _own(output, job)
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=path.parent.absolute()) as local:
             result = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, job)
@@ -123,9 +129,8 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
         return 1
     for metric, value in sorted(result.metrics.items()):
         console.print(f"{metric:>20} {value:.4f}", highlight=False)
-    console.print(
-        f"[green]Succeeded[/green] at step {result.step}, {result.message}; the model is {output / str(result.model)}"
-    )
+    model = f"{uri or output}/{result.model}"
+    console.print(f"[green]Succeeded[/green] at step {result.step}, {result.message}; the model is {model}")
     return 0
 
 
@@ -169,7 +174,8 @@ def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
         + (f" (stall {c.stall * 1e3:.0f} ms)" if c.stall is not None else "")
         for c in (p.recent_changes[-4:] if p else [])
     ]
-    return Group(table, *changes, *([f"  {keeper.failure}"] if keeper.failure else []))
+    troubles = [f"  {trouble}" for trouble in (keeper.failure, p.checkpoint_error if p else None) if trouble]
+    return Group(table, *changes, *troubles)
 
 
 def _own(output: Path, job: AdaptiveTrainingJob) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.training import AdaptiveTrainingJob, ObjectMeta, dump
+from adaptrain_api.training import AdaptiveTrainingJob, ObjectMeta, checkpoint_folder, checkpoint_uri, dump
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Job, Object
@@ -243,11 +243,17 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
     volumes, mounts = _volumes(job), _mounts()
     volumes.append({"name": "adaptrain-shm", "emptyDir": {"medium": "Memory"}})
     mounts.append({"name": "adaptrain-shm", "mountPath": "/dev/shm"})
-    if spec.checkpoint is not None:
-        claim = dump(spec.checkpoint.volume.persistent_volume_claim)
+    env_from = list(workers.env_from)
+    checkpoint = spec.checkpoint
+    if checkpoint is not None and checkpoint.volume is not None:
+        claim = dump(checkpoint.volume.persistent_volume_claim)
         volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": claim})
         mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
-        env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job)}"
+        env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job.namespace, job.name)}"
+    if (uri := checkpoint_uri(checkpoint, job.namespace, job.name)) is not None:
+        env["ADAPTRAIN_CHECKPOINT_URI"] = uri
+    if checkpoint is not None and checkpoint.secret_ref is not None:
+        env_from.append({"secretRef": dump(checkpoint.secret_ref)})
     if spec.script is not None and spec.script.source is not None:
         volumes.append({"name": "adaptrain-source", "configMap": dump(spec.script.source.config_map)})
         mounts.append({"name": "adaptrain-source", "mountPath": SOURCE_DIR, "readOnly": True})
@@ -267,7 +273,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
                 "ports": [{"name": "metrics", "containerPort": WORKER_METRICS_PORT}],
                 "volumeMounts": mounts + [dump(mount) for mount in workers.volume_mounts],
                 **_present(
-                    envFrom=workers.env_from,
+                    envFrom=env_from,
                     resources=None if workers.resources is None else dump(workers.resources),
                 ),
                 **_container_rules(job),
@@ -284,11 +290,6 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         ),
     }
     return pod
-
-
-def checkpoint_folder(job: Job) -> str:
-    """Where a job's files are, relative to the checkpoint volume."""
-    return f"{job.namespace}.{job.name}"
 
 
 def threads(job: Job) -> int:

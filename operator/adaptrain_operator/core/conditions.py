@@ -18,9 +18,10 @@ CHANGES_KEPT = 10
 def claim_problem(draft: Draft) -> tuple[str, str] | None:
     """Why the checkpoint volume can't be used, seen before any pod is made."""
     claim, spec = draft.seen.claim, draft.job.spec
-    if claim is None or spec.checkpoint is None or not claim.known:
+    volume = spec.checkpoint.volume if spec.checkpoint is not None else None
+    if claim is None or volume is None or not claim.known:
         return None
-    name = spec.checkpoint.volume.persistent_volume_claim.claim_name
+    name = volume.persistent_volume_claim.claim_name
     if not claim.exists:
         return (
             "ClaimNotFound",
@@ -135,15 +136,13 @@ def tell_checkpoint(draft: Draft) -> None:
     progress = draft.seen.contact.progress
     if draft.job.spec.checkpoint is None or progress is None:
         return
-    if progress.checkpoint_error:
-        draft.conditions.set(
-            "CheckpointAvailable",
-            progress.checkpoint_step is not None,
-            "SavingFailed",
-            f"the last checkpoint could not be saved: {_short(progress.checkpoint_error)}",
-        )
-    elif progress.checkpoint_step is not None:
-        draft.conditions.set("CheckpointAvailable", True, "Saved", f"step {progress.checkpoint_step} is saved")
+    step = progress.checkpoint_step
+    saved = "" if step is None else f"step {step} is saved"
+    if trouble := _short(progress.checkpoint_error or ""):
+        message = f"{saved}; {trouble}" if saved else trouble
+        draft.conditions.set("CheckpointAvailable", step is not None, "SavingFailed", message)
+    elif saved:
+        draft.conditions.set("CheckpointAvailable", True, "Saved", saved)
 
 
 def tell_progress(draft: Draft) -> None:

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from adaptrain_api.progress import Result, headline
-from adaptrain_api.training import AvoidedNode, TrainedModel
+from adaptrain_api.training import AvoidedNode, TrainedModel, checkpoint_folder, checkpoint_uri
 
 from adaptrain_operator.core import children, conditions, failures, naming
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
@@ -204,7 +204,8 @@ def _succeed(draft: Draft, result: Result) -> None:
     if metric is not None:
         draft.fields["metric"] = f"{metric}={value:.4g}"
     if result.model is not None:
-        path = f"{children.checkpoint_folder(job)}/{result.model}"
+        folder = checkpoint_uri(job.spec.checkpoint, job.namespace, job.name)
+        path = f"{folder or checkpoint_folder(job.namespace, job.name)}/{result.model}"
         draft.fields["model"] = TrainedModel(path=path, metric=metric, value=value, step=result.step)
     draft.event("Normal", "Completed", words)
     _after_end(draft)

@@ -190,10 +190,11 @@ class Reconciler:
 
     async def _look_at_claim(self, memory: _Memory, job: Job) -> None:
         """Read the checkpoint's claim: once if all is well, again and again while it is missing."""
-        if job.spec.checkpoint is None or job.deleting:
+        volume = job.spec.checkpoint.volume if job.spec.checkpoint is not None else None
+        if volume is None or job.deleting:
             memory.claim = None
             return
-        name = job.spec.checkpoint.volume.persistent_volume_claim.claim_name
+        name = volume.persistent_volume_claim.claim_name
         now = time.time()
         good = memory.claim is not None and memory.claim.exists and memory.claim_name == name
         settled = good and memory.claim_read >= now - 3600

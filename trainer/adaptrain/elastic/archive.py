@@ -2,26 +2,29 @@
 
 ``.metadata`` and ``*.distcp`` are torch.distributed.checkpoint's and load with plain torch; ``counters.json`` tells
 where training was. ``manifest.json`` is written last: every other file's length and XXH3-128 digest, taken from the
-bytes as they were handed to the file system, and every tensor's type and shape. The manifest's own digest is of its
-text with zeros in the digest's place.
+bytes as they were handed to the storage, and every tensor's type and shape. The manifest's own digest is of its text
+with zeros in the digest's place.
 """
 
+import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 import xxhash
 
+from adaptrain.elastic.storage import MANIFEST, Storage
+
 # One process saves and loads for all: that is meant.
 warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process")
 
-MANIFEST = "manifest.json"
 COUNTERS = "counters.json"
 FORMAT = 1
 BLOCK = 1 << 22
@@ -36,8 +39,8 @@ class Mismatch(Exception):
     """A checkpoint is of another model or optimizer."""
 
 
-def write(folder: Path, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
-    """Write a checkpoint and sync all of its files. ``tensors`` are on the CPU.
+def write(storage: Storage, folder: str, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> bytes:
+    """Write all files of a checkpoint but its manifest, which is returned. ``tensors`` are on the CPU.
 
     Raises:
         OSError: storage refused.
@@ -48,26 +51,33 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], counters: dict[str, An
 
     digests: dict[str, _Digest] = {}
 
-    class DigestingFileSystem(FileSystem):
+    class Files(FileSystem):
+        """What torch asks of a file system, of a folder that is new."""
+
         @contextmanager
         def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
-            with super().create_stream(path, mode) as stream:
-                yield _Written(cast(IO[bytes], stream), digests.setdefault(Path(path).name, _Digest()))
+            with storage.create(str(path)) as stream:
+                yield _Written(stream, digests.setdefault(Path(path).name, _Digest()))
 
         def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-            super().rename(path, new_path)
+            storage.rename(str(path), str(new_path))
             digests[Path(new_path).name] = digests.pop(Path(path).name)
 
-    writer = FileSystemWriter(folder, sync_files=True)
-    writer.fs = DigestingFileSystem()
+        def mkdir(self, path: str | os.PathLike[str]) -> None:
+            pass
+
+        def exists(self, path: str | os.PathLike[str]) -> bool:
+            return False
+
+    writer = FileSystemWriter(folder, sync_files=False)  # the storage's own files are durable
+    writer.fs = Files()
     try:
         save(tensors, storage_writer=writer, no_dist=True)
     except CheckpointException as error:  # no Exception, for a reason that nobody knows
-        raise OSError(reason(error)) from error
-    text = json.dumps(counters).encode()
-    _write(folder / COUNTERS, text)
-    digests[COUNTERS] = _Digest()
-    digests[COUNTERS].add(text)
+        cause = _cause(error)
+        raise cause if isinstance(cause, OSError) else OSError(reason(cause)) from error
+    with storage.create(f"{folder}/{COUNTERS}") as stream:
+        _Written(stream, digests.setdefault(COUNTERS, _Digest())).write(json.dumps(counters).encode())
     manifest = {
         "format": FORMAT,
         "xxh3_128": UNSIGNED,
@@ -76,66 +86,100 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], counters: dict[str, An
         "tensors": {name: _kind(t) for name, t in tensors.items()},
     }
     unsigned = json.dumps(manifest, indent=1).encode()
-    _write(folder / MANIFEST, unsigned.replace(UNSIGNED.encode(), _digest(unsigned).encode(), 1))
+    return unsigned.replace(UNSIGNED.encode(), _digest(unsigned).encode(), 1)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Read every file and hold it against the manifest, which is returned.
+def verify(storage: Storage, folder: str) -> dict[str, Any]:
+    """Read every file again and hold it against the manifest, which is returned.
 
     Raises:
         Corrupt: a file is missing, longer, shorter or different.
+        OSError: storage refused.
     """
-    manifest = _manifest(folder)
-    _verify(folder, manifest["files"])
+    manifest = _manifest(storage, folder)
+    for name, expected in manifest["files"].items():
+        with _verified(storage, f"{folder}/{name}", expected, cached=False):
+            pass
     return manifest
 
 
-def read(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Verify a checkpoint and copy it into ``tensors``, which are on the CPU; returns the counters.
 
     Raises:
         Corrupt: it isn't what was written; the tensors hold nothing that can be used.
         Mismatch: it is of another model or optimizer.
+        OSError: storage refused.
     """
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
+    from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
-    manifest = _manifest(folder)
-    files = manifest["files"]
-    large = {name: expected for name, expected in files.items() if name.endswith(".distcp")}
-    _verify(folder, {name: expected for name, expected in files.items() if name not in large})
+    manifest = _manifest(storage, folder)
+    small: dict[str, bytes] = {}
+    for name, expected in manifest["files"].items():
+        if not name.endswith(".distcp"):
+            with _verified(storage, f"{folder}/{name}", expected) as file:
+                small[name] = file.rest()
     _compare(manifest["tensors"], tensors)
-    with ThreadPoolExecutor(1) as pool:  # the tensors' files are digested while they are read
-        verified = pool.submit(_verify, folder, large)
-        try:
-            load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
-        except (Exception, CheckpointException) as error:
-            verified.result()
-            raise Corrupt(reason(error)) from error
-        verified.result()
-    counters: dict[str, Any] = json.loads((folder / COUNTERS).read_bytes())
+
+    class Files(FileSystem):
+        @contextmanager
+        def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+            name = Path(path).name
+            if name in small:
+                yield io.BytesIO(small[name])
+                return
+            with (
+                _verified(storage, str(path), manifest["files"][name]) as file,
+                closing(_ahead(file.parts(places[name]))) as parts,
+            ):
+                yield parts
+
+    places: dict[str, list[tuple[int, int]]] = {}
+
+    class Reader(FileSystemReader):
+        """Takes the tensors in the order in which they lie in their files, the next one while one is looked at."""
+
+        def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
+            def place(item: ReadItem) -> tuple[str, int, int]:
+                at = self.storage_data[item.storage_index]
+                return at.relative_path, at.offset, at.length
+
+            items = sorted(plan.items, key=place)
+            for file, offset, length in map(place, items):
+                places.setdefault(file, []).append((offset, length))
+            return super().read_data(replace(plan, items=items), planner)
+
+        def _slice_file(self, file: Any, sinfo: Any) -> Any:
+            return _Part(next(file))
+
+    reader = Reader(folder)
+    reader.fs = Files()
+    try:
+        load(tensors, storage_reader=reader, no_dist=True)
+    except (Exception, CheckpointException) as error:
+        cause = _cause(error)
+        raise cause if isinstance(cause, (Corrupt, OSError)) else Corrupt(reason(cause)) from error
+    counters: dict[str, Any] = json.loads(small[COUNTERS])
     return counters
 
 
 def reason(error: BaseException) -> str:
-    """The last line of an error: torch wraps the cause in a story of its own."""
+    """The last line of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def sync(path: Path) -> None:
-    """Bring a file or folder to the disk; some network file systems can't do it for a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(handle)
+def _cause(error: BaseException) -> BaseException:
+    """What torch wraps in a story of its own."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(storage: Storage, folder: str) -> dict[str, Any]:
     try:
-        text = (folder / MANIFEST).read_bytes()
+        with storage.open(f"{folder}/{MANIFEST}") as file:
+            text = file.read()
         manifest: dict[str, Any] = json.loads(text)
         digest = manifest["xxh3_128"]
         unsigned = text.replace(str(digest).encode(), UNSIGNED.encode(), 1)
@@ -150,21 +194,28 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(folder: Path, files: dict[str, Any]) -> None:
-    block = bytearray(BLOCK)
-    view = memoryview(block)
-    for name, expected in files.items():
-        digest = _Digest()
+@contextmanager
+def _verified(storage: Storage, path: str, expected: dict[str, Any], cached: bool = True) -> Iterator["_Read"]:
+    """A file to read, which is held against what the manifest says of it when the context ends.
+
+    Raises:
+        Corrupt: it is missing, longer, shorter or different.
+    """
+    name = Path(path).name
+    try:
+        stream = storage.open(path, cached)
+    except FileNotFoundError:
+        raise Corrupt(f"{name} is missing") from None
+    with stream:
+        read = _Read(stream)
         try:
-            with (folder / name).open("rb", buffering=0) as file:
-                while count := file.readinto(block):
-                    digest.add(view[:count])
-        except FileNotFoundError:
-            raise Corrupt(f"{name} is missing") from None
-        if digest.length != expected["bytes"]:
-            raise Corrupt(f"{name} has {digest.length} bytes, not {expected['bytes']}")
-        if digest.hexdigest() != expected["xxh3_128"]:
-            raise Corrupt(f"{name} has digest {digest.hexdigest()}, not {expected['xxh3_128']}")
+            yield read
+        except OSError:
+            raise
+        except Exception:  # perhaps since it read what was not written
+            read.check(name, expected)
+            raise
+        read.check(name, expected)
 
 
 def _digest(data: bytes) -> str:
@@ -185,11 +236,6 @@ def _kind(t: torch.Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    sync(path)
-
-
 class _Digest:
     def __init__(self) -> None:
         self._hash = xxhash.xxh3_128()
@@ -204,7 +250,7 @@ class _Digest:
 
 
 class _Written:
-    """A stream that is only ever appended to, and what went through it."""
+    """A stream that is only ever appended to, and what went through it. The storage ends it."""
 
     def __init__(self, stream: IO[bytes], digest: _Digest) -> None:
         self._stream = stream
@@ -214,7 +260,88 @@ class _Written:
         self._digest.add(data)
         return self._stream.write(data)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("seek", "truncate", "writelines"):
-            raise AttributeError(f"{name}: what was written would not be what was digested")
-        return getattr(self._stream, name)
+    def tell(self) -> int:
+        return self._digest.length
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Read:
+    """A file that is read once, from its beginning to its end, and what came out of it."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self._digest = _Digest()
+
+    def parts(self, places: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes at each place (offset, length), in order; fewer if the file ends. Good for one turn more."""
+        buffers = [bytearray(), bytearray()]
+        for offset, length in places:
+            while (skip := offset - self._digest.length) and self._next(bytearray(min(skip, BLOCK))):
+                pass
+            buffers.reverse()
+            if len(buffers[0]) < length:
+                buffers[0] = bytearray(length)
+            yield self._next(memoryview(buffers[0])[:length])
+
+    def rest(self) -> bytes:
+        """All that was not read yet."""
+        return b"".join(iter(lambda: bytes(self._next(bytearray(BLOCK))), b""))
+
+    def check(self, name: str, expected: dict[str, Any]) -> None:
+        """Read what is left, and hold all of it against the manifest."""
+        block = bytearray(BLOCK)
+        while self._next(block):
+            pass
+        if self._digest.length != expected["bytes"]:
+            raise Corrupt(f"{name} has {self._digest.length} bytes, not {expected['bytes']}")
+        if self._digest.hexdigest() != expected["xxh3_128"]:
+            raise Corrupt(f"{name} has digest {self._digest.hexdigest()}, not {expected['xxh3_128']}")
+
+    def _next(self, into: bytearray | memoryview) -> memoryview:
+        data, read = memoryview(into), 0
+        while count := self._stream.readinto(data[read : read + BLOCK]):
+            self._digest.add(data[read : read + count])
+            read += count
+        return data[:read]
+
+
+def _ahead(items: Iterator[memoryview]) -> Generator[memoryview, None, None]:
+    """The same items, each made by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(next, items, None)
+        while (item := made.result()) is not None:
+            made = pool.submit(next, items, None)
+            yield item
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, in memory that is used again: a BytesIO would be a copy."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        if part:  # torch's copy lets the thread go on that reads ahead, a memoryview's does not
+            torch.frombuffer(buffer, dtype=torch.uint8)[: len(part)].copy_(torch.frombuffer(part, dtype=torch.uint8))
+        self._at += len(part)
+        return len(part)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at

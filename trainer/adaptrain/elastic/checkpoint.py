@@ -1,17 +1,15 @@
-"""Checkpoints: written aside by a thread, renamed into place when whole, and only by the newest lineage.
+"""Checkpoints: saved aside by a thread, and only by the newest lineage.
 
-Layout: ``<directory>/step-<step>.<epoch>/`` holds one checkpoint (see ``archive``); ``<directory>/lineage`` holds the
-highest coordinator number that formed a group here.
+A job's storage holds a folder for each checkpoint (see ``archive`` and ``storage``); ``lineage``, the highest
+coordinator number that formed a group here; and at the end ``model.safetensors``.
 """
 
 import json
 import logging
-import os
-import re
-import shutil
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,56 +19,70 @@ from adaptrain.elastic import archive
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.membership import coordinator_of
 from adaptrain.elastic.state import Capture, ReplicatedState
+from adaptrain.elastic.storage import Saved, Storage, Unavailable
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
 
-COMMITTED = re.compile(r"step-(\d+)\.(\d+)")
 SECTION_SECONDS = 600.0
 """A section that reads or writes storage may take this long before its worker is taken for hung."""
 MODEL_FILE = "model.safetensors"
-"""Best weights, in the checkpoint directory."""
+"""Best weights, beside the checkpoints."""
+LINEAGE_FILE = "lineage"
 
 
 class Superseded(Exception):
     """Another lineage is newer: this group may leave nothing behind."""
 
 
-class Checkpoints:
-    """The checkpoints of one job in one directory."""
+@dataclass(frozen=True)
+class Policy:
+    """When to save, and what to keep."""
 
-    def __init__(self, directory: Path, every_seconds: float, keep: int, control: Control) -> None:
-        self._directory = directory
-        self._every = every_seconds
-        self._keep = keep
+    every_seconds: float = 60.0
+    keep: int = 3
+    keep_best: bool = False
+    """Keep, beside the newest ones, the first that has the best metric; save one when the metric improves."""
+    verify: bool = False
+    """Read each one again when it is saved."""
+
+
+class Checkpoints:
+    """The checkpoints of one job."""
+
+    def __init__(self, storage: Storage, policy: Policy, control: Control) -> None:
+        self._storage = storage
+        self._policy = policy
         self._control = control
         self._thread: threading.Thread | None = None
-        self._due = time.monotonic() + every_seconds
+        self._due = time.monotonic() + policy.every_seconds
+        self._claimed = 0
+        self._best_step = 0
+        """Step of the best metric when the last checkpoint was begun."""
+        self._unfinished: list[str] = []
+        """Folders of this process that could neither be completed nor removed."""
         self.newest_step: int | None = None
         self.newest_time: float | None = None
-        self.error: str | None = None
-        directory.mkdir(parents=True, exist_ok=True)
+        self.error = ""
+        """Why there is no newer checkpoint; empty: all is well."""
 
     def claim(self) -> None:
-        """Note on the volume that this lineage began, so that no older one commits here any more.
+        """Note aside that this lineage began, so that no older one commits here any more.
 
-        A volume that refuses doesn't stop training: nothing is saved before the note is made.
+        Storage that refuses, or doesn't answer, doesn't stop training: nothing is saved before the note is made.
         """
-        try:
-            self._claim()
-        except OSError as error:
-            self.failed(error)
+        if coordinator_of(self._control.epoch) != self._claimed and not self._busy:
+            self._aside(self._claim)
 
     def maybe_save(self, state: ReplicatedState) -> None:
         """Begin to save in the background when it is due and this group may commit."""
-        if time.monotonic() < self._due or (self._thread is not None and self._thread.is_alive()):
+        improved = self._policy.keep_best and state.counters.best_step > self._best_step
+        if not (improved or time.monotonic() >= self._due) or self._busy or not self._control.may_commit:
             return
-        if not self._control.may_commit:
-            return
-        self._due = time.monotonic() + self._every
-        arguments = (state.begin_capture(), self._control.epoch)
-        self._thread = threading.Thread(target=self._try_save, args=arguments, name="checkpoint")
-        self._thread.start()
+        self._due = time.monotonic() + self._policy.every_seconds
+        self._best_step = state.counters.best_step
+        capture, epoch = state.begin_capture(), self._control.epoch
+        self._aside(lambda: self._save_capture(capture, epoch))
 
     def save(self, state: ReplicatedState) -> None:
         """Save now, and wait for it.
@@ -83,36 +95,42 @@ class Checkpoints:
             self._thread.join()
         self._save(state.capture(), self._control.epoch)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: Exception, what: str = "a checkpoint could not be saved") -> None:
         """Keep why there is no newer checkpoint, for the job's condition."""
-        self.error = f"{type(error).__name__}: {archive.reason(error)}"
-        log.warning("the checkpoint could not be saved: %s", self.error)
+        why = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {archive.reason(error)}"
+        self.error = f"{what}: {why}"
+        log.warning("%s", self.error)
 
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that is as it was written; whether there was one.
 
         Raises:
             InvalidJob: it is of another model or optimizer.
+            OSError: storage doesn't say what there is.
         """
-        for path in self._committed():
+        for saved in self._storage.saved():
+            path = f"{self._storage}/{saved.name}"
             tensors = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
             try:
-                counters = archive.read(path, tensors)
-                if counters["step"] != _step_of(path):
+                counters = archive.read(self._storage, saved.name, tensors)
+                if counters["step"] != saved.step:
                     raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
+            except Unavailable:
+                raise
             except (archive.Corrupt, OSError) as error:
                 log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
-                self._control.note(f"checkpoint {path.name} can't be used: {error}")
+                self._control.note(f"checkpoint {saved.name} can't be used: {error}")
                 continue
             except archive.Mismatch as error:
                 raise InvalidJob(
                     f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
-                    " or give this job an empty volume"
+                    " or give this job an empty volume or another checkpoint.uri"
                 ) from error
             state.restore({**tensors, "counters": counters})
-            self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime
+            self.newest_step, self.newest_time = state.counters.step, saved.time
+            self._best_step = state.counters.best_step
             log.info("resumed from %s", path)
-            self._control.note(f"resumed from {path.name}")
+            self._control.note(f"resumed from {saved.name}")
             return True
         return False
 
@@ -125,49 +143,91 @@ class Checkpoints:
         """
         epoch = self._control.epoch
         self._check(epoch)
-        partial = self._directory / f".{MODEL_FILE}.{os.getpid()}"
         c = state.counters
         metadata = {"step": str(c.best_step), "metrics": json.dumps(c.best), "format": "pt"}
-        save_file({k: t.contiguous() for k, t in state.best.items()}, partial, metadata)
-        archive.sync(partial)
-        self._check(epoch)
-        partial.rename(self._directory / MODEL_FILE)
-        archive.sync(self._directory)
+        with self._storage.replace(MODEL_FILE, lambda: self._check(epoch)) as path:
+            save_file({k: t.contiguous() for k, t in state.best.items()}, path, metadata)
 
-    def _try_save(self, capture: Capture, epoch: int) -> None:
-        try:
-            self._save(capture.copy(), epoch)
-        except Superseded as reason:
-            log.warning("checkpoint dropped: %s", reason)
-        except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old
-            self.failed(error)
+    @property
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _aside(self, what: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                what()
+            except Superseded as reason:
+                log.warning("checkpoint dropped: %s", reason)
+            except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old
+                self.failed(error)
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def _save_capture(self, capture: Capture, epoch: int) -> None:
+        self._save(capture.copy(), epoch)
 
     def _save(self, captured: dict[str, Any], epoch: int) -> None:
         counters = captured["counters"]
-        final = self._directory / f"step-{counters['step']:010d}.{epoch}"
-        if final.exists():
+        step = counters["step"]
+        if any((s.step, s.epoch, s.complete) == (step, epoch, True) for s in self._storage.saved()):
             return
-        partial = self._directory / f".partial-{epoch}-{counters['step']}-{os.getpid()}"
+        self._claim()
+        name = f"step-{step:010d}.{epoch}"
+        folder = self._storage.begin(name)
+        self._unfinished.append(folder)
         try:
-            self._claim()
-            archive.write(partial, {name: t for name, t in captured.items() if name != "counters"}, counters)
-            self._check(epoch)
-            partial.rename(final)
-            archive.sync(self._directory)
+            tensors = {name: t for name, t in captured.items() if name != "counters"}
+            manifest = archive.write(self._storage, folder, tensors, counters)
+            committed = self._storage.commit(folder, name, manifest, lambda: self._check(epoch))
+            self._unfinished.remove(folder)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.newest_step, self.newest_time, self.error = counters["step"], time.time(), None
-        for old in self._committed()[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
-        for stale in self._directory.glob(".partial-*"):
-            # Left by a worker that was killed while saving; an epoch's members save one after the other.
-            if int(stale.name.split("-")[1]) < epoch:
-                shutil.rmtree(stale, ignore_errors=True)
+            self._clean_up()
+        if self._policy.verify:
+            self._verify(committed)
+        self.newest_step, self.newest_time, self.error = step, time.time(), ""
+        self._retain(counters["best_step"])
+        self._storage.sweep(epoch)
+
+    def _clean_up(self) -> None:
+        """Remove what was begun and not completed."""
+        for folder in list(self._unfinished):
+            try:
+                self._storage.remove(folder)
+                self._unfinished.remove(folder)
+            except OSError:  # the next time, then
+                return
+
+    def _verify(self, name: str) -> None:
+        try:
+            archive.verify(self._storage, name)
+        except archive.Corrupt as error:
+            self._control.note(f"checkpoint {name} is not what was written, and is removed: {error}")
+            self._storage.remove(name)
+            raise Unavailable(
+                f"{self._storage}: {name} was not what had been written ({error}): check the storage"
+            ) from error
+
+    def _retain(self, best_step: int) -> None:
+        """Remove all but the newest ones and, if it is wanted, the first that has the best metric."""
+        saved = self._storage.saved()
+        has_best = [s for s in saved if s.complete and s.step >= best_step > 0]
+        best = min(has_best, key=lambda s: s.step, default=None) if self._policy.keep_best else None
+        kept: list[Saved] = []
+        for one in saved:
+            if one is not best and len(kept) >= self._policy.keep:
+                self._storage.remove(one.name)
+            elif one.complete:
+                kept.append(one)
 
     def _claim(self) -> None:
         number = coordinator_of(self._control.epoch)
+        if number == self._claimed:
+            return
         if number > self._lineage():
-            _write(self._directory / "lineage", str(number).encode())
+            with self._storage.replace(LINEAGE_FILE, lambda: None) as path:
+                path.write_text(str(number))
+        self._claimed = number
 
     def _check(self, epoch: int) -> None:
         """Only a group whose coordinator is the newest, and within reach, commits."""
@@ -177,31 +237,7 @@ class Checkpoints:
 
     def _lineage(self) -> int:
         try:
-            return int((self._directory / "lineage").read_text())
+            with self._storage.open(LINEAGE_FILE) as file:
+                return int(file.read())
         except (FileNotFoundError, ValueError):
             return 0
-
-    def _committed(self) -> list[Path]:
-        """Newest lineage first, in it the newest step first."""
-        found = [
-            (int(m[2]) >> 32, int(m[1]), p) for p in self._directory.iterdir() if (m := COMMITTED.fullmatch(p.name))
-        ]
-        return [path for *_, path in sorted(found, reverse=True)]
-
-
-def _step_of(path: Path) -> int:
-    found = COMMITTED.fullmatch(path.name)
-    assert found is not None
-    return int(found[1])
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file at once and durably."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        archive.sync(partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    archive.sync(path.parent)

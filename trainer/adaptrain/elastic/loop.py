@@ -144,18 +144,30 @@ class ElasticLoop:
         if newest <= 0:
             # Nobody has any progress: all begin where the first one does.
             if group.rank == 0:
-                self._begin(newest)
+                self._begin(group, newest)
             state.heal(group)
         self._publish(group, force=True)
 
-    def _begin(self, newest: int) -> None:
+    def _begin(self, group: Group, newest: int) -> None:
         """Begin with the newest checkpoint, else with the initial state."""
         state = self._task.state
-        with self._control.doing("section", SECTION_SECONDS):
-            loaded = self._checkpoints is not None and self._checkpoints.load(state)
-        if not loaded and newest == TORN:
+        if not self._load(group) and newest == TORN:
             self._task.reset()
         state.counters.version = max(INITIAL, state.counters.version)
+
+    def _load(self, group: Group) -> bool:
+        """Whether there was a checkpoint; waits for storage that doesn't tell, since to begin anew would lose it."""
+        while self._checkpoints is not None:
+            with self._control.doing("section", SECTION_SECONDS):
+                try:
+                    return self._checkpoints.load(self._task.state)
+                except OSError as error:
+                    if self._control.should_leave:
+                        raise GroupBroken("told to leave") from None
+                    self._checkpoints.failed(error, "training waits for its checkpoints")
+                    self._publish(group, force=True)
+                    time.sleep(RETRY_SECONDS)
+        return False
 
     def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()

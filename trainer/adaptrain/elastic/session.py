@@ -20,13 +20,15 @@ from adaptrain_api.training import Checkpoint
 from torch.distributed import TCPStore
 
 from adaptrain.elastic import http
-from adaptrain.elastic.checkpoint import Checkpoints
+from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Control, Identity
 from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.loop import ElasticLoop, Task
 from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.trace import Trace, trace_directory
 from adaptrain.environment import path, required
+from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,8 @@ class WorkerSettings:
     metrics_port: int
     termination_log: Path | None = None
     checkpoints: Path | None = None
+    checkpoint_uri: str | None = None
+    """Where checkpoints are if not in a directory."""
     trace: Path | None = None
 
 
@@ -72,6 +76,7 @@ def settings() -> WorkerSettings:
         metrics_port=int(os.environ.get("ADAPTRAIN_METRICS_PORT", WORKER_METRICS_PORT)),
         termination_log=path("ADAPTRAIN_TERMINATION_LOG"),
         checkpoints=path("ADAPTRAIN_CHECKPOINT_DIR"),
+        checkpoint_uri=os.environ.get("ADAPTRAIN_CHECKPOINT_URI"),
         trace=path("ADAPTRAIN_TRACE_DIR"),
     )
 
@@ -137,9 +142,10 @@ class Session:
         if farewell is not None:
             threading.Thread(target=self._leave_after, args=(farewell,), daemon=True, name="farewell").start()
         self._checkpoints = None
-        if settings.checkpoints is not None:
-            every, keep = (checkpoint.every_seconds, checkpoint.keep) if checkpoint else (60, 3)
-            self._checkpoints = Checkpoints(settings.checkpoints, every, keep, self.control)
+        if (storage := _storage(settings)) is not None:
+            c = checkpoint
+            policy = Policy(c.every_seconds, c.keep, c.keep_best, c.verify) if c is not None else Policy()
+            self._checkpoints = Checkpoints(storage, policy, self.control)
 
     def loop(self, task: Task) -> ElasticLoop:
         """The loop that trains a task."""
@@ -166,6 +172,17 @@ class Session:
         farewell.wait()
         log.info("asked to end: leaving at the step's end")
         self.control.leave()
+
+
+def _storage(settings: WorkerSettings) -> Storage | None:
+    if settings.checkpoint_uri is not None:
+        from adaptrain.elastic.objects import Bucket  # only where there is one
+
+        try:
+            return Bucket(settings.checkpoint_uri)
+        except Unavailable as error:
+            raise InvalidJob(str(error)) from error
+    return Directory(settings.checkpoints) if settings.checkpoints is not None else None
 
 
 def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[WorkerMetrics, Trace]:
