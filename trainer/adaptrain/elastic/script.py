@@ -43,9 +43,6 @@ from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.seeds import derive
 
-VOTE, LOSS = -3, -2
-"""Places at the end of the last gradient buffer."""
-
 
 class Disagreement(Exception):
     """Some workers left their loop, and others did not."""
@@ -171,10 +168,9 @@ class Elastic:
         (total, part), self._batch = self._batch, None
         group, self._offered = self._offered, None
         c, state = self._task.state.counters, self._task.state
-        state.zero_gradients()
+        state.gradients.zero()
         if part:
-            (loss * (part / total)).backward()  # type: ignore[no-untyped-call]
-            state.gradients[-1][LOSS] = loss.detach() * (part / total)
+            state.gradients.add(loss * (part / total), group)
         self._shares.took(part, time.perf_counter() - self._began)
         applied = False
         with self._loop.attempt():
@@ -282,17 +278,13 @@ class Elastic:
     def _sum(self, group: Group, vote: float = 0.0) -> float:
         """Sum the gradients over all workers. Returns the mean loss."""
         state = self._task.state
-        state.gradients[-1][VOTE] = vote
-        group.waited = 0.0
-        for flat in state.gradients:
-            group.sum(flat)
-        votes = round(float(state.gradients[-1][VOTE]))
-        if votes not in (0, group.size):
+        state.gradients.sum(group, vote)
+        if (votes := state.gradients.votes) not in (0, group.size):
             raise Disagreement(
                 f"{votes} of {group.size} workers left the loop at step {state.counters.step}, and the others did not:"
                 " let only the model, elastic.memory and elastic.epoch decide when it ends"
             )
-        return float(state.gradients[-1][LOSS])
+        return state.gradients.loss
 
     def _finish(self) -> None:
         """End training together with all others, and leave the model behind."""
@@ -307,7 +299,7 @@ class Elastic:
                 if self._batch is None:  # as the others do, if any go on
                     self._shares.mine(group, c.step, torch.arange(0))
                 self._batch = None
-                self._task.state.zero_gradients()
+                self._task.state.gradients.zero()
                 self._sum(group, vote=1.0)
                 if not c.best_step:
                     self.keep_best()

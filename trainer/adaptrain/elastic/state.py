@@ -3,13 +3,14 @@
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
+from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.errors import InvalidJob
 
@@ -96,10 +97,7 @@ class Capture:
 
 
 class ReplicatedState:
-    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON.
-
-    The gradients are views of one flat buffer for each dtype, so that one all-reduce sums them without a copy.
-    """
+    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON."""
 
     def __init__(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
@@ -108,8 +106,9 @@ class ReplicatedState:
         self.optimizer = optimizer
         self._more = more or {}
         self.counters = Counters()
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.gradients, self._views = _flat_gradients(self._parameters)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(trained.values())
+        self.gradients = Gradients(trained)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
@@ -124,18 +123,11 @@ class ReplicatedState:
         named |= {f"best.{name}": t for name, t in self.best.items()}
         return {name: t.detach() for name, t in named.items()}
 
-    def zero_gradients(self) -> None:
-        """Begin a step: also for parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does)."""
-        for flat in self.gradients:
-            flat.zero_()
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            parameter.grad = view
-
     def step(self, clip_norm: float | None = None) -> None:
         """Let the optimizer apply the gradients, scaled down together if their norm is larger than ``clip_norm``."""
         self._settle()
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+            self.gradients.clip(clip_norm)
         self.optimizer.step()
 
     def keep_best(self) -> None:
@@ -257,22 +249,6 @@ def _tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any
     group.broadcast(text, root)
     heard: dict[str, Any] = json.loads(bytes(text.tolist()))
     return heard
-
-
-def _flat_gradients(parameters: Sequence[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """One flat buffer for each (dtype, device), and for each parameter its gradient, which is a view of one."""
-    buffers = []
-    views: dict[torch.nn.Parameter, torch.Tensor] = {}
-    for kind in dict.fromkeys((p.dtype, p.device) for p in parameters):
-        alike = [p for p in parameters if (p.dtype, p.device) == kind]
-        # Three more elements: the task's own, the loss, and the group's own (see Group.sum).
-        flat = torch.zeros(sum(p.numel() for p in alike) + 3, dtype=kind[0], device=kind[1])
-        at = 0
-        for p in alike:
-            p.grad = views[p] = flat[at : at + p.numel()].view_as(p)
-            at += p.numel()
-        buffers.append(flat)
-    return buffers, [views[p] for p in parameters]
 
 
 def _materialize(optimizer: torch.optim.Optimizer) -> None:

@@ -127,8 +127,7 @@ class SupervisedTask:
             ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
             mine = self._shares.mine(group, c.step, ids)
             began = time.perf_counter()
-            state.zero_gradients()
-            tail = state.gradients[-1]
+            state.gradients.zero()
             if len(mine):
                 x, y = self._data.train.fetch(mine)
                 if self._phase.augmentation is not None:
@@ -138,15 +137,13 @@ class SupervisedTask:
                 torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0])))
                 state.model.train()
                 loss = F.cross_entropy(state.model(x.to(self._dtype)), y, reduction="sum") / len(ids)
-                loss.backward()  # type: ignore[no-untyped-call]
-                tail[-2] = loss.detach()
+                state.gradients.add(loss, group)
             self._shares.took(len(mine), time.perf_counter() - began)
             self._trace.loaded(group, c, mine)
             group.waited = 0.0
-            for flat in state.gradients:
-                group.sum(flat)
+            state.gradients.sum(group)
             clock.waited(group.waited)
-            mean = float(tail[-2])
+            mean = state.gradients.loss
             if not math.isfinite(mean):
                 raise Diverged(
                     f"the loss became {mean} at step {c.step}: lower phases[0].optimizer.learningRate or check the data"
