@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,28 @@ class Checkpoints:
         Raises:
             InvalidJob: it is of another model or optimizer.
         """
+        for path, tensors, counters in self._readable(state):
+            state.restore({**tensors, "counters": counters})
+            self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime
+            log.info("resumed from %s", path)
+            self._control.note(f"resumed from {path.name}")
+            return True
+        return False
+
+    def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any."""
+        parameters = {f"model.{name}" for name, _ in state.model.named_parameters()}
+        with self._control.doing("section", SECTION_SECONDS):
+            if self._thread is not None:
+                self._thread.join()
+            for path, tensors, counters in self._readable(state):
+                if all(t.isfinite().all() for name, t in tensors.items() if name in parameters):
+                    return counters["step"], tensors
+                log.warning("checkpoint %s has weights that are not finite; an older one is tried", path)
+        return None
+
+    def _readable(self, state: ReplicatedState) -> Iterator[tuple[Path, dict[str, torch.Tensor], dict[str, Any]]]:
+        """Folder, tensors and counters of each checkpoint that is as it was written, the newest first."""
         for path in self._committed():
             tensors = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
             try:
@@ -109,12 +132,7 @@ class Checkpoints:
                     f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
                     " or give this job an empty volume"
                 ) from error
-            state.restore({**tensors, "counters": counters})
-            self.newest_step, self.newest_time = state.counters.step, path.stat().st_mtime
-            log.info("resumed from %s", path)
-            self._control.note(f"resumed from {path.name}")
-            return True
-        return False
+            yield path, tensors, counters
 
     def export(self, state: ReplicatedState) -> None:
         """Write the best weights as safetensors.

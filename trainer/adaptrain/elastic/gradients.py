@@ -53,10 +53,14 @@ class Gradients:
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def zero(self) -> None:
-        """Begin a step: also for parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does)."""
+        """Begin a step."""
         self._sent = 0
         for flat in self._flats:
             flat.zero_()
+        self.attach()
+
+    def attach(self) -> None:
+        """Also parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does) take part in the sum."""
         for name, parameter in self._named.items():
             parameter.grad = self._views[name]
 

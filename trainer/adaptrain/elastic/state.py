@@ -66,6 +66,12 @@ class Counters:
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    """Steps whose samples were passed over, since their loss or gradient was not finite."""
+    in_a_row: int = 0
+    """How many of them without a good step between, or back to one checkpoint."""
+    rolled_back_to: int = -1
+    """Step of the checkpoint to which training went back last."""
     began: float = 0.0
     """When the first step was taken, Unix seconds; 0: not yet."""
     useful: float = 0.0
@@ -130,6 +136,17 @@ class ReplicatedState:
             self.gradients.clip(clip_norm)
         self.optimizer.step()
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The live tensors that training changes at every step: the model's and the optimizer's."""
+        return {name: t for name, t in self.tensors().items() if name.startswith(("model.", "optimizer."))}
+
+    @torch.no_grad()
+    def take_back(self, weights: dict[str, torch.Tensor]) -> None:
+        """Go back to earlier ``weights``. The counters stay: what was done with the data was done."""
+        self._settle()
+        for name, t in self.weights().items():
+            t.copy_(weights[name])
+
     def keep_best(self) -> None:
         """Take the present weights for the best."""
         self._settle()
@@ -162,8 +179,8 @@ class ReplicatedState:
                 into = {name: t.clone() for name, t in live.items()}
             else:
                 c.version = TORN
-        said = _tell(group, root, self._counters() if group.rank == root else None)
-        _broadcast(list(into.values()), group, root)
+        said = tell(group, root, self._counters() if group.rank == root else None)
+        broadcast(list(into.values()), group, root)
         if mine != newest:
             if into is not live:
                 for name, t in live.items():
@@ -181,7 +198,7 @@ class ReplicatedState:
         mine, _ = self._signature
         if len(set(digests)) == 1:
             return
-        first = _tell(group, 0, mine if group.rank == 0 else None)
+        first = tell(group, 0, mine if group.rank == 0 else None)
         if digests[group.rank] == digests[0]:
             raise GroupBroken("another worker has another model")
         name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
@@ -238,7 +255,7 @@ class ReplicatedState:
         self._take(captured["counters"])
 
 
-def _tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
+def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
     """What ``root`` says, on every member."""
     payload = json.dumps(said).encode()
     length = torch.tensor([len(payload)])
@@ -269,7 +286,7 @@ def _materialize(optimizer: torch.optim.Optimizer) -> None:
             value.zero_()
 
 
-def _broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
+def broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
     """Send tensors in chunks: small ones packed together, large ones as they are."""
     for dtype in dict.fromkeys(t.dtype for t in tensors):
         pack: list[torch.Tensor] = []
