@@ -86,6 +86,8 @@ class Progress(Open):
     eta_seconds: float | None = None
     goodput: float | None = None
     """Useful time ÷ wall time since the first step: steps applied times a step's usual duration."""
+    skipped_steps: int = 0
+    """Steps that were passed over since their loss or gradient was not finite."""
     result: Result | None = None
 
 

@@ -321,6 +321,15 @@ class Batch(Model):
     """How many samples make one optimizer step."""
 
     size: Annotated[Integer, Field(ge=1, le=1048576, description="Samples per step, over all workers together.")]
+    micro_size: Annotated[
+        Integer | None,
+        Field(
+            ge=1,
+            le=1048576,
+            description="Most samples that a worker computes at once: it adds up the gradients of several such parts"
+            " where its share is larger than its memory. Absent: the whole share at once.",
+        ),
+    ] = None
 
 
 class EarlyStopping(Model):
@@ -367,6 +376,21 @@ class SupervisedPhase(Model):
     batch: Batch
     stop: Stop
     augmentation: Augmentation | None = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(
+            description="bfloat16: the forward pass computes in it where torch.autocast does; parameters, gradients and"
+            " the optimizer stay as they are. float32: everything in the model's own numbers."
+        ),
+    ] = "float32"
+    non_finite: Annotated[
+        Literal["fail", "skip", "rollback"],
+        Field(
+            description="When a step's loss or gradient is infinite or no number. fail: so does the job. skip: the"
+            " step's samples are passed over. rollback: they are, and weights and optimizer go back to the newest"
+            " checkpoint that is sound. The job fails when this happens 10 times in a row."
+        ),
+    ] = "fail"
 
 
 class ConfigMapSource(Model):
@@ -517,6 +541,13 @@ class TrainingJobSpec(Model):
                 {self.model is None, self.data is None, self.phases is None} == {self.script is not None}
             ),
         ),
+        Rule(
+            cel="has(self.checkpoint) || !has(self.phases) || self.phases.all(p, p.nonFinite != 'rollback')",
+            message="a phase whose nonFinite is rollback needs checkpoints to go back to: give checkpoint",
+            check=lambda self: (
+                self.checkpoint is not None or all(p.non_finite != "rollback" for p in self.phases or [])
+            ),
+        ),
         *map(_immutable, ("model", "data", "phases", "script", "seed")),
     )
 
@@ -588,6 +619,9 @@ class TrainingJobStatus(Open):
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
     goodput: Annotated[
         str | None, Field(description="Part of the time since the first step that was spent on steps that count.")
+    ] = None
+    skipped_steps: Annotated[
+        int | None, Field(description="Steps passed over since their loss or gradient was not finite; absent: none.")
     ] = None
     recent_changes: Annotated[
         list[RecentChange], Field(description="The newest changes of membership, who and why and what they cost.")

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torch.distributed import TCPStore
 ELEMENTS = 16_000_000
 """64 MB: more than the sockets between two members hold."""
 HOST = "127.0.0.1"
+Act = Callable[[Group, torch.Tensor], None]
 
 
 def control() -> Any:
@@ -33,33 +35,45 @@ def meet(said: Any, rank: int, port: int) -> Group:
     return form(cast(Control, said), GroupSockets(), 1, rank, 2, HOST, port)
 
 
-def receive(port: int) -> None:
+def send(group: Group, tensor: torch.Tensor) -> None:
+    group.broadcast(tensor, 0)
+
+
+def add(group: Group, tensor: torch.Tensor) -> None:
+    *early, last = tensor.chunk(4)
+    for part in early:
+        group.begin_sum(part)
+    group.sum(last)
+
+
+def take_part(act: Act, port: int) -> None:
     group = meet(control(), 1, port)
     tensor = torch.zeros(ELEMENTS)
     while True:
-        group.broadcast(tensor, 0)
+        act(group, tensor)
 
 
-@pytest.mark.parametrize("turn", range(3))
-def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int) -> None:
+@pytest.mark.parametrize("act", [send, add])
+@pytest.mark.parametrize("turn", range(2))
+def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int, act: Act) -> None:
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
-    other = multiprocessing.get_context("spawn").Process(target=receive, args=(store.port,))
+    other = multiprocessing.get_context("spawn").Process(target=take_part, args=(act, store.port))
     other.start()
     said, sent, broken = control(), threading.Event(), threading.Event()
 
-    def send() -> None:
+    def run() -> None:
         group = meet(said, 0, store.port)
         tensor = torch.zeros(ELEMENTS)
         try:
             while True:
-                group.broadcast(tensor, 0)
+                act(group, tensor)
                 sent.set()
         except GroupBroken:
             broken.set()
 
-    thread = threading.Thread(target=send, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert other.pid is not None
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adaptrain.elastic.group import Group, GroupBroken
-from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, _tell
+from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, tell
 from torch.distributed import TCPStore
 
 from tests.unit.test_group import HOST, control, meet
@@ -75,7 +75,7 @@ def test_a_source_that_is_lost_spoils_nothing_of_worth(pair: Any, newest: int, m
 
     def send_a_part(group: Group) -> None:
         group.gather(ahead._signature[1], newest, 0)
-        _tell(group, 0, ahead._counters())
+        tell(group, 0, ahead._counters())
         group._sockets.sever()
 
     for done in pair(send_a_part, lose):

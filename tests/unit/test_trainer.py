@@ -10,7 +10,6 @@ from adaptrain.data import load_data
 from adaptrain.data.augment import augment
 from adaptrain.data.digits import digits
 from adaptrain.elastic.sampler import Sampler, share
-from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.trace import trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
@@ -157,26 +156,3 @@ def test_a_job_is_traced_where_somebody_made_a_folder_for_it(tmp_path: Path) -> 
     (tmp_path / "trace").mkdir()
     assert trace_directory(None, tmp_path) == tmp_path / "trace"
     assert trace_directory(told, tmp_path) == told
-
-
-@pytest.mark.parametrize(("clip", "length"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0)])
-def test_gradients_are_clipped_by_their_norm_together(clip: float | None, length: float) -> None:
-    model = nn.Linear(1, 1).double()
-    state = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=1.0))
-    before = [p.detach().clone() for p in model.parameters()]
-    state.zero_gradients()
-    model.weight.grad.fill_(3.0)
-    model.bias.grad.fill_(4.0)
-    state.step(clip)
-    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
-    assert float(moved.norm()) == pytest.approx(length)
-
-
-def test_gradients_that_somebody_replaced_are_summed_all_the_same() -> None:
-    model = nn.Linear(2, 1).double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = ReplicatedState(model, optimizer)
-    optimizer.zero_grad()
-    state.zero_gradients()
-    model(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
-    assert state.gradients[0][:3].tolist() == [1.0, 1.0, 1.0]

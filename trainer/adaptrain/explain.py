@@ -39,6 +39,7 @@ def tell(job: dict[str, Any], events: list[dict[str, Any]]) -> list[str]:
         "metric": status.metric,
         "time left": status.eta,
         "goodput": status.goodput,
+        "skipped steps": status.skipped_steps,
         "failures of the workers' own": status.restarts,
         "model": status.model.path if status.model else None,
     }

@@ -33,6 +33,9 @@ class JobMetrics:
         self.goodput = gauge(
             "goodput_ratio", "Part of the time since the first step that was spent on steps that count."
         )
+        self.skipped_steps = gauge(
+            "skipped_steps", "Steps that were passed over since their loss or gradient was not finite."
+        )
         self.eta_seconds = gauge("eta_seconds", "Estimated time left, seconds.")
         self.checkpoint_step = gauge("checkpoint_step", "Step of the newest committed checkpoint.")
         self.checkpoint_timestamp = gauge(

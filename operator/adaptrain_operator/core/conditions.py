@@ -167,6 +167,7 @@ def tell_progress(draft: Draft) -> None:
     fields["loss"] = None if progress.loss is None else float(f"{progress.loss:.4g}")
     fields["eta"] = None if progress.eta_seconds is None else duration(progress.eta_seconds)
     fields["goodput"] = None if progress.goodput is None else f"{progress.goodput:.1%}"
+    fields["skipped_steps"] = progress.skipped_steps or None
     metric = headline(progress.metrics)
     if metric is not None:
         fields["metric"] = f"{metric}={progress.metrics[metric]:.4g}"

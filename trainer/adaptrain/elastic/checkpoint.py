@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,33 @@ class Checkpoints:
             InvalidJob: it is of another model or optimizer.
             OSError: storage doesn't say what there is.
         """
+        for saved, tensors, counters in self._readable(state):
+            state.restore({**tensors, "counters": counters})
+            self.newest_step, self.newest_time = state.counters.step, saved.time
+            self._best_step = state.counters.best_step
+            log.info("resumed from %s/%s", self._storage, saved.name)
+            self._control.note(f"resumed from {saved.name}")
+            return True
+        return False
+
+    def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any.
+
+        Raises:
+            OSError: storage doesn't say what there is.
+        """
+        parameters = {f"model.{name}" for name, _ in state.model.named_parameters()}
+        with self._control.doing("section", SECTION_SECONDS):
+            if self._thread is not None:
+                self._thread.join()
+            for saved, tensors, counters in self._readable(state):
+                if all(t.isfinite().all() for name, t in tensors.items() if name in parameters):
+                    return counters["step"], tensors
+                log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
+        return None
+
+    def _readable(self, state: ReplicatedState) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
+        """Tensors and counters of each checkpoint that is as it was written, the newest first."""
         for saved in self._storage.saved():
             path = f"{self._storage}/{saved.name}"
             tensors = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
@@ -126,13 +153,7 @@ class Checkpoints:
                     f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
                     " or give this job an empty volume or another checkpoint.uri"
                 ) from error
-            state.restore({**tensors, "counters": counters})
-            self.newest_step, self.newest_time = state.counters.step, saved.time
-            self._best_step = state.counters.best_step
-            log.info("resumed from %s", path)
-            self._control.note(f"resumed from {saved.name}")
-            return True
-        return False
+            yield saved, tensors, counters
 
     def export(self, state: ReplicatedState) -> None:
         """Write the best weights as safetensors.

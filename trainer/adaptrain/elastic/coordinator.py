@@ -38,6 +38,7 @@ REPORTED = (
     "checkpoint_error",
     "eta_seconds",
     "goodput",
+    "skipped_steps",
 )
 """What the group's first member reports of the training, as fields of ``Progress``."""
 
@@ -214,6 +215,7 @@ class Coordinator:
             ("step_seconds", metrics.step_seconds),
             ("eta_seconds", metrics.eta_seconds),
             ("goodput", metrics.goodput),
+            ("skipped_steps", metrics.skipped_steps),
             ("checkpoint_step", metrics.checkpoint_step),
             ("checkpoint_time", metrics.checkpoint_timestamp),
         ):

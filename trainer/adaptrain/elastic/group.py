@@ -7,10 +7,10 @@ import contextlib
 import ctypes
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
@@ -53,45 +53,80 @@ class Group:
         """Whether all members leave together now: known after each ``sum``."""
         self.waited = 0.0
         """Seconds spent in collectives since it was last set to 0."""
+        self.abandoned = False
+        """Whether a collective was left behind that may yet write into its tensor."""
+        self._under_way: deque[Work] = deque()
+        self._failure: RuntimeError | None = None
 
-    def _wait(self, begin: Callable[[ProcessGroupGloo], Work]) -> None:
-        """Begin a collective and wait for it; nothing to do if this is the only member."""
-        if self._control.must_leave:
-            raise GroupBroken("told to leave")
-        if self._backend is None:
+    def _begin(self, collective: Callable[[ProcessGroupGloo], Work]) -> None:
+        if self._backend is None or self._failure is not None:
             return
+        try:
+            self._under_way.append(collective(self._backend))
+        except RuntimeError as error:
+            self._failure = error
+
+    def _wait(self, collective: Callable[[ProcessGroupGloo], Work]) -> None:
+        """Begin a collective, and wait for it and for all before it; nothing to do if this is the only member."""
         began = time.perf_counter()
         try:
-            with self._control.doing("waiting"):
-                self._finish(begin(self._backend))
-        except RuntimeError as error:
+            self.check()
+            self._begin(collective)
+            while self._under_way:
+                with self._control.doing("waiting"):  # of each anew: many in a row are no hang
+                    self._finish(self._under_way[0])
+                self._under_way.popleft()
+            if self._failure is not None:
+                raise self._failure
+        except (RuntimeError, GroupBroken) as error:
+            self._give_up()
             raise GroupBroken(str(error).splitlines()[0]) from error
         self.waited += time.perf_counter() - began
 
     def _finish(self, work: Work) -> None:
-        severed = False
         while not work.is_completed():
             with contextlib.suppress(RuntimeError):  # the work's own comes again below, else the slice is over
                 work.wait(SLICE)
-            if severed and not work.is_completed():
-                self._abandon()
-            if self._control.must_leave:
-                self._sockets.sever()
-                severed = True
+            if not work.is_completed():
+                self.check()
         work.wait()
 
-    def _abandon(self) -> NoReturn:
-        """Leave a collective that will never end.
+    def _give_up(self) -> None:
+        """Let everything that is under way fail, or abandon it.
 
         A gloo pair that fails doesn't tell an operation whose data was still on its way (``Pair::signalException`` in
         gloo/transport/tcp/pair.cc passes over ``tx_``'s unbound buffers): that one waits until its time-out, and so
         would whoever drops the group. Left behind is a thread, which no socket reaches any more.
         """
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._backend))
-        raise GroupBroken("told to leave")
+        if not self._under_way:
+            return
+        self._sockets.sever()
+        for work in self._under_way:
+            with contextlib.suppress(RuntimeError):
+                work.wait(SLICE)
+            if not work.is_completed():
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._backend))
+                self.abandoned = True
+                break
+        self._under_way.clear()
+
+    def check(self) -> None:
+        """
+        Raises:
+            GroupBroken: somebody was lost, and the group is to be left at once.
+        """
+        if self._control.must_leave:
+            raise GroupBroken("told to leave")
+
+    def begin_sum(self, part: torch.Tensor) -> None:
+        """Begin to sum over all members, in place, while this one goes on computing; the next ``sum`` waits for it.
+
+        All members begin the same sums in the same order. Raises nothing, for the sake of autograd's hooks.
+        """
+        self._begin(lambda backend: backend.allreduce(part))
 
     def sum(self, flat: torch.Tensor) -> None:
-        """Sum over all members, in place.
+        """Sum over all members, in place, and wait for all sums that were begun before.
 
         The last element belongs to the group: it counts who wants to leave, so that all leave after the same step.
         """

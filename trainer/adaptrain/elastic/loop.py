@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from adaptrain.elastic.checkpoint import MODEL_FILE, SECTION_SECONDS, Checkpoints, Superseded
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Group, GroupBroken, form
+from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
@@ -35,6 +36,7 @@ class Task(Protocol):
     """
 
     state: ReplicatedState
+    non_finite: NonFinite
 
     @property
     def finished(self) -> bool: ...
@@ -66,7 +68,7 @@ class ElasticLoop:
         self._control = control
         self._sockets = sockets
         self._task = task
-        self._checkpoints = checkpoints
+        self._checkpoints = task.non_finite.checkpoints = checkpoints
         self._durations: deque[float] = deque(maxlen=32)
         self._applied: float | None = None
         self._measured = 0
@@ -171,7 +173,7 @@ class ElasticLoop:
 
     def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()
-        step = self._task.state.counters.step
+        step, skipped = self._task.state.counters.step, self._task.state.counters.skipped
         with self._control.doing("computing"):
             yield group
         if self._broken is not None:
@@ -183,7 +185,7 @@ class ElasticLoop:
         now = time.monotonic()
         if self._task.state.counters.step != step:
             self._measure(group, began, now)
-        else:
+        elif self._task.state.counters.skipped == skipped:
             self._task.state.counters.useful += now - began
         if self._checkpoints is not None and group.rank == 0:
             self._checkpoints.maybe_save(self._task.state)

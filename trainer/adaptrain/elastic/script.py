@@ -34,6 +34,7 @@ from torch.utils.data import default_collate
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
+from adaptrain.elastic.nonfinite import NonFinite, NotFinite
 from adaptrain.elastic.session import Farewell, Session, alone, end, failed, leave_behind, prepare, settings
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import Source, source_of
@@ -42,9 +43,6 @@ from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.seeds import derive
-
-VOTE, LOSS = -3, -2
-"""Places at the end of the last gradient buffer."""
 
 
 class Disagreement(Exception):
@@ -62,6 +60,10 @@ class Elastic:
             or an iterable one, which each worker reads whole, in the same order, and takes its part of.
         batch_size: samples of a step, over all workers together.
         scheduler: a learning rate's scheduler, or anything else with ``state_dict`` and ``load_state_dict`` in JSON.
+        micro_batch: most samples that the loop gives at once. A worker's part of a batch comes in several of them if it
+            is larger, and ``step`` applies the sum of their gradients with the last one.
+        non_finite: what to do when a loss or a gradient is infinite or no number: "fail"; "skip" the step's samples;
+            or "rollback", which also takes model and optimizer back to the newest sound checkpoint.
         seed: of the order of the samples; by default the job's.
         collate: makes a batch of a list of samples.
 
@@ -80,6 +82,8 @@ class Elastic:
         batch_size: int,
         *,
         scheduler: LRScheduler | Stateful | None = None,
+        micro_batch: int | None = None,
+        non_finite: str = "fail",
         seed: int | None = None,
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
@@ -94,19 +98,25 @@ class Elastic:
         self.memory: dict[str, Any] = {}
         more: dict[str, Stateful] = {"script": _Memory(self), "groups": _Groups(optimizer)}
         try:
-            _check(model, optimizer, batch_size)
+            _check(model, optimizer, batch_size, micro_batch)
             if scheduler is not None:
                 _same_as_json("the scheduler's state_dict", scheduler.state_dict())
                 more["scheduler"] = scheduler
             self._source = source_of(data, self._seed)
+            policy = _policy(non_finite, self._settings.checkpoints is not None)
         except InvalidJob as error:
             self._fail(error)
             raise
-        self._task = _Training(ReplicatedState(model, optimizer, more), batch_size, self._source)
+        self._task = _Training(ReplicatedState(model, optimizer, more), policy, batch_size, self._source)
         self._shares = Shares()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None
         """Samples of the global batch that is under way, and of this worker's part."""
+        self._micro_batch = micro_batch
+        self._given: torch.Tensor | None = None
+        """Ids of the samples that the loop's body has, until it calls ``step``."""
+        self._done = 0
+        """Samples of this worker's part that it called ``step`` for."""
         self._began = 0.0
         self._pass_over = False
         self._final: dict[str, Any] | None = None
@@ -148,9 +158,13 @@ class Elastic:
                 return
             if (ids := self._take(group)) is None:
                 continue
-            yield self._collate(self._source.samples(ids))
-            if self._batch is not None:
-                raise RuntimeError("the loop's body must call elastic.step(loss) once for each batch")
+            for part in torch.split(ids, self._micro_batch or len(ids)):
+                if not self._goes_on(group):
+                    break
+                self._given = part
+                yield self._collate(self._source.samples(part))
+                if self._given is not None:
+                    raise RuntimeError("the loop's body must call elastic.step(loss) once for each batch")
 
     def step(self, loss: torch.Tensor, *, clip_norm: float | None = None) -> bool:
         """Take one optimizer step with the gradient of the mean loss over the global batch.
@@ -160,40 +174,51 @@ class Elastic:
             clip_norm: largest norm of the gradient, over all parameters together.
 
         Returns:
-            Whether it was applied. If not, the loop offers the same samples again.
+            Whether it was applied. If not, there is another micro-batch to come, the loop offers the same samples
+            again, or they are passed over (see ``non_finite``).
 
         Raises:
             Disagreement: another worker has left its loop.
-            ArithmeticError: the loss is no longer a number, on any worker.
+            NotFinite: the loss or a gradient is no longer a number, on any worker.
         """
-        if self._batch is None or self._offered is None:
+        if self._batch is None or self._offered is None or self._given is None:
             raise RuntimeError("elastic.step(loss) belongs into a loop over elastic, once for each batch")
-        (total, part), self._batch = self._batch, None
-        group, self._offered = self._offered, None
+        total, part = self._batch
+        group, given, self._given = self._offered, len(self._given), None
         c, state = self._task.state.counters, self._task.state
-        state.zero_gradients()
+        self._done += given
+        last = self._done >= part
+        if self._done == given:
+            state.gradients.zero()
+        else:
+            state.gradients.attach()
         if part:
-            (loss * (part / total)).backward()  # type: ignore[no-untyped-call]
-            state.gradients[-1][LOSS] = loss.detach() * (part / total)
+            state.gradients.add(loss * (given / total), group if last else None)
+        if not last:
+            return False
+        self._batch = self._offered = None
         self._shares.took(part, time.perf_counter() - self._began)
-        applied = False
+        spoiled, over = None, False
         with self._loop.attempt():
             mean = self._sum(group)
-            if not math.isfinite(mean):
-                raise ArithmeticError(
-                    f"the loss became {mean} at step {c.step}: lower the learning rate, or check the data"
-                )
-            state.step(clip_norm)
-            applied = True
-        if applied:
-            self._session.trace.applied(group, c)
-            self._task.losses.append(mean)
-            self._session.metrics.samples.inc(part)
+            spoiled = state.gradients.not_finite()
+            if spoiled is None:
+                state.step(clip_norm)
+            else:
+                self._task.non_finite.pass_over(group, state, spoiled)
+            over = True
+        if over:
             state.applied(group)
-            c.step, c.cursor = c.step + 1, c.cursor + total
+            if spoiled is None:
+                self._session.trace.applied(group, c)
+                self._task.losses.append(mean)
+                self._session.metrics.samples.inc(part)
+                self._task.non_finite.applied(state)
+                c.step += 1
+            c.cursor += total
             if self._source.ended(c.epoch, c.cursor):
                 c.epoch, c.cursor, self._pass_over = c.epoch + 1, 0, True
-        return applied
+        return over and spoiled is None
 
     def report(self, **metrics: float) -> None:
         """Tell how good the model is, as ``report(**{"val/accuracy": 0.9})``; the same on every worker."""
@@ -216,7 +241,11 @@ class Elastic:
 
     def _fail(self, error: Exception) -> None:
         """Leave an error behind, and end a job's worker with it."""
-        message = str(error) if isinstance(error, InvalidJob | Disagreement) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error)
+            if isinstance(error, InvalidJob | Disagreement | NotFinite)
+            else f"{type(error).__name__}: {error}"
+        )
         if self._settings.job is not None:
             traceback.print_exception(error)
             end(self._settings, EXIT_INVALID if isinstance(error, InvalidJob) else 1, failed(message))
@@ -258,10 +287,18 @@ class Elastic:
             # A user's dropout draws from here: the same again when the step is taken again by as many members.
             torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
             self._session.trace.loaded(group, c, mine)
-            self._began = time.perf_counter()
+            self._began, self._done = time.perf_counter(), 0
             return mine if len(mine) else ids[:1]
         self._offered = None
         return None
+
+    def _goes_on(self, group: Group) -> bool:
+        """Whether the step that is under way still can succeed."""
+        with self._loop.attempt():
+            group.check()
+            return True
+        self._batch = self._offered = None
+        return False
 
     def _offer(self) -> Group | None:
         """The group for the next unit; None once training is complete.
@@ -282,17 +319,13 @@ class Elastic:
     def _sum(self, group: Group, vote: float = 0.0) -> float:
         """Sum the gradients over all workers. Returns the mean loss."""
         state = self._task.state
-        state.gradients[-1][VOTE] = vote
-        group.waited = 0.0
-        for flat in state.gradients:
-            group.sum(flat)
-        votes = round(float(state.gradients[-1][VOTE]))
-        if votes not in (0, group.size):
+        state.gradients.sum(group, vote)
+        if (votes := state.gradients.votes) not in (0, group.size):
             raise Disagreement(
                 f"{votes} of {group.size} workers left the loop at step {state.counters.step}, and the others did not:"
                 " let only the model, elastic.memory and elastic.epoch decide when it ends"
             )
-        return float(state.gradients[-1][LOSS])
+        return state.gradients.loss
 
     def _finish(self) -> None:
         """End training together with all others, and leave the model behind."""
@@ -307,7 +340,7 @@ class Elastic:
                 if self._batch is None:  # as the others do, if any go on
                     self._shares.mine(group, c.step, torch.arange(0))
                 self._batch = None
-                self._task.state.zero_gradients()
+                self._task.state.gradients.zero()
                 self._sum(group, vote=1.0)
                 if not c.best_step:
                     self.keep_best()
@@ -315,19 +348,33 @@ class Elastic:
                 c.stopped = f"{c.epoch} epochs"
 
 
-def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size: int, micro_batch: int | None) -> None:
     """
     Raises:
         InvalidJob: they can't be trained by workers that come and go.
     """
-    if batch_size < 1:
-        raise InvalidJob(f"batch_size is {batch_size}: it must be at least 1")
+    for name, size in (("batch_size", batch_size), ("micro_batch", micro_batch)):
+        if size is not None and size < 1:
+            raise InvalidJob(f"{name} is {size}: it must be at least 1")
     check_model(model)
     if isinstance(optimizer, torch.optim.NAdam | torch.optim.Rprop | torch.optim.ASGD):
         raise InvalidJob(f"{type(optimizer).__name__} can't be sent before its first step: use AdamW or SGD")
     known = set(model.parameters())
     if any(parameter not in known for group in optimizer.param_groups for parameter in group["params"]):
         raise InvalidJob("the optimizer has a parameter that the model has not: make it one of the model's")
+
+
+def _policy(non_finite: str, checkpoints: bool) -> NonFinite:
+    """
+    Raises:
+        InvalidJob: there is no such policy, or nothing to go back to.
+    """
+    others = " or ".join(f'"{p}"' for p in ("skip", "rollback") if p != non_finite and (checkpoints or p == "skip"))
+    advice = "lower the learning rate, clip the gradient, check the data"
+    policy = NonFinite(non_finite, f"{advice}, or give Elastic non_finite={others}" if others else advice)
+    if policy.policy == "rollback" and not checkpoints:
+        raise InvalidJob("non_finite is 'rollback', and there are no checkpoints to go back to: give spec.checkpoint")
+    return policy
 
 
 def _same_as_json(what: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -348,8 +395,9 @@ def _same_as_json(what: str, value: dict[str, Any]) -> dict[str, Any]:
 class _Training:
     """What the elastic loop knows of a script."""
 
-    def __init__(self, state: ReplicatedState, batch_size: int, source: Source) -> None:
+    def __init__(self, state: ReplicatedState, non_finite: NonFinite, batch_size: int, source: Source) -> None:
         self.state = state
+        self.non_finite = non_finite
         self.batch_size = batch_size
         self.epochs: int | None = None
         self.losses: deque[float] = deque(maxlen=32)
@@ -379,6 +427,7 @@ class _Training:
             "batch_size": self.batch_size,
             "metrics": c.metrics,
             "best": c.best,
+            "skipped_steps": c.skipped,
         }
 
 

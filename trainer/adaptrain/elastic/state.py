@@ -3,13 +3,14 @@
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
+from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.errors import InvalidJob
 
@@ -65,6 +66,12 @@ class Counters:
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    """Steps whose samples were passed over, since their loss or gradient was not finite."""
+    in_a_row: int = 0
+    """How many of them without a good step between, or back to one checkpoint."""
+    rolled_back_to: int = -1
+    """Step of the checkpoint to which training went back last."""
     began: float = 0.0
     """When the first step was taken, Unix seconds; 0: not yet."""
     useful: float = 0.0
@@ -96,10 +103,7 @@ class Capture:
 
 
 class ReplicatedState:
-    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON.
-
-    The gradients are views of one flat buffer for each dtype, so that one all-reduce sums them without a copy.
-    """
+    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON."""
 
     def __init__(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
@@ -108,8 +112,9 @@ class ReplicatedState:
         self.optimizer = optimizer
         self._more = more or {}
         self.counters = Counters()
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.gradients, self._views = _flat_gradients(self._parameters)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(trained.values())
+        self.gradients = Gradients(trained)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
@@ -124,19 +129,23 @@ class ReplicatedState:
         named |= {f"best.{name}": t for name, t in self.best.items()}
         return {name: t.detach() for name, t in named.items()}
 
-    def zero_gradients(self) -> None:
-        """Begin a step: also for parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does)."""
-        for flat in self.gradients:
-            flat.zero_()
-        for parameter, view in zip(self._parameters, self._views, strict=True):
-            parameter.grad = view
-
     def step(self, clip_norm: float | None = None) -> None:
         """Let the optimizer apply the gradients, scaled down together if their norm is larger than ``clip_norm``."""
         self._settle()
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+            self.gradients.clip(clip_norm)
         self.optimizer.step()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The live tensors that training changes at every step: the model's and the optimizer's."""
+        return {name: t for name, t in self.tensors().items() if name.startswith(("model.", "optimizer."))}
+
+    @torch.no_grad()
+    def take_back(self, weights: dict[str, torch.Tensor]) -> None:
+        """Go back to earlier ``weights``. The counters stay: what was done with the data was done."""
+        self._settle()
+        for name, t in self.weights().items():
+            t.copy_(weights[name])
 
     def keep_best(self) -> None:
         """Take the present weights for the best."""
@@ -170,8 +179,8 @@ class ReplicatedState:
                 into = {name: t.clone() for name, t in live.items()}
             else:
                 c.version = TORN
-        said = _tell(group, root, self._counters() if group.rank == root else None)
-        _broadcast(list(into.values()), group, root)
+        said = tell(group, root, self._counters() if group.rank == root else None)
+        broadcast(list(into.values()), group, root)
         if mine != newest:
             if into is not live:
                 for name, t in live.items():
@@ -189,7 +198,7 @@ class ReplicatedState:
         mine, _ = self._signature
         if len(set(digests)) == 1:
             return
-        first = _tell(group, 0, mine if group.rank == 0 else None)
+        first = tell(group, 0, mine if group.rank == 0 else None)
         if digests[group.rank] == digests[0]:
             raise GroupBroken("another worker has another model")
         name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
@@ -246,7 +255,7 @@ class ReplicatedState:
         self._take(captured["counters"])
 
 
-def _tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
+def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
     """What ``root`` says, on every member."""
     payload = json.dumps(said).encode()
     length = torch.tensor([len(payload)])
@@ -257,22 +266,6 @@ def _tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any
     group.broadcast(text, root)
     heard: dict[str, Any] = json.loads(bytes(text.tolist()))
     return heard
-
-
-def _flat_gradients(parameters: Sequence[torch.nn.Parameter]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """One flat buffer for each (dtype, device), and for each parameter its gradient, which is a view of one."""
-    buffers = []
-    views: dict[torch.nn.Parameter, torch.Tensor] = {}
-    for kind in dict.fromkeys((p.dtype, p.device) for p in parameters):
-        alike = [p for p in parameters if (p.dtype, p.device) == kind]
-        # Three more elements: the task's own, the loss, and the group's own (see Group.sum).
-        flat = torch.zeros(sum(p.numel() for p in alike) + 3, dtype=kind[0], device=kind[1])
-        at = 0
-        for p in alike:
-            p.grad = views[p] = flat[at : at + p.numel()].view_as(p)
-            at += p.numel()
-        buffers.append(flat)
-    return buffers, [views[p] for p in parameters]
 
 
 def _materialize(optimizer: torch.optim.Optimizer) -> None:
@@ -293,7 +286,7 @@ def _materialize(optimizer: torch.optim.Optimizer) -> None:
             value.zero_()
 
 
-def _broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
+def broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
     """Send tensors in chunks: small ones packed together, large ones as they are."""
     for dtype in dict.fromkeys(t.dtype for t in tensors):
         pack: list[torch.Tensor] = []

@@ -18,19 +18,17 @@ from adaptrain_api.training import SupervisedPhase
 from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment
 from adaptrain.elastic.group import Group
+from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sampler import Sampler, share
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.trace import Trace
+from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.seeds import derive
 
 EVALUATION_BATCH = 1024
 DEFAULT_METRIC = "val/accuracy"
-
-
-class Diverged(Exception):
-    """The loss is no longer a number."""
 
 
 class SupervisedTask:
@@ -53,6 +51,16 @@ class SupervisedTask:
         self._trace = trace
         self.state = self._fresh()
         self._dtype = next(self.state.model.parameters()).dtype
+        if phase.precision == "bfloat16" and self._dtype != torch.float32:
+            raise InvalidJob(
+                f"phases[0].precision is bfloat16, but the model is of {str(self._dtype).removeprefix('torch.')}: make"
+                " it one of float32, or remove precision"
+            )
+        self.non_finite = NonFinite(
+            phase.non_finite,
+            "lower phases[0].optimizer.learningRate, set its clipNorm, check the data, or let phases[0].nonFinite be"
+            f" {' or '.join(p for p in ('skip', 'rollback') if p != phase.non_finite)}",
+        )
         self._sampler = Sampler(len(data.train), seed)
         self._shares = Shares()
         self._losses: deque[float] = deque(maxlen=32)
@@ -99,6 +107,7 @@ class SupervisedTask:
             "batch_size": self._phase.batch.size,
             "metrics": c.metrics,
             "best": c.best,
+            "skipped_steps": c.skipped,
         }
 
     def unit(self, group: Group) -> None:
@@ -127,42 +136,55 @@ class SupervisedTask:
             ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
             mine = self._shares.mine(group, c.step, ids)
             began = time.perf_counter()
-            state.zero_gradients()
-            tail = state.gradients[-1]
+            state.gradients.zero()
             if len(mine):
                 x, y = self._data.train.fetch(mine)
                 if self._phase.augmentation is not None:
                     x = augment(x, mine, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
                 clock.loaded()
-                # A user's dropout draws from here: the same again when the step is taken again by as many members.
-                torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0])))
-                state.model.train()
-                loss = F.cross_entropy(state.model(x.to(self._dtype)), y, reduction="sum") / len(ids)
-                loss.backward()  # type: ignore[no-untyped-call]
-                tail[-2] = loss.detach()
+                self._add_gradients(group, mine, x, y, len(ids))
             self._shares.took(len(mine), time.perf_counter() - began)
             self._trace.loaded(group, c, mine)
             group.waited = 0.0
-            for flat in state.gradients:
-                group.sum(flat)
+            state.gradients.sum(group)
             clock.waited(group.waited)
-            mean = float(tail[-2])
-            if not math.isfinite(mean):
-                raise Diverged(
-                    f"the loss became {mean} at step {c.step}: lower phases[0].optimizer.learningRate or check the data"
-                )
-            state.step(self._phase.optimizer.clip_norm)
-        self._trace.applied(group, c)
-        self._losses.append(mean)
-        self._metrics.samples.inc(len(mine))
-        c.step += 1
+            spoiled = state.gradients.not_finite()
+            if spoiled is None:
+                state.step(self._phase.optimizer.clip_norm)
+            else:
+                self.non_finite.pass_over(group, state, spoiled)
+        if spoiled is None:
+            self._trace.applied(group, c)
+            self._losses.append(state.gradients.loss)
+            self._metrics.samples.inc(len(mine))
+            self.non_finite.applied(state)
+            c.step += 1
+        else:
+            c.evaluated_step = c.step - 1  # the weights may be others
         c.cursor += len(ids)
         if c.cursor >= len(self._data.train):
             c.epoch, c.cursor = c.epoch + 1, 0
 
+    def _add_gradients(self, group: Group, ids: torch.Tensor, x: torch.Tensor, y: torch.Tensor, total: int) -> None:
+        """Add this worker's part of the mean loss over ``total`` samples, in micro-batches."""
+        state = self.state
+        state.model.train()
+        most = self._phase.batch.micro_size or len(ids)
+        parts = list(zip(*(torch.split(t, most) for t in (ids, x, y)), strict=True))
+        for number, (some, inputs, classes) in enumerate(parts, 1):
+            group.check()
+            # A user's dropout draws from here: the same again when the step is taken again by as many members.
+            torch.manual_seed(derive(self._seed, "step", state.counters.step, int(some[0])))
+            loss = F.cross_entropy(self._logits(inputs), classes, reduction="sum") / total
+            state.gradients.add(loss, group if number == len(parts) else None)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._phase.precision == "bfloat16"):
+            return self.state.model(x.to(self._dtype)).to(self._dtype)  # type: ignore[no-any-return]
+
     def _evaluate(self, group: Group) -> None:
         c, stop = self.state.counters, self._phase.stop
-        accuracy, loss = self._score(group, self._data.validation, self.state.model)
+        accuracy, loss = self._score(group, self._data.validation)
         c.metrics = {"val/accuracy": accuracy, "val/loss": loss}
         c.evaluated_step = c.step
         sign = -1 if self._metric == "val/loss" else 1
@@ -183,20 +205,20 @@ class SupervisedTask:
     def _test(self, group: Group) -> None:
         assert self._data.test is not None
         with _weights(self.state.model, self.state.best):
-            accuracy, loss = self._score(group, self._data.test, self.state.model)
+            accuracy, loss = self._score(group, self._data.test)
         c = self.state.counters
         c.metrics = c.metrics | {"test/accuracy": accuracy, "test/loss": loss}
 
     @torch.no_grad()
-    def _score(self, group: Group, split: Split, model: torch.nn.Module) -> tuple[float, float]:
+    def _score(self, group: Group, split: Split) -> tuple[float, float]:
         """Accuracy and mean cross-entropy over a split, each member scoring a part of it."""
-        model.eval()
+        self.state.model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         for ids in torch.split(share(torch.arange(len(split)), group.rank, group.size), EVALUATION_BATCH):
             if len(ids) == 0:
                 continue
             x, y = split.fetch(ids)
-            out = model(x.to(self._dtype))
+            out = self._logits(x)
             sums[0] += (out.argmax(1) == y).sum()
             sums[1] += F.cross_entropy(out, y, reduction="sum")
         group.sum(sums)

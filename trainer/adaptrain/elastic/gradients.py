@@ -1,0 +1,172 @@
+"""The gradients of a replica, and their sum over a group.
+
+They are views of flat buffers, in the reverse order of the parameters, which is about the order in which a backward
+pass completes them. A large buffer is summed in buckets while backward still runs, as DistributedDataParallel does
+(Li et al., 2020, section 3.2): on all members in the same order, whatever each of them computes.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from adaptrain.elastic.group import Group, GroupBroken
+
+BUCKET_BYTES = 25 << 20
+"""As DistributedDataParallel's: large enough for the network, small enough to be sent early."""
+TAIL = 3
+"""Elements at the end of the last bucket, which is sent when backward is over."""
+VOTE, LOSS = -3, -2
+"""Places in it: what the task counts, and the loss. The last one is the group's own (see ``Group.sum``)."""
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    part: torch.Tensor
+    """A piece of a flat buffer."""
+    after: int
+    """How many gradients must be complete before it can be sent."""
+
+
+class Gradients:
+    """The gradients of named parameters, and the loss that they are of."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._named = dict(reversed(list(parameters.items())))
+        self._bucket_bytes = bucket_bytes
+        self._norm = 0.0
+        self._group: Group | None = None
+        """To which complete buckets are sent: only during the backward pass that completes them."""
+        self._lock = threading.Lock()
+        self._complete = [False] * len(self._named)
+        self._before = 0
+        """How many gradients are complete, up to the first that is not."""
+        self._sent = 0
+        self._spoiled: str | None = None
+        self._allocate()
+        if len(self._buckets) > 1:
+            for place, parameter in enumerate(self._named.values()):
+                hook = partial(self._completed, place)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def zero(self) -> None:
+        """Begin a step."""
+        self._sent = 0
+        for flat in self._flats:
+            flat.zero_()
+        self.attach()
+
+    def attach(self) -> None:
+        """Also parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does) take part in the sum."""
+        for name, parameter in self._named.items():
+            parameter.grad = self._views[name]
+
+    def add(self, loss: torch.Tensor, group: Group | None = None) -> None:
+        """Add a part of the batch's loss, and its gradient. With a group, complete buckets are sent meanwhile: this is
+        the last part.
+
+        Raises:
+            RuntimeError: a gradient changed after it was sent.
+        """
+        self._complete = [False] * len(self._named)
+        self._before = 0
+        self._group = group
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._group = None
+        if self._spoiled is not None:
+            raise RuntimeError(
+                f"{self._spoiled} got a second gradient in one backward pass, after the first was sent: give"
+                " torch.utils.checkpoint use_reentrant=False"
+            )
+        self._tail[LOSS] += loss.detach().to(self._tail)
+
+    def sum(self, group: Group, vote: float = 0.0) -> None:
+        """Sum the gradients, the losses and the votes over all members, in place.
+
+        Raises:
+            GroupBroken: somebody was lost meanwhile; all that was added is void.
+        """
+        self._tail[VOTE] = vote
+        *early, last = self._buckets
+        try:
+            for bucket in early[self._sent :]:
+                group.begin_sum(bucket.part)
+            group.sum(last.part)
+        except GroupBroken:
+            if group.abandoned:  # its thread may yet write into what it was to sum
+                self._allocate()
+            raise
+        norms = [torch.linalg.vector_norm(flat[:-TAIL] if flat is self._flats[-1] else flat) for flat in self._flats]
+        self._norm = math.hypot(*map(float, norms))
+
+    @property
+    def loss(self) -> float:
+        """The loss of the whole batch, once it was summed."""
+        return float(self._tail[LOSS])
+
+    @property
+    def votes(self) -> int:
+        """The votes of all members, once they were summed."""
+        return round(float(self._tail[VOTE]))
+
+    def not_finite(self) -> str | None:
+        """What is infinite or no number, in words: the same on all members, once it was summed."""
+        if not math.isfinite(self.loss):
+            return f"the loss became {self.loss}"
+        if math.isfinite(self._norm):
+            return None
+        for name, view in reversed(self._views.items()):
+            if not (finite := view.isfinite()).all():
+                return f"the gradient of {name} became {float(view[~finite][0])}"
+        return None  # it is only too long for its norm
+
+    def clip(self, most: float) -> None:
+        """Scale all down together if their norm is larger (Pascanu et al., 2013)."""
+        if self._norm > most:
+            for flat in self._flats:
+                flat.mul_(most / self._norm)
+
+    def _allocate(self) -> None:
+        """Make the flat buffers, cut into buckets, and for each parameter its gradient, which is a view of one."""
+        kinds = dict.fromkeys((p.dtype, p.device) for p in reversed(self._named.values()))
+        self._flats: list[torch.Tensor] = []
+        self._views: dict[str, torch.Tensor] = {}
+        buckets = []
+        # The last buffer is that of the parameter whose gradient is complete last.
+        for kind in reversed(kinds):
+            alike = {name: p for name, p in self._named.items() if (p.dtype, p.device) == kind}
+            places = [i for i, p in enumerate(self._named.values()) if (p.dtype, p.device) == kind]
+            last = len(self._flats) == len(kinds) - 1
+            length = sum(p.numel() for p in alike.values())
+            flat = torch.zeros(length + TAIL * last, dtype=kind[0], device=kind[1])
+            each = max(1, self._bucket_bytes // flat.itemsize)
+            at = cut = 0
+            for place, (name, p) in zip(places, alike.items(), strict=True):
+                p.grad = self._views[name] = flat[at : at + p.numel()].view_as(p)
+                at += p.numel()
+                while cut + each <= at and cut + each < length:
+                    buckets.append(_Bucket(flat[cut : cut + each], place + 1))
+                    cut += each
+            buckets.append(_Bucket(flat[cut:], len(self._named) + 1 if last else places[-1] + 1))
+            self._flats.append(flat)
+        self._buckets = sorted(buckets, key=lambda bucket: bucket.after)
+        self._tail = self._flats[-1]
+
+    def _completed(self, place: int, _: torch.Tensor) -> None:
+        """Autograd has added to a gradient for the last time in this pass. It must not hear of errors."""
+        with self._lock:
+            if self._group is None:
+                return
+            if self._complete[place] and self._sent and place < self._buckets[self._sent - 1].after:
+                self._spoiled = list(self._named)[place]
+            self._complete[place] = True
+            while self._before < len(self._complete) and self._complete[self._before]:
+                self._before += 1
+            while self._buckets[self._sent].after <= self._before:
+                self._group.begin_sum(self._buckets[self._sent].part)
+                self._sent += 1
