@@ -18,6 +18,8 @@ from tests.faults.schedule import Fault
 from tests.faults.wires import Wires, sever
 
 RECOVERY_SECONDS = 30.0
+START_SECONDS = 180.0
+"""The first workers may have to import torch from a disk that was never read."""
 """Bound of every wait: silence is noticed after 3 s, a new coordinator waits 2 s, a start takes 2 s if all is busy."""
 POLL_SECONDS = 0.02
 WORKERS, MOST = 3, 5
@@ -56,7 +58,7 @@ class Arena:
         _mount(self.checkpoints)
         try:
             self.local.start_coordinator()
-            self.recover()
+            self.recover(START_SECONDS)
         except BaseException:
             self.__exit__()
             raise
@@ -80,12 +82,12 @@ class Arena:
         self._tell(f"{fault}: worker-{victim} of {workers}")
         getattr(self, "_" + fault.kind.replace("-", "_"))(victim, fault)
 
-    def recover(self) -> Progress:
+    def recover(self, seconds: float = RECOVERY_SECONDS) -> Progress:
         """Wait until nothing is under way any more and all that live train together."""
         if self._due:
             self._pause(max(due for due, _ in self._due) - time.monotonic())
         self._tell("recover")
-        until = time.monotonic() + RECOVERY_SECONDS
+        until = time.monotonic() + seconds
         begin: int | None = None
         progress: Progress | None = None
         while time.monotonic() < until:
@@ -99,7 +101,7 @@ class Arena:
                 if step >= begin + STEPS:
                     return progress
             time.sleep(POLL_SECONDS)
-        raise Violation(f"not all that live train together after {RECOVERY_SECONDS:.0f} s: {progress}\n{self.tell()}")
+        raise Violation(f"not all that live train together after {seconds:.0f} s: {progress}\n{self.tell()}")
 
     def stop(self) -> int:
         """Ask all workers to leave. Returns the step at which they did."""
