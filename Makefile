@@ -12,7 +12,7 @@ help: ## Show this help
 .venv/.installed: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python --requirement requirements/dev.txt
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --requirement requirements/dev.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 

@@ -7,11 +7,12 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.elastic.checkpoint import Checkpoints
+from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.nonfinite import NotFinite
 from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.storage import Directory
 from adaptrain.elastic.trace import Trace
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
@@ -89,7 +90,7 @@ def test_skipping_ends_when_nothing_else_happens() -> None:
 
 def test_rollback_takes_the_weights_of_the_newest_sound_checkpoint(tmp_path: Path) -> None:
     alone = Alone({6, 8}, nonFinite="rollback")
-    checkpoints = alone.task.non_finite.checkpoints = Checkpoints(tmp_path, 60, 3, alone.control)
+    checkpoints = alone.task.non_finite.checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
     sound = alone.steps(2)
     checkpoints.save(alone.task.state)
     alone.steps(2)
@@ -109,7 +110,7 @@ def test_rollback_takes_the_weights_of_the_newest_sound_checkpoint(tmp_path: Pat
 
 def test_rollback_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     alone = Alone({1}, nonFinite="rollback")
-    alone.task.non_finite.checkpoints = Checkpoints(tmp_path, 60, 3, alone.control)
+    alone.task.non_finite.checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
     with pytest.raises(NotFinite, match="at step 0, and there is no checkpoint to go back to"):
         alone.steps(1)
 
