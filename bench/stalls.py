@@ -45,8 +45,11 @@ def worst_stalls(trace: Path, events: list[float]) -> list[float]:
     return list(worst.values())
 
 
-def kills(count: int, workers: int = 3) -> tuple[list[float], int]:
-    """Kill one of ``workers`` so many times, each replaced. Returns the stalls and how many workers hung or crashed."""
+def kills(count: int, workers: int = 3, how: signal.Signals = signal.SIGKILL) -> tuple[list[float], int]:
+    """Kill or stop one of ``workers`` so many times, each replaced.
+
+    Returns the stalls and how many workers hung or crashed besides.
+    """
     chance = random.Random(count)
     with tempfile.TemporaryDirectory() as scratch, LocalJob(job(**PACE), trace=Path(scratch)) as local:
         local.start_coordinator()
@@ -58,9 +61,10 @@ def kills(count: int, workers: int = 3) -> tuple[list[float], int]:
             time.sleep(WINDOW_SECONDS / 2 + chance.random())
             victim = chance.choice(local.alive())
             events.append(time.time())
-            local.signal(victim, signal.SIGKILL)
+            local.signal(victim, how)
             killed.add(victim)
             time.sleep(WINDOW_SECONDS)
+            local.signal(victim, signal.SIGKILL)
             local.start_worker()
             running(local, workers)
         time.sleep(WINDOW_SECONDS + 0.5)

@@ -58,6 +58,7 @@ class Agents:
         # The rendezvous store lives outside all agents, so that each of them may be lost.
         self._store = subprocess.Popen([sys.executable, "-c", code])
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
+        self.lost: list[subprocess.Popen[bytes]] = []
         self._next = 0
 
     def start(self) -> str:
@@ -78,9 +79,10 @@ class Agents:
         )  # fmt: skip
         return name
 
-    def kill(self, name: str) -> None:
-        """The loss of a pod: agent and worker at once."""
-        _kill_tree(self.agents.pop(name).pid)
+    def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """The loss of a pod, or its hanging: agent and worker at once."""
+        self.lost.append(self.agents.pop(name))
+        _signal_tree(self.lost[-1].pid, how)
 
     def newest(self, name: str) -> tuple[float, int]:
         """When its worker last applied a step, Unix time (0: never), and in a group of how many."""
@@ -100,22 +102,23 @@ class Agents:
         return False
 
     def close(self) -> None:
-        for process in self.agents.values():
-            _kill_tree(process.pid)
+        for process in [*self.agents.values(), *self.lost]:
+            _signal_tree(process.pid, signal.SIGKILL)
         self._store.kill()
 
 
-def _kill_tree(pid: int) -> None:
-    """Kill an agent and its workers, which live in sessions of their own."""
+def _signal_tree(pid: int, how: signal.Signals) -> None:
+    """Kill or stop an agent and its workers, which live in sessions of their own."""
     with contextlib.suppress(OSError):
         children = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, how)
         for child in children:
-            _kill_tree(child)
+            _signal_tree(child, how)
 
 
-def kill_gaps(count: int, workers: int = 3) -> list[float]:
-    """Seconds from a kill until the survivors step again, for ``count`` kills with a replacement."""
+def kill_gaps(count: int, workers: int = 3, how: signal.Signals = signal.SIGKILL) -> list[float]:
+    """Seconds from a kill or stop until the survivors step again, for ``count`` of them, each with a replacement; at
+    most ``LIMIT_SECONDS``."""
     gaps = []
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,7 +130,7 @@ def kill_gaps(count: int, workers: int = 3) -> list[float]:
             time.sleep(3)
             for _ in range(count):
                 event = time.time()
-                agents.kill(chance.choice(sorted(agents.agents)))
+                agents.kill(chance.choice(sorted(agents.agents)), how)
                 survivors = sorted(agents.agents)
                 before = min(agents.newest(name)[0] for name in survivors)
                 # A step that was under way may still be written: what counts is a step after at least a second's gap.

@@ -1,0 +1,84 @@
+"""A worker joins another that trains a large model. Value: the stall of the one that was there, seconds.
+
+The peer is what it takes to send as many bytes over one loopback connection of the same machine.
+"""
+
+import argparse
+import multiprocessing
+import socket
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from adaptrain.elastic.trace import read_times
+from adaptrain.local import LocalJob
+
+from bench.report import emit
+from tests.e2e.local_jobs import job, running
+
+BAR = 1.3
+STEP_SECONDS = 0.2
+
+
+def stall(width: int) -> float:
+    """The gap in the first worker's steps in which the second joins, less its median step, seconds."""
+    model = {"name": "bench.paced:mlp", "args": {"seconds": STEP_SECONDS, "width": width}}
+    phase = {"optimizer": {"name": "sgd", "learningRate": 0.001}, "batch": {"size": 2}}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        LocalJob(job(model=model, phase=phase), trace=Path(scratch)) as local,
+    ):
+        local.start_coordinator()
+        local.start_worker()
+        running(local, 1)
+        time.sleep(30 * STEP_SECONDS)
+        local.start_worker()
+        running(local, 2)
+        time.sleep(10 * STEP_SECONDS)
+        times = read_times(Path(scratch), "worker-0")
+    joined = next(i for i, (_, size) in enumerate(times) if size == 2)
+    gaps = [b - a for (a, _), (b, _) in pairwise(times)]
+    return gaps[joined - 1] - statistics.median(gaps[: joined - 1])
+
+
+def raw(size: int) -> float:
+    """Seconds to send so many bytes from one process's memory to another's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        other = multiprocessing.get_context("spawn").Process(target=_send, args=(server.getsockname()[1], size))
+        other.start()
+        connection, _ = server.accept()
+        view = memoryview(torch.zeros(size, dtype=torch.uint8).numpy())
+        connection.sendall(b"!")
+        began, at = time.perf_counter(), 0
+        while at < size:
+            at += connection.recv_into(view[at:])
+        took = time.perf_counter() - began
+        other.join()
+    return took
+
+
+def _send(port: int, size: int) -> None:
+    data = memoryview(torch.ones(size, dtype=torch.uint8).numpy())
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.recv(1)
+        connection.sendall(data)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=1000, help="of all tensors that are sent")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    size = arguments.megabytes * 10**6
+    # The model and its best weights so far, 64 inputs and 10 outputs, float32.
+    width = size // (2 * 4 * (64 + 10 + 1))
+    stalls, sent = [], []
+    for _ in range(arguments.turns):
+        sent.append(raw(size))
+        stalls.append(stall(width))
+        print(f"stall {stalls[-1]:.2f} s, raw {sent[-1]:.2f} s", flush=True)
+    value, peer = statistics.median(stalls), statistics.median(sent)
+    emit("join", value, "s", "the bytes over one loopback connection", peer, value <= BAR * peer, bytes=size)
