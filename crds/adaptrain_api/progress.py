@@ -68,6 +68,8 @@ class Progress(Open):
     """Membership epoch: number * 2**32 + changes seen by this coordinator."""
     state: Literal["waiting", "forming", "running", "done"] = "waiting"
     members: list[Member] = []
+    joining: list[str] = []
+    """Ids of workers that are here and not among the members yet."""
     silent: list[Silent] = []
     recent_changes: list[Change] = []
     step: int = 0

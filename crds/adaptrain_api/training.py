@@ -219,7 +219,7 @@ class Workers(Model):
     ] = None
     processes_per_worker: Annotated[
         Integer,
-        Field(ge=1, le=1, description="Training processes in each worker pod; more than 1 is not supported yet."),
+        Field(ge=1, le=64, description="Training processes in each worker pod; more than 1 takes launcher torchrun."),
     ] = 1
     resources: Resources | None = None
     env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
@@ -406,15 +406,31 @@ class Source(Model):
 
 
 class Script(Model):
-    """A program of your own, instead of model, data and phases: it trains with ``adaptrain.elastic``."""
+    """A program of your own, instead of model, data and phases."""
 
+    launcher: Annotated[
+        Literal["adaptrain", "torchrun"],
+        Field(
+            description="adaptrain: the program trains with adaptrain.elastic, and goes on when workers come and go."
+            " torchrun: it is written for torchrun, and is started anew then."
+        ),
+    ] = "adaptrain"
     command: Annotated[
         list[Annotated[Text, Field(min_length=1, max_length=4096)]],
-        Field(min_length=1, max_length=64, description="Program and arguments, run on every worker."),
+        Field(min_length=1, max_length=64, description="Program and arguments, run in each process of every worker."),
     ]
     source: Annotated[
         Source | None, Field(description="Files that the command finds in its working directory; absent: the image's.")
     ] = None
+
+    rules = (
+        Rule(
+            cel="self.command[0] != 'torchrun'",
+            message="adaptrain takes torchrun's place: set launcher to torchrun, and begin the command with python",
+            check=lambda self: self.command[0] != "torchrun",
+            path=".command",
+        ),
+    )
 
 
 class PersistentVolumeClaim(Model):
@@ -548,8 +564,28 @@ class TrainingJobSpec(Model):
                 self.checkpoint is not None or all(p.non_finite != "rollback" for p in self.phases or [])
             ),
         ),
+        Rule(
+            cel="!has(self.workers) || !has(self.workers.processesPerWorker) || self.workers.processesPerWorker == 1"
+            " || (has(self.script) && self.script.launcher == 'torchrun')",
+            message="more than one of processesPerWorker takes a script with launcher torchrun:"
+            " set it to 1, and give the job more workers",
+            check=lambda self: self.workers.processes_per_worker == 1 or self.torchrun,
+            path=".workers.processesPerWorker",
+        ),
+        Rule(
+            cel="!has(self.script) || self.script.launcher != 'torchrun' || !has(self.checkpoint)"
+            " || !has(self.checkpoint.uri)",
+            message="a script with launcher torchrun saves files of its own: give it checkpoint.volume, not a uri",
+            check=lambda self: not self.torchrun or self.checkpoint is None or self.checkpoint.uri is None,
+            path=".checkpoint.uri",
+        ),
         *map(_immutable, ("model", "data", "phases", "script", "seed")),
     )
+
+    @property
+    def torchrun(self) -> bool:
+        """Whether the job is a script that is written for torchrun."""
+        return self.script is not None and self.script.launcher == "torchrun"
 
 
 class ObjectMeta(Model):

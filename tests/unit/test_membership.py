@@ -514,3 +514,42 @@ def test_workers_that_arrive_after_the_end_are_sent_home() -> None:
     m = running("a")
     m.done(1.0, "a")
     assert frames(arrive(m, "b")) == {"b": "finish"}
+
+
+def test_a_launched_script_is_done_when_it_has_ended_on_all_workers() -> None:
+    m = running("a", "b")
+    assert m.ended(1.0, "a", m.epoch, failed=False) == []
+    assert frames(m.ended(2.0, "b", m.epoch, failed=False)) == {"a": "finish", "b": "finish"}
+    assert frames(arrive(m, "c")) == {"c": "finish"}
+
+
+def test_a_script_that_ended_before_a_change_has_to_end_again() -> None:
+    m = running("a", "b")
+    m.ended(1.0, "a", m.epoch, failed=False)
+    m.leaving(2.0, "b")
+    ready(m, "a", "b")
+    assert [x.id for x in m.group] == ["a"]
+    assert not m.finished
+    assert frames(m.ended(3.0, "a", m.epoch, failed=False)) == {"a": "finish"}
+
+
+def test_who_fails_first_is_to_blame_and_the_others_go_on() -> None:
+    m = running("a", "b", "c")
+    epoch = m.epoch
+    assert frames(m.ended(1.0, "b", epoch, failed=True)) == {"b": "fail", "a": "leave", "c": "leave"}
+    assert m.ended(1.1, "a", epoch, failed=True) == []
+    assert "b failed by itself" in m.changes[-1].message
+
+
+def test_a_script_that_fails_because_another_worker_is_lost_is_not_to_blame() -> None:
+    m = running("a", "b")
+    m.gone(1.0, "b")
+    assert frames(m.ended(1.5, "a", m.epoch, failed=True)) == {"a": "leave"}
+
+
+def test_each_group_of_launched_scripts_has_a_port_of_its_own() -> None:
+    m = Membership(1)
+    arrive(m, "a")
+    (form,) = m.ready(0.0, "a", m.epoch, port=4711)
+    assert isinstance(form, Send)
+    assert form.frame["port"] == 4711

@@ -983,3 +983,36 @@ def test_an_operator_that_has_just_started_leaves_the_status_as_it_was(world: Wo
     world.step()
     assert world.status.phase == "Pending"
     assert world.condition("PodsReady")[1] == "CoordinatorNotReached"
+
+
+def test_a_script_that_never_joins_is_named_with_the_remedy() -> None:
+    job = World(model=None, data=None, phases=None, script={"command": ["python", "train.py"]})
+    job.settle()
+    outside = "uid-job-worker-1"
+    job.answer(members=[{"id": "uid-job-worker-0", "name": "0", "step": 0, "joined": T0}], joining=[outside])
+    job.now += 65
+    job.answer()
+    job.step()
+    assert job.condition("PodsReady")[1] != "WorkerNotJoined", "it waits to be let in"
+    job.answer(joining=[])
+    job.step()
+    status, reason, message = job.condition("PodsReady")
+    assert (status, reason) == ("False", "WorkerNotJoined")
+    assert "worker 1 has run since " in message
+    assert message.endswith(
+        "see kubectl logs job-worker-1 -n ns; a script joins in `with adaptrain.elastic.Elastic(…)`,"
+        " one for torchrun needs launcher: torchrun"
+    )
+
+
+def test_a_script_for_torchrun_tells_no_steps_and_shares_out_its_threads() -> None:
+    script = {"launcher": "torchrun", "command": ["python", "train.py"]}
+    workers = {"processesPerWorker": 2, "resources": {"limits": {"cpu": "4"}}}
+    job = World(model=None, data=None, phases=None, script=script, workers=workers)
+    job.settle()
+    assert job.status.step is None
+    assert children.threads(job.job) == 2
+    job.end("job-worker-0", 0, message='{"outcome": "completed", "step": 0, "epoch": 0, "message": "it has ended"}')
+    job.step()
+    assert job.condition("Complete")[2] == "it has ended"
+    assert job.status.step is None

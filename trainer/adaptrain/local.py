@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from adaptrain_api.progress import Progress, Result
 from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
+
+from adaptrain.ports import hold_port
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
 # Spinning threads would take the cores that the other workers of this machine need.
@@ -44,7 +45,7 @@ class LocalJob:
         """Where checkpoints are if not in a directory."""
         self._trace = trace
         self._source = source
-        self._held = [_hold_port() for _ in range(2)]
+        self._held = [hold_port("127.0.0.1") for _ in range(2)]
         self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
         self._number = 0
         self._next = 0
@@ -179,14 +180,6 @@ def _context() -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
     # An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
-    context.set_forkserver_preload(["adaptrain.worker", "torch._dynamo"])
+    context.set_forkserver_preload(["adaptrain.worker", "adaptrain.training", "torch._dynamo"])
     os.environ.update(THREADS)  # read when torch is loaded
     return context
-
-
-def _hold_port() -> socket.socket:
-    """A port that nobody else is given, and on which a process that sets SO_REUSEADDR can listen all the same."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held

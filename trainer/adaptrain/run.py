@@ -129,6 +129,9 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
         return 1
     for metric, value in sorted(result.metrics.items()):
         console.print(f"{metric:>20} {value:.4f}", highlight=False)
+    if job.spec.torchrun:
+        console.print(f"[green]Succeeded[/green], {result.message}; what it saved is in {output}")
+        return 0
     model = f"{uri or output}/{result.model}"
     console.print(f"[green]Succeeded[/green] at step {result.step}, {result.message}; the model is {model}")
     return 0

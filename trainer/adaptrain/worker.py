@@ -2,29 +2,16 @@
 
 import logging
 import os
-import sys
 import traceback
 from typing import NoReturn
 
 from adaptrain_api.progress import EXIT_INVALID, Result
-from adaptrain_api.training import Script
 
-from adaptrain.data import load_data
-from adaptrain.elastic.loop import Refused
-from adaptrain.elastic.session import (
-    MESSAGE_LIMIT,
-    Farewell,
-    Session,
-    WorkerSettings,
-    end,
-    failed,
-    prepare,
-    settings,
-)
-from adaptrain.errors import InvalidJob
+from adaptrain.environment import path
+from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.manifest import read_job
-from adaptrain.models import build_model
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.process import MESSAGE_LIMIT, Farewell, WorkerSettings, end, failed, settings
+from adaptrain.torchrun import Launcher, program
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +24,14 @@ def main() -> NoReturn:
     except InvalidJob as error:
         log.error("%s", error)
         end(told, EXIT_INVALID, failed(str(error)))
-    except Exception as error:
+    except ScriptFailed as error:
+        end(told, error.code, failed(str(error)))
+    except Refused as error:
+        log.error("%s", error)
+        end(told, 1, failed(str(error)))
+    except Exception:
         traceback.print_exc()
-        last = traceback.format_exc()[-MESSAGE_LIMIT // 2 :] if not isinstance(error, Refused) else str(error)
-        end(told, 1, failed(last))
+        end(told, 1, failed(traceback.format_exc()[-MESSAGE_LIMIT // 2 :]))
     else:
         end(told, 0, result)
 
@@ -48,37 +39,34 @@ def main() -> NoReturn:
 def _work(told: WorkerSettings) -> Result:
     assert told.job is not None
     job = read_job(told.job)
-    spec = job.spec
-    if spec.script is not None:
-        _become(spec.script)
-    farewell = Farewell()
-    metrics, trace = prepare(told, job.metadata.namespace or "default", job.metadata.name)
-    assert spec.model is not None
-    assert spec.data is not None
-    assert spec.phases is not None
-    model, data = spec.model, load_data(spec.data)
-    task = SupervisedTask(spec.phases[0], lambda: build_model(model, data), data, spec.seed, metrics, trace)
-    # Only a warm worker says hello: the others never wait for an import.
-    session = Session(told, metrics, trace, spec.checkpoint, farewell)
-    loop = session.loop(task)
-    for group in loop.units():
-        with loop.attempt():
-            task.unit(group)
-    return session.result(loop, task)
+    if (script := job.spec.script) is None:
+        # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
+        farewell = Farewell()
+        from adaptrain.training import train
+
+        return train(told, job, farewell)
+    command = program(script)
+    _enter_source()
+    if script.launcher == "adaptrain":
+        _become(command)
+    return Launcher(told, job, command, Farewell()).run()
 
 
-def _become(script: Script) -> NoReturn:
+def _enter_source() -> None:
+    if (folder := path("ADAPTRAIN_SOURCE_DIR")) is not None:
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise InvalidJob(f"script.source: {folder} can't be entered: {error.strerror}") from error
+
+
+def _become(command: list[str]) -> NoReturn:
     """Run a user's script in this process's place: it finds its settings in the environment, as this one did.
 
     Raises:
-        InvalidJob: there is no such program, or no such directory.
+        InvalidJob: there is no such program.
     """
-    if (folder := os.environ.get("ADAPTRAIN_SOURCE_DIR")) is not None:
-        os.chdir(folder)
-    program, *arguments = script.command
-    if program == "python":
-        program = sys.executable
     try:
-        os.execvp(program, [program, *arguments])
+        os.execvp(command[0], command)
     except OSError as error:
-        raise InvalidJob(f"script.command: {program!r} can't be run: {error.strerror}") from error
+        raise InvalidJob(f"script.command: {command[0]!r} can't be run: {error.strerror}") from error

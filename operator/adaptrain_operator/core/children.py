@@ -293,14 +293,14 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
 
 
 def threads(job: Job) -> int:
-    """Compute threads of a worker: its CPU limit, else its request rounded up, else one."""
+    """Compute threads of each of a worker's processes: its CPU limit, else its request rounded up, else one."""
     resources = job.spec.workers.resources
     for given, rounding in (
         (resources and resources.limits, math.floor),
         (resources and resources.requests, math.ceil),
     ):
         if given and "cpu" in given:
-            return max(1, rounding(cpus(str(given["cpu"]))))
+            return max(1, rounding(cpus(str(given["cpu"]))) // job.spec.workers.processes_per_worker)
     return 1
 
 

@@ -13,6 +13,8 @@ IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIma
 START_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
 CHANGES_KEPT = 10
+LATE = 60.0
+"""Seconds after which a worker that runs and has not joined is named."""
 
 
 def claim_problem(draft: Draft) -> tuple[str, str] | None:
@@ -107,7 +109,27 @@ def _waiting(draft: Draft, head: str) -> tuple[str, str]:
     started = [pod for pod in draft.active if pod.phase == "Running"]
     if not draft.fresh and started:
         return "CoordinatorNotReached", f"{head}; {len(started)} started, and their coordinator has not answered yet"
+    silent = [pod for pod in started if draft.now - (pod.running_since or draft.now) >= LATE and _outside(draft, pod)]
+    if silent:
+        return "WorkerNotJoined", f"{head}; {_why_outside(draft, silent[0])}"
+    for pod in started:
+        if pod.running_since is not None and _outside(draft, pod):
+            draft.plan.wake(pod.running_since + LATE - draft.now)
     return "WorkersStarting", f"{head}; the others are being started"
+
+
+def _outside(draft: Draft, pod: Pod) -> bool:
+    """Whether the coordinator has not met a worker."""
+    progress = draft.seen.contact.progress
+    return progress is not None and draft.fresh and pod.uid not in {*draft.members, *progress.joining}
+
+
+def _why_outside(draft: Draft, pod: Pod) -> str:
+    since = f"worker {pod.number} has run since {moment(pod.running_since or draft.now):%H:%M:%S} UTC"
+    remedy = f"see kubectl logs {pod.name} -n {draft.job.namespace}"
+    if draft.job.spec.script is not None and not draft.job.spec.torchrun:
+        remedy += "; a script joins in `with adaptrain.elastic.Elastic(…)`, one for torchrun needs launcher: torchrun"
+    return f"{since} and has not joined the others: {remedy}"
 
 
 def _known(draft: Draft) -> bool:
@@ -158,6 +180,8 @@ def tell_progress(draft: Draft) -> None:
     fields["ready_replicas"] = ready
     fields["workers"] = f"{ready}/{0 if draft.job.spec.suspend else spec.wanted}"
     behind = progress is not None and progress.step < (draft.job.status.step or 0)
+    if draft.job.spec.torchrun:
+        return  # what its script does, nobody is told
     if progress is None or (behind and (progress.state in ("waiting", "forming") or progress.step == 0)):
         # A coordinator that has just started, or has just taken over a running group, knows nothing yet; what the last
         # one said is nearer the truth.

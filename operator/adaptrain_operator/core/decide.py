@@ -192,13 +192,15 @@ def _succeed(draft: Draft, result: Result) -> None:
     draft.conditions.clear("Restarting", "Complete", "training is complete")
     draft.conditions.clear("PodsReady", "Complete", "training is complete")
     conditions.tell_progress(draft)
-    if job.spec.checkpoint is not None:  # the last one is saved before training is said to be complete
+    if (
+        job.spec.checkpoint is not None and not job.spec.torchrun
+    ):  # the last one is saved before training is said to be complete
         draft.conditions.set("CheckpointAvailable", True, "Saved", f"step {result.step} is saved")
     draft.fields |= {
         "phase": "Succeeded",
         "completion_time": moment(draft.now),
-        "step": result.step,
-        "epoch": result.epoch,
+        "step": None if job.spec.torchrun else result.step,
+        "epoch": None if job.spec.torchrun else result.epoch,
         "eta": None,
     }
     if metric is not None:

@@ -74,9 +74,19 @@ class Control:
                 self._arrived.wait()
         return frame
 
-    def ready(self, epoch: int) -> None:
-        """This worker has left every group and waits for the epoch's."""
-        self.say({"is": "ready", "epoch": epoch})
+    def arrived(self, seconds: float) -> bool:
+        """Wait so long for an order; whether there is one."""
+        with self._arrived:
+            return self._arrived.wait_for(self._orders.waiting, seconds)
+
+    def ready(self, epoch: int, port: int | None = None) -> None:
+        """This worker has left every group and waits for the epoch's; it would host its store at this port."""
+        self.say({"is": "ready", "epoch": epoch} | ({} if port is None else {"port": port}))
+
+    def ended(self, failed: bool) -> None:
+        """The script that this worker launched for its group has ended. To be said until an order comes."""
+        with self._lock:
+            self.say({"is": "ended", "epoch": self._epoch, "failed": failed})
 
     @contextmanager
     def group(self, epoch: int, peers: list[str]) -> Iterator[None]:

@@ -93,6 +93,7 @@ class Coordinator:
             epoch=m.epoch,
             state=m.state,
             members=members,
+            joining=m.joining,
             silent=silent,
             recent_changes=changes,
             result=self._result,
@@ -157,10 +158,13 @@ class Coordinator:
                 m.beat(now, id, activity, int(frame["version"]), int(frame["step"]))
                 self._do([Send(id, {"do": "beat"})])
             case "ready":
-                self._do(m.ready(now, id, int(frame["epoch"])))
+                port = frame.get("port")
+                self._do(m.ready(now, id, int(frame["epoch"]), None if port is None else int(port)))
             case "broken":
                 log.info("%s: %s", id, str(frame["why"])[:200])
                 self._do(m.broken(now, id, int(frame["epoch"])))
+            case "ended":
+                self._do(m.ended(now, id, int(frame["epoch"]), bool(frame["failed"])))
             case "leaving":
                 self._do(m.leaving(now, id))
             case "report":

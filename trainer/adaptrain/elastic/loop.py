@@ -18,15 +18,12 @@ from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
+from adaptrain.errors import Refused
 
 REPORT_SECONDS = 0.5
 RETRY_SECONDS = 0.5
 LAST_SAVE_SECONDS = 20.0
 """Shorter than the grace that a pod has by default."""
-
-
-class Refused(Exception):
-    """The coordinator does not take this worker."""
 
 
 class Task(Protocol):

@@ -80,7 +80,8 @@ class Member:
     name: str
     host: str
     port: int
-    """Of this worker's own TCPStore: the epoch's first member hosts the epoch's."""
+    """Of this worker's own TCPStore: the epoch's first member hosts the epoch's. A script's launcher has another one
+    for each epoch, and says so when it is ready."""
     joined: float
     heard: float
     version: int = 0
@@ -93,6 +94,8 @@ class Member:
     left: bool = False
     """Whether it has left a group for the epoch that is being prepared."""
     leaving: bool = False
+    ended: bool = False
+    """Whether the script that it launched for the running group has ended well."""
     away: float | None = None
     """Since when it has no connection."""
     activity: Activity = field(default_factory=Activity)
@@ -173,12 +176,13 @@ class Membership:
             return [*actions, Send(id, {"do": "leave", "epoch": self.epoch})]
         return actions + self._admit(now, member)
 
-    def ready(self, now: float, id: str, epoch: int) -> list[Action]:
+    def ready(self, now: float, id: str, epoch: int, port: int | None = None) -> list[Action]:
         """A worker has left every group and waits for this epoch's."""
         member = self.members.get(id)
         if member is None or epoch != self.epoch or self._formed:
             return []
         member.ready, member.left, member.group = True, member.group != 0, 0
+        member.port = member.port if port is None else port
         return self._form(now)
 
     def broken(self, now: float, id: str, epoch: int) -> list[Action]:
@@ -210,6 +214,23 @@ class Membership:
         self.finished = True
         self.members.pop(id, None)
         return self._form(now)
+
+    def ended(self, now: float, id: str, epoch: int, failed: bool) -> list[Action]:
+        """The script that a worker launched has ended. Training is done when all have; who fails is to blame, unless
+        somebody else was lost or failed before, which ends the scripts of all others too."""
+        member = self.members.get(id)
+        if member is None or epoch != self.epoch or not self._formed:
+            return []
+        if not failed:
+            member.ended = True
+            if not all(m.ended for m in self.group):
+                return []
+            self.finished = True
+            return [Send(m.id, {"do": "finish"}) for m in self.group]
+        away = next((m for m in self.members.values() if m.away is not None), None)
+        if away is not None:
+            return self._lose(now, away.id, "is gone")
+        return [Send(id, {"do": "fail"}), *self._lose(now, id, "failed by itself")]
 
     def gone(self, now: float, id: str) -> list[Action]:
         """A worker's connection closed."""
@@ -275,6 +296,12 @@ class Membership:
     def group(self) -> list[Member]:
         """The members of the running group, first the one that hosts its store."""
         return [m for m in self._ranked() if m.group == self.epoch] if self._formed else []
+
+    @property
+    def joining(self) -> list[str]:
+        """Ids of those who are here and not in the running group."""
+        inside = {m.id for m in self.group}
+        return [id for id in (*self.members, *self._held) if id not in inside]
 
     @property
     def _opened(self) -> bool:
@@ -407,7 +434,7 @@ class Membership:
         self._formed, self._changed = True, now
         first = staying[0]
         for rank, member in enumerate(staying):
-            member.group, member.left = self.epoch, False
+            member.group, member.left, member.ended = self.epoch, False, False
             actions.append(
                 Send(
                     member.id,

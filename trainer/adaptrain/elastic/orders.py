@@ -4,7 +4,7 @@ from collections import deque
 
 from adaptrain.elastic.wire import Frame
 
-LAST = ("go", "finish", "refuse")
+LAST = ("go", "finish", "fail", "refuse")
 """After these a worker ends."""
 
 
@@ -16,6 +16,9 @@ class Orders:
 
     def put(self, frame: Frame) -> None:
         self._waiting.append(frame)
+
+    def waiting(self) -> bool:
+        return bool(self._waiting)
 
     def take(self) -> Frame | None:
         """The order to follow next; None if there is none. What others ask for that came before it is over."""

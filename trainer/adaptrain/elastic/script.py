@@ -35,13 +35,14 @@ from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
-from adaptrain.elastic.session import Farewell, Session, alone, end, failed, leave_behind, prepare, settings
+from adaptrain.elastic.session import Session, alone, prepare
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import Source, source_of
 from adaptrain.elastic.state import ReplicatedState, Stateful, check_model
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
+from adaptrain.process import Farewell, end, failed, leave_behind, settings
 from adaptrain.seeds import derive
 
 

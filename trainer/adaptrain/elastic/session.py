@@ -1,21 +1,15 @@
-"""A worker's place in its job: what its environment says, and its connections to everybody else."""
+"""A worker's connections to everybody else in its job."""
 
 import asyncio
-import json
 import logging
 import os
 import secrets
-import signal
-import socket
-import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
-from adaptrain_api.progress import WORKER_METRICS_PORT, Result
+from adaptrain_api.progress import Result
 from adaptrain_api.training import Checkpoint
 from torch.distributed import TCPStore
 
@@ -27,58 +21,14 @@ from adaptrain.elastic.loop import ElasticLoop, Task
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.trace import Trace, trace_directory
-from adaptrain.environment import path, required
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
+from adaptrain.process import Farewell, WorkerSettings
 
 log = logging.getLogger(__name__)
 
-MESSAGE_LIMIT = 4096
-"""Bytes that Kubernetes keeps of a termination message."""
 MEMORY_SECONDS = 5.0
 LOCALHOST = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker is told from outside (environment variables of its pod)."""
-
-    job: Path | None
-    """Its manifest; None: a script that runs by itself."""
-    token: str
-    coordinator: str
-    """host:port"""
-    id: str
-    name: str
-    host: str
-    """Where other workers reach this one."""
-    metrics_port: int
-    termination_log: Path | None = None
-    checkpoints: Path | None = None
-    checkpoint_uri: str | None = None
-    """Where checkpoints are if not in a directory."""
-    trace: Path | None = None
-
-
-def settings() -> WorkerSettings:
-    """What this process's environment says.
-
-    Raises:
-        InvalidJob: a variable is missing.
-    """
-    return WorkerSettings(
-        job=Path(required("ADAPTRAIN_JOB_FILE")),
-        token=Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip(),
-        coordinator=required("ADAPTRAIN_COORDINATOR"),
-        id=required("ADAPTRAIN_WORKER_ID"),
-        name=required("ADAPTRAIN_WORKER_NAME"),
-        host=required("ADAPTRAIN_ADDRESS"),
-        metrics_port=int(os.environ.get("ADAPTRAIN_METRICS_PORT", WORKER_METRICS_PORT)),
-        termination_log=path("ADAPTRAIN_TERMINATION_LOG"),
-        checkpoints=path("ADAPTRAIN_CHECKPOINT_DIR"),
-        checkpoint_uri=os.environ.get("ADAPTRAIN_CHECKPOINT_URI"),
-        trace=path("ADAPTRAIN_TRACE_DIR"),
-    )
 
 
 def alone() -> WorkerSettings:
@@ -96,29 +46,6 @@ def alone() -> WorkerSettings:
     threading.Thread(target=asyncio.run, args=(target,), daemon=True, name="coordinator").start()
     opened.wait()
     return WorkerSettings(None, token, f"{LOCALHOST}:{ports[0]}", "0", "worker-0", LOCALHOST, metrics_port=0)
-
-
-class Farewell:
-    """Hears SIGTERM from now on, for a thread to act on: the training thread may sit in a collective."""
-
-    def __init__(self) -> None:
-        self._heard, wake = socket.socketpair()
-        wake.setblocking(False)
-        signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.siginterrupt(signal.SIGTERM, False)  # who reads or writes a socket is not disturbed
-        os.register_at_fork(after_in_child=self._forget)
-
-    def wait(self) -> None:
-        """Wait for SIGTERM, which may have come before."""
-        while signal.SIGTERM not in self._heard.recv(1):
-            pass
-
-    @staticmethod
-    def _forget() -> None:
-        """A child of a user's script ends when it is told to."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Session:
@@ -192,26 +119,6 @@ def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[Worker
     http.serve("", settings.metrics_port, metrics.registry)
     threading.Thread(target=_watch_memory, args=(metrics,), daemon=True, name="memory").start()
     return metrics, Trace(trace_directory(settings.trace, settings.checkpoints), settings.name)
-
-
-def leave_behind(settings: WorkerSettings, result: Result) -> None:
-    """Leave the result where Kubernetes looks for it."""
-    if settings.termination_log is not None:
-        shortened = result.model_copy(update={"message": result.message[-MESSAGE_LIMIT // 2 :]})
-        settings.termination_log.write_text(json.dumps(shortened.model_dump(by_alias=True)))
-
-
-def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
-    """Leave the result behind and end at once: destructors of groups and stores would wait for who may be gone."""
-    leave_behind(settings, result)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def failed(message: str) -> Result:
-    """The result of a worker that ends with an error."""
-    return Result(outcome="failed", step=0, epoch=0, message=message)
 
 
 def _watch_memory(metrics: WorkerMetrics) -> None:

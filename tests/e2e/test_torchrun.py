@@ -1,0 +1,55 @@
+"""An unchanged torchrun script: it is started anew when its workers change, and goes on from its own snapshot."""
+
+import signal
+from pathlib import Path
+
+import torch
+from adaptrain.local import LocalJob
+from adaptrain_api.training import AdaptiveTrainingJob
+
+from tests.e2e.local_jobs import finished, running, wait_for
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "torchrun_script"
+EPOCHS = 200
+
+
+def job(*command: str) -> AdaptiveTrainingJob:
+    spec = {"workers": {"max": 10}, "script": {"launcher": "torchrun", "command": [*command]}}
+    return AdaptiveTrainingJob.model_validate({"metadata": {"name": "torchrun"}, "spec": spec})
+
+
+def test_a_torchrun_script_survives_the_loss_of_worker_0_and_of_its_coordinator(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot.pt"
+    with LocalJob(job("python", "train.py"), tmp_path, source=EXAMPLE) as local:
+        local.start_coordinator()
+        for _ in range(2):
+            local.start_worker(EPOCHS=str(EPOCHS))
+        first, survivor = running(local, 2).members
+        wait_for("a snapshot", snapshot.exists, local)
+        assert local.coordinator is not None
+        local.coordinator.kill()
+        local.coordinator.wait()
+        local.start_coordinator()
+        running(local, 2)
+        starts = local.log(f"worker-{survivor.id}").count("starting the script")
+        local.signal(int(first.id), signal.SIGKILL)
+        finished(local)
+        log = local.log(f"worker-{survivor.id}")
+        assert starts == 1, "the script goes on while a coordinator is replaced"
+        assert log.count("starting the script") == 2
+        assert local.result(int(survivor.id)).outcome == "completed"  # type: ignore[union-attr]
+    history = torch.load(snapshot)["history"]
+    assert len(history) == EPOCHS
+    assert history[-1] > 0.85
+
+
+def test_a_torchrun_script_that_fails_says_why() -> None:
+    with LocalJob(job("python", "-c", "1 / 0")) as local:
+        local.start_coordinator()
+        number = local.start_worker()
+        wait_for("it to end", lambda: not local.alive(), local)
+        result = local.result(number)
+        assert result is not None
+        assert result.message.startswith("the script's rank 0 ended with exit code 1\n")
+        assert result.message.endswith("ZeroDivisionError: division by zero")
+        assert local.workers[number].exitcode == 1

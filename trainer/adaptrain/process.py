@@ -1,0 +1,104 @@
+"""A worker's process, whatever it runs: what it is told from outside, how it is asked to leave, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from adaptrain_api.progress import WORKER_METRICS_PORT, Result
+
+from adaptrain.environment import path, required
+
+# No torch here: a launcher of somebody's script does without.
+
+MESSAGE_LIMIT = 4096
+"""Bytes that Kubernetes keeps of a termination message."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is told from outside (environment variables of its pod)."""
+
+    job: Path | None
+    """Its manifest; None: a script that runs by itself."""
+    token: str
+    coordinator: str
+    """host:port"""
+    id: str
+    name: str
+    host: str
+    """Where other workers reach this one."""
+    metrics_port: int
+    termination_log: Path | None = None
+    checkpoints: Path | None = None
+    checkpoint_uri: str | None = None
+    """Where checkpoints are if not in a directory."""
+    trace: Path | None = None
+
+
+def settings() -> WorkerSettings:
+    """What this process's environment says.
+
+    Raises:
+        InvalidJob: a variable is missing.
+    """
+    return WorkerSettings(
+        job=Path(required("ADAPTRAIN_JOB_FILE")),
+        token=Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip(),
+        coordinator=required("ADAPTRAIN_COORDINATOR"),
+        id=required("ADAPTRAIN_WORKER_ID"),
+        name=required("ADAPTRAIN_WORKER_NAME"),
+        host=required("ADAPTRAIN_ADDRESS"),
+        metrics_port=int(os.environ.get("ADAPTRAIN_METRICS_PORT", WORKER_METRICS_PORT)),
+        termination_log=path("ADAPTRAIN_TERMINATION_LOG"),
+        checkpoints=path("ADAPTRAIN_CHECKPOINT_DIR"),
+        checkpoint_uri=os.environ.get("ADAPTRAIN_CHECKPOINT_URI"),
+        trace=path("ADAPTRAIN_TRACE_DIR"),
+    )
+
+
+class Farewell:
+    """Hears SIGTERM from now on, for a thread to act on: the training thread may sit in a collective."""
+
+    def __init__(self) -> None:
+        self._heard, wake = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.siginterrupt(signal.SIGTERM, False)  # who reads or writes a socket is not disturbed
+        os.register_at_fork(after_in_child=self._forget)
+
+    def wait(self) -> None:
+        """Wait for SIGTERM, which may have come before."""
+        while signal.SIGTERM not in self._heard.recv(1):
+            pass
+
+    @staticmethod
+    def _forget() -> None:
+        """A child of a user's script ends when it is told to."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave_behind(settings: WorkerSettings, result: Result) -> None:
+    """Leave the result where Kubernetes looks for it."""
+    if settings.termination_log is not None:
+        shortened = result.model_copy(update={"message": result.message[-MESSAGE_LIMIT // 2 :]})
+        settings.termination_log.write_text(json.dumps(shortened.model_dump(by_alias=True)))
+
+
+def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
+    """Leave the result behind and end at once: destructors of groups and stores would wait for who may be gone."""
+    leave_behind(settings, result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def failed(message: str) -> Result:
+    """The result of a worker that ends with an error."""
+    return Result(outcome="failed", step=0, epoch=0, message=message)
