@@ -120,6 +120,16 @@ class Generator:
         for phase in spec.get("phases", []):
             phase["optimizer"]["name"] = "sgd"
             phase["stop"].setdefault(draw.choice(["epochs", "steps"]), 3)
+            if "checkpoint" not in spec:
+                phase.pop("nonFinite", None)
+        if checkpoint := spec.get("checkpoint"):
+            if draw.random() < 0.5:
+                checkpoint.setdefault("volume", {"persistentVolumeClaim": {"claimName": "a"}})
+                for field in ("uri", "secretRef"):
+                    checkpoint.pop(field, None)
+            else:
+                checkpoint.pop("volume", None)
+                checkpoint["uri"] = draw.choice(["s3://bucket", "gs://a.bucket/with/a.prefix", "s3://bucket/"])
         workers = spec.get("workers", {})
         if workers:
             low, middle, high = sorted(draw.choice([1, 2, 3, 5, 1000]) for _ in range(3))
