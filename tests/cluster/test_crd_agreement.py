@@ -128,12 +128,15 @@ class Generator:
                 for field in ("uri", "secretRef"):
                     checkpoint.pop(field, None)
             else:
+                spec.get("script", {}).pop("launcher", None)
                 checkpoint.pop("volume", None)
                 checkpoint["uri"] = draw.choice(["s3://bucket", "gs://a.bucket/with/a.prefix", "s3://bucket/"])
         workers = spec.get("workers", {})
         if workers:
             low, middle, high = sorted(draw.choice([1, 2, 3, 5, 1000]) for _ in range(3))
             workers.update({"min": low, "max": high})
+            if spec.get("script", {}).get("launcher") != "torchrun":
+                workers["processesPerWorker"] = 1
             if "replicas" in workers:
                 workers["replicas"] = middle
             workers["volumes"] = [{"name": name, "emptyDir": {}} for name in draw.sample(["a", "b", "data"], 2)]
