@@ -17,10 +17,12 @@ from adaptrain.elastic.trace import read_times
 from adaptrain.local import LocalJob
 
 from bench.report import emit
-from tests.e2e.local_jobs import job, running
+from tests.e2e.local_jobs import job, running, step_of, wait_for
 
 BAR = 1.3
 STEP_SECONDS = 0.2
+BEFORE = 20
+"""Steps that the first worker takes alone, whose median is the undisturbed one."""
 
 
 def stall(width: int) -> float:
@@ -34,10 +36,11 @@ def stall(width: int) -> float:
         local.start_coordinator()
         local.start_worker()
         running(local, 1)
-        time.sleep(30 * STEP_SECONDS)
+        wait_for("its steps", lambda: step_of(local) >= BEFORE, local)
         local.start_worker()
         running(local, 2)
-        time.sleep(10 * STEP_SECONDS)
+        reached = step_of(local)
+        wait_for("steps together", lambda: step_of(local) > reached, local)
         times = read_times(Path(scratch), "worker-0")
     joined = next(i for i, (_, size) in enumerate(times) if size == 2)
     gaps = [b - a for (a, _), (b, _) in pairwise(times)]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +23,9 @@ from adaptrain.elastic.storage import Saved, Storage, Unavailable
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
+RETRY_SECONDS = 0.5
 SECTION_SECONDS = 600.0
 """A section that reads or writes storage may take this long before its worker is taken for hung."""
 MODEL_FILE = "model.safetensors"
@@ -101,6 +103,21 @@ class Checkpoints:
         self.error = f"{what}: {why}"
         log.warning("%s", self.error)
 
+    def wait_for(self, look: Callable[[], T], check: Callable[[], None]) -> T:
+        """What ``look`` finds in storage, once that tells what there is: to go on as if it held nothing would lose it.
+
+        Args:
+            check: is called after each attempt that failed, and may raise.
+        """
+        while True:
+            with self._control.doing("section", SECTION_SECONDS):
+                try:
+                    return look()
+                except OSError as error:
+                    self.failed(error, "training waits for its checkpoints")
+                    check()
+                    time.sleep(RETRY_SECONDS)
+
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that is as it was written; whether there was one.
 
@@ -124,13 +141,12 @@ class Checkpoints:
             OSError: storage doesn't say what there is.
         """
         parameters = {f"model.{name}" for name, _ in state.model.named_parameters()}
-        with self._control.doing("section", SECTION_SECONDS):
-            if self._thread is not None:
-                self._thread.join()
-            for saved, tensors, counters in self._readable(state):
-                if all(t.isfinite().all() for name, t in tensors.items() if name in parameters):
-                    return counters["step"], tensors
-                log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
+        if self._thread is not None:
+            self._thread.join()
+        for saved, tensors, counters in self._readable(state):
+            if all(t.isfinite().all() for name, t in tensors.items() if name in parameters):
+                return counters["step"], tensors
+            log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
 
     def _readable(self, state: ReplicatedState) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from adaptrain.elastic.checkpoint import MODEL_FILE, SECTION_SECONDS, Checkpoints, Superseded
+from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints, Superseded
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Group, GroupBroken, form
 from adaptrain.elastic.nonfinite import NonFinite
@@ -21,7 +21,6 @@ from adaptrain.elastic.wire import Frame
 from adaptrain.errors import Refused
 
 REPORT_SECONDS = 0.5
-RETRY_SECONDS = 0.5
 LAST_SAVE_SECONDS = 20.0
 """Shorter than the grace that a pod has by default."""
 
@@ -155,18 +154,17 @@ class ElasticLoop:
         state.counters.version = max(INITIAL, state.counters.version)
 
     def _load(self, group: Group) -> bool:
-        """Whether there was a checkpoint; waits for storage that doesn't tell, since to begin anew would lose it."""
-        while self._checkpoints is not None:
-            with self._control.doing("section", SECTION_SECONDS):
-                try:
-                    return self._checkpoints.load(self._task.state)
-                except OSError as error:
-                    if self._control.should_leave:
-                        raise GroupBroken("told to leave") from None
-                    self._checkpoints.failed(error, "training waits for its checkpoints")
-                    self._publish(group, force=True)
-                    time.sleep(RETRY_SECONDS)
-        return False
+        """Whether there was a checkpoint."""
+        checkpoints, state = self._checkpoints, self._task.state
+        if checkpoints is None:
+            return False
+
+        def check() -> None:
+            if self._control.should_leave:
+                raise GroupBroken("told to leave")
+            self._publish(group, force=True)
+
+        return checkpoints.wait_for(lambda: checkpoints.load(state), check)
 
     def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()

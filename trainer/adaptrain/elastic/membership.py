@@ -274,17 +274,16 @@ class Membership:
                 actions += self._lose(now, member.id, "is gone")
         for member in list(self.members.values()):
             if (quiet := now - member.heard) > SILENCE_SECONDS:
-                actions += self._silence(now, member, f"was not heard for {quiet:.1f} s", member.heard)
+                actions += self._miss(now, member, f"was not heard for {quiet:.1f} s", member.heard)
             elif quiet > MISSED_SECONDS and self._keeps_all_waiting(member):
-                self._missing[member.id] = Silence(member.id, member.name, member.heard)
                 why = f"was not heard for {quiet:.1f} s while all others waited for it"
-                actions += [Drop(member.id, why), *self._lose(now, member.id, why)]
+                actions += self._miss(now, member, why, member.heard)
+        if (hung := self._hung(now)) is not None:
+            why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
+            actions += self._miss(now, hung, why, now - self._busy(now, hung))
         for missing in list(self._missing.values()):
             if now - missing.since > SILENCE_SECONDS:
                 self.silent[missing.id] = self._missing.pop(missing.id)
-        if (hung := self._hung(now)) is not None:
-            why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
-            actions += self._silence(now, hung, why, now - self._busy(now, hung))
         if self.group and all(m.activity.doing == "waiting" and self._busy(now, m) > STUCK_SECONDS for m in self.group):
             actions += self._open(now, "all waited for one another", planned=False)
         if not self._settled and self._settle_until is not None and now >= self._settle_until:
@@ -362,8 +361,8 @@ class Membership:
         """Seconds for which a member has done what it does, since the last change of membership."""
         return now - max(member.activity.since, self._changed)
 
-    def _silence(self, now: float, member: Member, why: str, since: float) -> list[Action]:
-        self.silent[member.id] = Silence(member.id, member.name, since)
+    def _miss(self, now: float, member: Member, why: str, since: float) -> list[Action]:
+        self._missing[member.id] = Silence(member.id, member.name, since)
         return [Drop(member.id, why), *self._lose(now, member.id, why)]
 
     def _settle(self, now: float) -> list[Action]:

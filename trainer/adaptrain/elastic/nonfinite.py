@@ -5,7 +5,6 @@ passed over: that is applied as a whole, as a step is, and whoever was lost mean
 """
 
 import logging
-import time
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +17,6 @@ from adaptrain.errors import InvalidJob
 log = logging.getLogger(__name__)
 
 Policy = Literal["fail", "skip", "rollback"]
-RETRY_SECONDS = 0.5
 MOST = 10
 """So many times in a row, or back to one checkpoint, and training fails."""
 
@@ -82,7 +80,9 @@ class NonFinite:
 
     def _newest(self, group: Group, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
         """Step, weights and optimizer of the newest sound checkpoint, as the first member reads them, on every one."""
-        found = self._sound(group, state) if group.rank == 0 else None
+        found = None
+        if group.rank == 0 and (checkpoints := self.checkpoints) is not None:
+            found = checkpoints.wait_for(lambda: checkpoints.sound(state), group.check)
         step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
         if step is None:
             return None
@@ -94,14 +94,3 @@ class NonFinite:
             tensors = {name: torch.empty_like(t) for name, t in live.items()}
         broadcast(list(tensors.values()), group, 0)
         return step, tensors
-
-    def _sound(self, group: Group, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """Waits for storage that doesn't tell what there is."""
-        while self.checkpoints is not None:
-            try:
-                return self.checkpoints.sound(state)
-            except OSError as error:
-                group.check()
-                self.checkpoints.failed(error, "training waits for its checkpoints")
-                time.sleep(RETRY_SECONDS)
-        return None

@@ -88,7 +88,7 @@ class StreamSource:
 
     def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
         self._seek(epoch, cursor)
-        self._read(cursor + size)
+        self._read(cursor + size + 1)  # and whether the pass ends there: each reading swaps the generators
         return torch.arange(cursor, min(cursor + size, self._first + len(self._held)))
 
     def samples(self, ids: torch.Tensor) -> list[Any]:
