@@ -219,7 +219,7 @@ class Workers(Model):
     ] = None
     processes_per_worker: Annotated[
         Integer,
-        Field(ge=1, le=1, description="Training processes in each worker pod; more than 1 is not supported yet."),
+        Field(ge=1, le=64, description="Processes of each worker, which share its resources and shard the model."),
     ] = 1
     resources: Resources | None = None
     env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []

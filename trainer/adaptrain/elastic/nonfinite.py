@@ -83,7 +83,8 @@ class NonFinite:
     def _newest(self, group: Group, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
         """Step, weights and optimizer of the newest sound checkpoint, as the first member reads them, on every one."""
         found = self._sound(group, state) if group.rank == 0 else None
-        step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
+        with group.together():
+            step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
         if step is None:
             return None
         live = state.weights()
@@ -92,7 +93,8 @@ class NonFinite:
             tensors = {name: found[1][name].to(t.device) for name, t in live.items()}
         else:
             tensors = {name: torch.empty_like(t) for name, t in live.items()}
-        broadcast(list(tensors.values()), group, 0)
+        with group.together():
+            broadcast(list(tensors.values()), group, 0)
         return step, tensors
 
     def _sound(self, group: Group, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
