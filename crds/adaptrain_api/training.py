@@ -202,6 +202,14 @@ class Resources(Model):
     requests: Annotated[ResourceList | None, Field(description="What the scheduler sets aside; absent: limits.")] = None
 
 
+def _immutable(field: str) -> Rule:
+    return Rule(
+        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+        message=f"{field} can't be changed while the job exists: create a new job",
+        path=f".{field}",
+    )
+
+
 class Workers(Model):
     """The elastic worker pods."""
 
@@ -219,7 +227,7 @@ class Workers(Model):
     ] = None
     processes_per_worker: Annotated[
         Integer,
-        Field(ge=1, le=64, description="Processes of each worker, which share its resources and shard the model."),
+        Field(ge=1, le=64, description="Processes of each worker: the model is sharded among them, and so is its CPU."),
     ] = 1
     resources: Resources | None = None
     env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
@@ -256,6 +264,7 @@ class Workers(Model):
             check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
             path=".volumeMounts",
         ),
+        _immutable("processesPerWorker"),
     )
 
     @property
@@ -493,14 +502,6 @@ class Checkpoint(Model):
     )
 
 
-def _immutable(field: str) -> Rule:
-    return Rule(
-        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-        message=f"{field} can't be changed while the job exists: create a new job",
-        path=f".{field}",
-    )
-
-
 class TrainingJobSpec(Model):
     """What the user wants."""
 
@@ -547,6 +548,13 @@ class TrainingJobSpec(Model):
             check=lambda self: (
                 self.checkpoint is not None or all(p.non_finite != "rollback" for p in self.phases or [])
             ),
+        ),
+        Rule(
+            cel="!has(self.script) || !has(self.workers) || self.workers.processesPerWorker == 1",
+            message="a script is one process of each worker: remove workers.processesPerWorker, or give model, data and"
+            " phases, whose model is sharded among a worker's processes",
+            check=lambda self: self.script is None or self.workers.processes_per_worker == 1,
+            path=".workers.processesPerWorker",
         ),
         *map(_immutable, ("model", "data", "phases", "script", "seed")),
     )

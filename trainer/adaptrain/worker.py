@@ -67,7 +67,7 @@ def _work(told: WorkerSettings, job: AdaptiveTrainingJob, mates: Mates) -> Resul
     model, data = spec.model, load_data(spec.data)
 
     def build() -> nn.Module:
-        return mates.shard(build_model(model, data))
+        return mates.build(lambda: build_model(model, data))
 
     task = SupervisedTask(spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica)
     # Only a warm worker says hello: the others never wait for an import.

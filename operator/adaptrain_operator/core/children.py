@@ -235,7 +235,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         "ADAPTRAIN_WORKER_NAME": _field("metadata.name"),
         "ADAPTRAIN_ADDRESS": _field("status.podIP"),
         "ADAPTRAIN_TERMINATION_LOG": TERMINATION_LOG,
-        "OMP_NUM_THREADS": str(threads(job)),
+        "OMP_NUM_THREADS": str(max(1, threads(job) // workers.processes_per_worker)),
         # Threads that spin while they wait eat a CPU limit and slow a pod thirtyfold.
         "GOMP_SPINCOUNT": "0",
         "KMP_BLOCKTIME": "0",
@@ -293,7 +293,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
 
 
 def threads(job: Job) -> int:
-    """Compute threads of a worker: its CPU limit, else its request rounded up, else one."""
+    """Compute threads of a worker, over all of its processes: its CPU limit, else its request rounded up, else one."""
     resources = job.spec.workers.resources
     for given, rounding in (
         (resources and resources.limits, math.floor),

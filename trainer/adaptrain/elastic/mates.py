@@ -43,9 +43,9 @@ class Mates:
         """What holds this process's part of the state."""
         return ReplicatedState
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        """Split a model among the mates, in place."""
-        return model
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """This process's part of the model that ``make`` makes."""
+        return make()
 
     @property
     def checkpoints(self) -> Callable[..., Checkpoints]:

@@ -37,6 +37,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import TCPStore
+from torch.distributed.device_mesh import init_device_mesh
 
 from adaptrain.elastic import wire
 from adaptrain.elastic.checkpoint import Checkpoints, Superseded
@@ -77,6 +78,7 @@ class Pod(Mates):
             place.meeting.close()
             store = TCPStore(host, port, is_master=False, wait_for_workers=False)
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=FOREVER)
+        self._mesh = init_device_mesh("cpu", (place.size,))
 
     def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
         if self._watch is not None:
@@ -95,8 +97,15 @@ class Pod(Mates):
     def replica(self) -> type[ReplicatedState]:
         return ShardedState
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        return shard(model, self.size)
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        # One after the other: a model that is whole but once fits where a whole one of each mate wouldn't.
+        model: nn.Module | None = None
+        for turn in range(self.size):
+            if turn == self.rank:
+                model = shard(make(), self._mesh)
+            self.agree(True)
+        assert model is not None
+        return model
 
     @property
     def checkpoints(self) -> Callable[..., Checkpoints]:

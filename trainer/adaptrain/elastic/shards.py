@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -24,14 +24,13 @@ LAYER = 1 << 16
 """Parameters from which on a layer is gathered by itself: of less, the latency of a collective would be the most."""
 
 
-def shard(model: nn.Module, processes: int) -> nn.Module:
-    """Shard a model in place among the processes of torch's default group, each large layer of a Sequential or
-    ModuleList by itself, so that no process ever holds the whole.
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard a model in place among the processes of a mesh, each large layer of a Sequential or ModuleList by itself:
+    so a process never gathers much more than one of them. Talks to nobody.
 
     Raises:
         InvalidJob: it has a parameter that can't be sharded.
     """
-    mesh = init_device_mesh("cpu", (processes,))
     # modules() yields parents first; FSDP wants the innermost first.
     containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
     layers = [layer for container in reversed(containers) for layer in container if _size(layer) >= LAYER]
@@ -40,7 +39,9 @@ def shard(model: nn.Module, processes: int) -> nn.Module:
             if not isinstance(module, FSDPModule):
                 fully_shard(module, mesh=mesh)
     except (ValueError, NotImplementedError) as error:
-        raise InvalidJob(f"model: it can't be sharded (workers.processesPerWorker is {processes}): {error}") from error
+        raise InvalidJob(
+            f"model: it can't be sharded (workers.processesPerWorker is {mesh.size()}): {error}"
+        ) from error
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the size of the whole batch, so the processes' gradients only add up.
