@@ -202,6 +202,14 @@ class Resources(Model):
     requests: Annotated[ResourceList | None, Field(description="What the scheduler sets aside; absent: limits.")] = None
 
 
+def _immutable(field: str) -> Rule:
+    return Rule(
+        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+        message=f"{field} can't be changed while the job exists: create a new job",
+        path=f".{field}",
+    )
+
+
 class Workers(Model):
     """The elastic worker pods."""
 
@@ -219,7 +227,7 @@ class Workers(Model):
     ] = None
     processes_per_worker: Annotated[
         Integer,
-        Field(ge=1, le=64, description="Training processes in each worker pod; more than 1 takes launcher torchrun."),
+        Field(ge=1, le=64, description="Processes of each worker: its model is sharded among them (FSDP)."),
     ] = 1
     resources: Resources | None = None
     env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
@@ -256,6 +264,7 @@ class Workers(Model):
             check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
             path=".volumeMounts",
         ),
+        _immutable("processesPerWorker"),
     )
 
     @property
@@ -509,14 +518,6 @@ class Checkpoint(Model):
     )
 
 
-def _immutable(field: str) -> Rule:
-    return Rule(
-        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-        message=f"{field} can't be changed while the job exists: create a new job",
-        path=f".{field}",
-    )
-
-
 class TrainingJobSpec(Model):
     """What the user wants."""
 
@@ -565,11 +566,11 @@ class TrainingJobSpec(Model):
             ),
         ),
         Rule(
-            cel="!has(self.workers) || !has(self.workers.processesPerWorker) || self.workers.processesPerWorker == 1"
-            " || (has(self.script) && self.script.launcher == 'torchrun')",
-            message="more than one of processesPerWorker takes a script with launcher torchrun:"
-            " set it to 1, and give the job more workers",
-            check=lambda self: self.workers.processes_per_worker == 1 or self.torchrun,
+            cel="!has(self.script) || !has(self.workers) || self.workers.processesPerWorker == 1"
+            " || self.script.launcher == 'torchrun'",
+            message="a script is one process of each worker unless its launcher is torchrun:"
+            " set processesPerWorker to 1, and give the job more workers",
+            check=lambda self: self.script is None or self.workers.processes_per_worker == 1 or self.torchrun,
             path=".workers.processesPerWorker",
         ),
         Rule(

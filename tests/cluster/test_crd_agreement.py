@@ -135,7 +135,7 @@ class Generator:
         if workers:
             low, middle, high = sorted(draw.choice([1, 2, 3, 5, 1000]) for _ in range(3))
             workers.update({"min": low, "max": high})
-            if spec.get("script", {}).get("launcher") != "torchrun":
+            if spec.get("script", {"launcher": "torchrun"}).get("launcher") != "torchrun":
                 workers["processesPerWorker"] = 1
             if "replicas" in workers:
                 workers["replicas"] = middle

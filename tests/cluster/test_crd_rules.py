@@ -76,6 +76,12 @@ def test_what_training_began_with_stays(
     assert cause["message"].endswith(f": {field} can't be changed while the job exists: create a new job")
 
 
+def test_the_number_of_processes_stays(api: Callable[..., Any], jobs: str, made: dict[str, Any]) -> None:
+    answer = patch(api, f"{jobs}/made", {"spec": {"workers": {"processesPerWorker": 2}}})
+    assert answer.status == 422, answer.body
+    assert "processesPerWorker can't be changed while the job exists" in answer.body["message"]
+
+
 @pytest.mark.parametrize(
     "change",
     [

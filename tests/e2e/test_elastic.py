@@ -35,6 +35,7 @@ class Run:
 
     def __init__(self, path: Path, **spec: Any) -> None:
         self.path = path
+        self._spec = spec
         self.local = LocalJob(job(**spec), checkpoints=path / "checkpoints", trace=path / "trace")
 
     def __enter__(self) -> LocalJob:
@@ -60,7 +61,9 @@ class Run:
         """The same samples and the same parameters as in a run of one worker that nothing disturbed."""
         assert check_samples(self.path / "trace", SAMPLES, BATCH) == steps
         reference = self.path / "reference"
-        with LocalJob(job(phase={"stop": {"steps": steps}}), checkpoints=reference) as local:
+        phase = self._spec.get("phase", {}) | {"stop": {"steps": steps}}
+        alone = self._spec | {"phase": phase, "workers": {"min": 1, "max": 1}}
+        with LocalJob(job(**alone), checkpoints=reference) as local:
             local.start_coordinator()
             local.start_worker()
             assert finished(local).step == steps

@@ -916,18 +916,20 @@ def test_pods_that_the_kubelet_refuses_are_not_made_in_a_loop(world: World) -> N
 
 
 @pytest.mark.parametrize(
-    ("resources", "threads"),
+    ("workers", "threads"),
     [
-        (None, "1"),
-        ({"limits": {"cpu": "4"}}, "4"),
-        ({"limits": {"cpu": "500m"}}, "1"),
-        ({"limits": {"cpu": 2}, "requests": {"cpu": 1}}, "2"),
-        ({"requests": {"cpu": "1500m"}}, "2"),
-        ({"requests": {"memory": "1Gi"}}, "1"),
+        ({}, "1"),
+        ({"resources": {"limits": {"cpu": "4"}}}, "4"),
+        ({"resources": {"limits": {"cpu": "500m"}}}, "1"),
+        ({"resources": {"limits": {"cpu": 2}, "requests": {"cpu": 1}}}, "2"),
+        ({"resources": {"requests": {"cpu": "1500m"}}}, "2"),
+        ({"resources": {"requests": {"memory": "1Gi"}}}, "1"),
+        ({"resources": {"limits": {"cpu": "7"}}, "processesPerWorker": 3}, "2"),
+        ({"resources": {"limits": {"cpu": "1"}}, "processesPerWorker": 2}, "1"),
     ],
 )
-def test_threads(resources: Object | None, threads: str) -> None:
-    job = World(workers={} if resources is None else {"resources": resources}).job
+def test_threads(workers: Object, threads: str) -> None:
+    job = World(workers=workers).job
     env = {
         one["name"]: one.get("value") for one in children.worker_pod(job, 0, "i", ())["spec"]["containers"][0]["env"]
     }

@@ -32,7 +32,8 @@ class WorkerSettings:
     name: str
     host: str
     """Where other workers reach this one."""
-    metrics_port: int
+    metrics_port: int | None
+    """None: it serves none."""
     termination_log: Path | None = None
     checkpoints: Path | None = None
     checkpoint_uri: str | None = None

@@ -60,7 +60,8 @@ class Launcher:
     def __init__(self, told: WorkerSettings, job: AdaptiveTrainingJob, command: list[str], farewell: Farewell) -> None:
         self._told, self._job, self._command = told, job, command
         namespace, name = job.metadata.namespace or "default", job.metadata.name
-        http.serve("", told.metrics_port, WorkerMetrics(namespace, name).registry)
+        if told.metrics_port is not None:
+            http.serve("", told.metrics_port, WorkerMetrics(namespace, name).registry)
         if told.checkpoints is not None:
             told.checkpoints.mkdir(parents=True, exist_ok=True)
         self._grace = max(1.0, job.spec.workers.termination_grace_period_seconds - SPARE_SECONDS)

@@ -2,27 +2,47 @@
 
 from adaptrain_api.progress import Result
 from adaptrain_api.training import AdaptiveTrainingJob
+from torch import nn
 
 from adaptrain.data import load_data
+from adaptrain.elastic.followers import Place
+from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.session import Session, prepare
 from adaptrain.models import build_model
 from adaptrain.phases.supervised import SupervisedTask
 from adaptrain.process import Farewell, WorkerSettings
 
 
-def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell) -> Result:
-    """Train until the job is done, or this worker is asked to leave."""
+def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, place: Place) -> Result:
+    """Train until the job is done, or this worker is asked to leave; ``place`` is this process's in the worker."""
     spec = job.spec
+    mates = _mates(told, place)
     metrics, trace = prepare(told, job.metadata.namespace or "default", job.metadata.name)
     assert spec.model is not None
     assert spec.data is not None
     assert spec.phases is not None
     model, data = spec.model, load_data(spec.data)
-    task = SupervisedTask(spec.phases[0], lambda: build_model(model, data), data, spec.seed, metrics, trace)
+
+    def build() -> nn.Module:
+        return mates.build(lambda: build_model(model, data))
+
+    task = SupervisedTask(spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica)
     # Only a warm worker says hello: the others never wait for an import.
-    session = Session(told, metrics, trace, spec.checkpoint, farewell)
+    session = Session(told, metrics, trace, spec.checkpoint, farewell if place.rank == 0 else None, mates)
     loop = session.loop(task)
     for group in loop.units():
         with loop.attempt():
             task.unit(group)
     return session.result(loop, task)
+
+
+def _mates(told: WorkerSettings, place: Place) -> Mates:
+    if place.size == 1:
+        return Mates()
+    from adaptrain.elastic.pod import Pod  # FSDP takes seconds to import
+
+    def leave_behind(words: str) -> None:
+        if told.termination_log is not None:
+            told.termination_log.write_text(words)
+
+    return Pod(place, leave_behind)

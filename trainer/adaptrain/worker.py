@@ -3,10 +3,13 @@
 import logging
 import os
 import traceback
+from dataclasses import replace
 from typing import NoReturn
 
 from adaptrain_api.progress import EXIT_INVALID, Result
+from adaptrain_api.training import AdaptiveTrainingJob, Script
 
+from adaptrain.elastic.followers import ALONE, Place, fork
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.manifest import read_job
@@ -18,33 +21,50 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Work until the job is done or this worker is asked to leave."""
-    told = settings()
+    told, place = settings(), ALONE
     try:
-        result = _work(told)
+        assert told.job is not None
+        job = read_job(told.job)
+        if (script := job.spec.script) is not None:
+            result = _run(script, told, job)
+        else:
+            # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
+            farewell = Farewell()
+            from adaptrain.training import train
+
+            if (processes := job.spec.workers.processes_per_worker) > 1:
+                import adaptrain.elastic.pod  # noqa: F401 -- once for all of them
+
+            place = fork(processes)
+            told = _placed(told, place)
+            result = train(told, job, farewell, place)
     except InvalidJob as error:
         log.error("%s", error)
+        place.mourn()
         end(told, EXIT_INVALID, failed(str(error)))
     except ScriptFailed as error:
         end(told, error.code, failed(str(error)))
     except Refused as error:
         log.error("%s", error)
+        place.mourn()
         end(told, 1, failed(str(error)))
     except Exception:
         traceback.print_exc()
-        end(told, 1, failed(traceback.format_exc()[-MESSAGE_LIMIT // 2 :]))
+        last = traceback.format_exc()[-MESSAGE_LIMIT // 2 :]
+        place.mourn()
+        end(told, 1, failed(last))
     else:
         end(told, 0, result)
 
 
-def _work(told: WorkerSettings) -> Result:
-    assert told.job is not None
-    job = read_job(told.job)
-    if (script := job.spec.script) is None:
-        # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
-        farewell = Farewell()
-        from adaptrain.training import train
+def _placed(told: WorkerSettings, place: Place) -> WorkerSettings:
+    """The settings of one of a worker's processes."""
+    if place.rank == 0:
+        return told
+    return replace(told, name=f"{told.name}.{place.rank}", metrics_port=None, termination_log=place.words)
 
-        return train(told, job, farewell)
+
+def _run(script: Script, told: WorkerSettings, job: AdaptiveTrainingJob) -> Result:
     command = program(script)
     _enter_source()
     if script.launcher == "adaptrain":

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from adaptrain.elastic import archive
-from adaptrain.elastic.control import Control
+from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.membership import coordinator_of
-from adaptrain.elastic.state import Capture, ReplicatedState
+from adaptrain.elastic.state import Capture, Counters, Savable
 from adaptrain.elastic.storage import Saved, Storage, Unavailable
 from adaptrain.errors import InvalidJob
 
@@ -52,7 +52,7 @@ class Policy:
 class Checkpoints:
     """The checkpoints of one job."""
 
-    def __init__(self, storage: Storage, policy: Policy, control: Control) -> None:
+    def __init__(self, storage: Storage, policy: Policy, control: Epochs) -> None:
         self._storage = storage
         self._policy = policy
         self._control = control
@@ -76,17 +76,21 @@ class Checkpoints:
         if coordinator_of(self._control.epoch) != self._claimed and not self._busy:
             self._aside(self._claim)
 
-    def maybe_save(self, state: ReplicatedState) -> None:
-        """Begin to save in the background when it is due and this group may commit."""
-        improved = self._policy.keep_best and state.counters.best_step > self._best_step
-        if not (improved or time.monotonic() >= self._due) or self._busy or not self._control.may_commit:
+    def is_due(self, counters: Counters) -> bool:
+        """Whether it is time to save, and this group may commit."""
+        improved = self._policy.keep_best and counters.best_step > self._best_step
+        return (improved or time.monotonic() >= self._due) and not self._busy and self._control.may_commit
+
+    def maybe_save(self, state: Savable) -> None:
+        """Begin to save in the background when it is due."""
+        if not self.is_due(state.counters):
             return
         self._due = time.monotonic() + self._policy.every_seconds
         self._best_step = state.counters.best_step
         capture, epoch = state.begin_capture(), self._control.epoch
         self._aside(lambda: self._save_capture(capture, epoch))
 
-    def save(self, state: ReplicatedState) -> None:
+    def save(self, state: Savable) -> None:
         """Save now, and wait for it.
 
         Raises:
@@ -118,7 +122,7 @@ class Checkpoints:
                     check()
                     time.sleep(RETRY_SECONDS)
 
-    def load(self, state: ReplicatedState) -> bool:
+    def load(self, state: Savable) -> bool:
         """Restore the newest checkpoint that is as it was written; whether there was one.
 
         Raises:
@@ -134,7 +138,7 @@ class Checkpoints:
             return True
         return False
 
-    def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
+    def sound(self, state: Savable) -> tuple[int, dict[str, torch.Tensor]] | None:
         """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any.
 
         Raises:
@@ -149,7 +153,7 @@ class Checkpoints:
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
 
-    def _readable(self, state: ReplicatedState) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
+    def _readable(self, state: Savable) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
         """Tensors and counters of each checkpoint that is as it was written, the newest first."""
         for saved in self._storage.saved():
             path = f"{self._storage}/{saved.name}"
@@ -171,7 +175,7 @@ class Checkpoints:
                 ) from error
             yield saved, tensors, counters
 
-    def export(self, state: ReplicatedState) -> None:
+    def export(self, state: Savable) -> None:
         """Write the best weights as safetensors.
 
         Raises:

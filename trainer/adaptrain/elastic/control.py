@@ -36,57 +36,22 @@ class Identity:
     """Of this worker's own TCPStore."""
 
 
-class Control:
-    """The control connection and what came over it."""
+class Epochs:
+    """Which epoch this process is in and which one it is to go to, as it was told; shuts down a group's sockets."""
 
-    def __init__(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> None:
-        host, _, port = address.rpartition(":")
-        self._address = (host, int(port))
-        self._token = token
+    def __init__(self, identity: Identity, sockets: GroupSockets) -> None:
         self.identity = identity
         self._sockets = sockets
-        sockets.spare(self._own_sockets)
-        self._sock: socket.socket | None = None
         self._lock = threading.RLock()
-        self._orders = Orders()
-        self._arrived = threading.Condition()
-        self._number = 0
         self._group = 0
         self._peers: list[str] = []
         self._epoch = 0
         self._wanted = 0
         self._planned = 0
-        self._leaving = False
-        self._alone = False
         self._doing: tuple[str, float, float] = ("idle", time.monotonic(), 0.0)
         self._must_sever = threading.Event()
         self.version = 0
         self.step = 0
-        for target in (self._listen, self._beat, self._sever):
-            threading.Thread(target=target, daemon=True, name=f"control{target.__name__}").start()
-
-    # What the training thread asks and tells
-
-    def next(self) -> wire.Frame:
-        """The next order; waits for one."""
-        with self.doing("idle"), self._arrived:
-            while (frame := self._orders.take()) is None:
-                self._arrived.wait()
-        return frame
-
-    def arrived(self, seconds: float) -> bool:
-        """Wait so long for an order; whether there is one."""
-        with self._arrived:
-            return self._arrived.wait_for(self._orders.waiting, seconds)
-
-    def ready(self, epoch: int, port: int | None = None) -> None:
-        """This worker has left every group and waits for the epoch's; it would host its store at this port."""
-        self.say({"is": "ready", "epoch": epoch} | ({} if port is None else {"port": port}))
-
-    def ended(self, failed: bool) -> None:
-        """The script that this worker launched for its group has ended. To be said until an order comes."""
-        with self._lock:
-            self.say({"is": "ended", "epoch": self._epoch, "failed": failed})
 
     @contextmanager
     def group(self, epoch: int, peers: list[str]) -> Iterator[None]:
@@ -100,12 +65,6 @@ class Control:
         finally:
             with self._lock:
                 self._group, self._peers = 0, []
-
-    def broken(self, why: str) -> None:
-        """The group failed. Of no interest to a coordinator that has told to leave it already."""
-        with self._lock:
-            if not self.must_leave:
-                self.say({"is": "broken", "epoch": self._epoch, "why": why})
 
     @property
     def must_leave(self) -> bool:
@@ -121,11 +80,6 @@ class Control:
     def epoch(self) -> int:
         return self._epoch
 
-    @property
-    def may_commit(self) -> bool:
-        """Whether this group is the one that the newest coordinator obeys: only it may leave anything behind."""
-        return self._sock is not None and self._group > 0 and coordinator_of(self._epoch) == self._number
-
     @contextmanager
     def doing(self, what: str, bound: float = 0.0) -> Iterator[None]:
         """Tell the beats what the training thread does, and for a long section how many seconds it takes at most."""
@@ -135,8 +89,107 @@ class Control:
         finally:
             self._doing = (before[0], time.monotonic(), before[2])
 
+    def next(self) -> wire.Frame:
+        """The next order; waits for one."""
+        raise NotImplementedError
+
+    def say(self, frame: wire.Frame) -> bool:
+        """Send a frame to the coordinator; whether it was sent."""
+        raise NotImplementedError
+
     def leave(self) -> None:
         """Ask to leave at the step's end."""
+        raise NotImplementedError
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether this group is the one that the newest coordinator obeys: only it may leave anything behind."""
+        return False
+
+    @property
+    def connected(self) -> bool:
+        return False
+
+    def ready(self, epoch: int, port: int | None = None) -> None:
+        """This worker has left every group and waits for the epoch's; it would host its store at this port."""
+        self.say({"is": "ready", "epoch": epoch} | ({} if port is None else {"port": port}))
+
+    def broken(self, why: str) -> None:
+        """The group failed. Of no interest to a coordinator that has told to leave it already."""
+        with self._lock:
+            if not self.must_leave:
+                self.say({"is": "broken", "epoch": self._epoch, "why": why})
+
+    def note(self, message: str) -> None:
+        """Have something told to people, beside the changes of membership."""
+        self.say({"is": "note", "message": message})
+
+    def _obey(self, frame: wire.Frame) -> bool:
+        """Note what an order says of epochs. Returns whether that was possible."""
+        match frame["do"]:
+            case "adopt":
+                with self._lock:
+                    if not self._group or self._epoch != frame["group"]:
+                        return False
+                    self._epoch = frame["epoch"]
+            case "plan":
+                self._planned = frame["epoch"]
+            case "leave":
+                self._wanted = frame["epoch"]
+                if self._group:
+                    self._must_sever.set()
+        return True
+
+    def _sever(self) -> None:
+        while True:
+            self._must_sever.wait()
+            self._must_sever.clear()
+            while self._group and self.must_leave:
+                self._sockets.sever()
+                time.sleep(INTERVAL)
+
+
+class Control(Epochs):
+    """The control connection and what came over it."""
+
+    def __init__(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> None:
+        super().__init__(identity, sockets)
+        host, _, port = address.rpartition(":")
+        self._address = (host, int(port))
+        self._token = token
+        sockets.spare(self._own_sockets)
+        self._sock: socket.socket | None = None
+        self._orders = Orders()
+        self._arrived = threading.Condition()
+        self._number = 0
+        self._leaving = False
+        self._alone = False
+        for target in (self._listen, self._beat, self._sever):
+            threading.Thread(target=target, daemon=True, name=f"control{target.__name__}").start()
+
+    # What the training thread asks and tells
+
+    def next(self) -> wire.Frame:
+        with self.doing("idle"), self._arrived:
+            while (frame := self._orders.take()) is None:
+                self._arrived.wait()
+        return frame
+
+    def arrived(self, seconds: float) -> bool:
+        """Wait so long for an order; whether there is one."""
+        with self._arrived:
+            return self._arrived.wait_for(self._orders.waiting, seconds)
+
+    def ended(self, failed: bool) -> None:
+        """The script that this worker launched for its group has ended. To be said until an order comes."""
+        with self._lock:
+            self.say({"is": "ended", "epoch": self._epoch, "failed": failed})
+
+    @property
+    def may_commit(self) -> bool:
+        return self._sock is not None and self._group > 0 and coordinator_of(self._epoch) == self._number
+
+    def leave(self) -> None:
         self._leaving = True
         self.say({"is": "leaving"})
 
@@ -144,12 +197,8 @@ class Control:
     def connected(self) -> bool:
         return self._sock is not None
 
-    def note(self, message: str) -> None:
-        """Have something told to people, beside the changes of membership."""
-        self.say({"is": "note", "message": message})
-
     def say(self, frame: wire.Frame) -> bool:
-        """Send a frame; whether it was sent. What the coordinator must know is told again after a reconnection."""
+        # What the coordinator must know is told again after a reconnection.
         with self._lock:
             if self._sock is None:
                 return False
@@ -215,34 +264,22 @@ class Control:
                     self.say({"is": "leaving"})
                 return
             case "adopt":
-                with self._lock:
-                    if self._group and self._epoch == frame["group"]:
-                        self._epoch = frame["epoch"]
-                    else:  # the group broke while nobody listened
-                        self.say({"is": "broken", "epoch": frame["epoch"], "why": "left before"})
+                if not self._obey(frame):  # the group broke while nobody listened
+                    self.say({"is": "broken", "epoch": frame["epoch"], "why": "left before"})
                 return
-            case "plan":
-                self._planned = frame["epoch"]
-            case "leave":
-                self._wanted = frame["epoch"]
-                if self._group:
-                    self._must_sever.set()
+        self._obey(frame)
         with self._arrived:
             self._orders.put(frame)
             self._arrived.notify()
 
-    def _sever(self) -> None:
-        while True:
-            self._must_sever.wait()
-            self._must_sever.clear()
-            while self._group and self.must_leave:
-                self._sockets.sever()
-                time.sleep(INTERVAL)
-
     def _beat(self) -> None:
         while True:
             time.sleep(wire.BEAT_SECONDS)
-            doing, since, bound = self._doing
+            doing, since, bound = self._activity()
             age = time.monotonic() - since
             frame = {"is": "beating", "doing": doing, "age": age, "bound": bound}
             self.say(frame | {"version": self.version, "step": self.step})
+
+    def _activity(self) -> tuple[str, float, float]:
+        """What the training thread does, since when (monotonic seconds), and for how many seconds at most."""
+        return self._doing

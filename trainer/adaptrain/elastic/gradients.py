@@ -62,7 +62,15 @@ class Gradients:
     def attach(self) -> None:
         """Also parameters whose gradient somebody replaced (``Optimizer.zero_grad`` does) take part in the sum."""
         for name, parameter in self._named.items():
-            parameter.grad = self._views[name]
+            parameter.grad = self._as_gradient(self._views[name], parameter)
+
+    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+        """This process's part of a parameter."""
+        return parameter
+
+    def _as_gradient(self, view: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """What the optimizer takes for the gradient of that part."""
+        return view
 
     def add(self, loss: torch.Tensor, group: Group | None = None) -> None:
         """Add a part of the batch's loss, and its gradient. With a group, complete buckets are sent meanwhile: this is
@@ -94,9 +102,10 @@ class Gradients:
         self._tail[VOTE] = vote
         *early, last = self._buckets
         try:
-            for bucket in early[self._sent :]:
-                group.begin_sum(bucket.part)
-            group.sum(last.part)
+            with group.together():
+                for bucket in early[self._sent :]:
+                    group.begin_sum(bucket.part)
+                group.sum(last.part)
         except GroupBroken:
             if group.abandoned:  # its thread may yet write into what it was to sum
                 self._allocate()
@@ -139,7 +148,7 @@ class Gradients:
         buckets = []
         # The last buffer is that of the parameter whose gradient is complete last.
         for kind in reversed(kinds):
-            alike = {name: p for name, p in self._named.items() if (p.dtype, p.device) == kind}
+            alike = {name: self._own(p) for name, p in self._named.items() if (p.dtype, p.device) == kind}
             places = [i for i, p in enumerate(self._named.values()) if (p.dtype, p.device) == kind]
             last = len(self._flats) == len(kinds) - 1
             length = sum(p.numel() for p in alike.values())
@@ -147,7 +156,7 @@ class Gradients:
             each = max(1, self._bucket_bytes // flat.itemsize)
             at = cut = 0
             for place, (name, p) in zip(places, alike.items(), strict=True):
-                p.grad = self._views[name] = flat[at : at + p.numel()].view_as(p)
+                self._views[name] = flat[at : at + p.numel()].view_as(p)
                 at += p.numel()
                 while cut + each <= at and cut + each < length:
                     buckets.append(_Bucket(flat[cut : cut + each], place + 1))
@@ -156,6 +165,7 @@ class Gradients:
             self._flats.append(flat)
         self._buckets = sorted(buckets, key=lambda bucket: bucket.after)
         self._tail = self._flats[-1]
+        self.attach()
 
     def _completed(self, place: int, _: torch.Tensor) -> None:
         """Autograd has added to a gradient for the last time in this pass. It must not hear of errors."""

@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
 
-from adaptrain.elastic.control import Control
+from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.sockets import GroupSockets
 
 STORE_SECONDS = 5.0
@@ -34,9 +35,12 @@ class GroupBroken(Exception):
 class Group:
     """``size`` members, of which this is number ``rank``."""
 
+    processes = 1
+    """Of each member: its share of the samples is split among them (see ``pod``)."""
+
     def __init__(
         self,
-        control: Control,
+        control: Epochs,
         sockets: GroupSockets,
         epoch: int,
         rank: int,
@@ -70,7 +74,7 @@ class Group:
         """Begin a collective, and wait for it and for all before it; nothing to do if this is the only member."""
         began = time.perf_counter()
         try:
-            self.check()
+            self._check()
             self._begin(collective)
             while self._under_way:
                 with self._control.doing("waiting"):  # of each anew: many in a row are no hang
@@ -88,7 +92,7 @@ class Group:
             with contextlib.suppress(RuntimeError):  # the work's own comes again below, else the slice is over
                 work.wait(SLICE)
             if not work.is_completed():
-                self.check()
+                self._check()
         work.wait()
 
     def _give_up(self) -> None:
@@ -115,6 +119,9 @@ class Group:
         Raises:
             GroupBroken: somebody was lost, and the group is to be left at once.
         """
+        self._check()
+
+    def _check(self) -> None:
         if self._control.must_leave:
             raise GroupBroken("told to leave")
 
@@ -133,6 +140,22 @@ class Group:
         flat[-1] = float(self._control.should_leave)
         self._wait(lambda backend: backend.allreduce(flat))
         self.leaving = bool(flat[-1] > 0)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around sums and broadcasts: they succeed on all processes of this worker, or fail on all."""
+        return nullcontext()
+
+    def own(self, ids: torch.Tensor, spare: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What this process computes of its worker's samples, and how many of the first ones count. All processes of
+        a worker compute as many, since they need each other for it; ``spare`` [1] fills up."""
+        return ids, len(ids)
+
+    def total(self, tensor: torch.Tensor) -> None:
+        """Sum over all processes of all members, in place; the last element is as in ``sum``."""
+        self.sum(tensor)
+
+    def mates_sum(self, tensor: torch.Tensor) -> None:
+        """Sum over the processes of this worker, in place."""
 
     def gather(self, *values: int) -> list[tuple[int, ...]]:
         """Each member's values, by rank."""
@@ -157,19 +180,31 @@ class Group:
         self._wait(lambda backend: backend.broadcast(tensor, root))
 
 
-def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: int, host: str, port: int) -> Group:
+def form(control: Epochs, sockets: GroupSockets, epoch: int, rank: int, size: int, host: str, port: int) -> Group:
     """Meet the epoch's other members.
 
     Raises:
         GroupBroken: somebody was lost meanwhile.
     """
+    backend = meet(control, sockets, f"epoch/{epoch}", rank, size, host, port)
+    return Group(control, sockets, epoch, rank, size, backend)
+
+
+def meet(
+    control: Epochs, sockets: GroupSockets, name: str, rank: int, size: int, host: str, port: int
+) -> ProcessGroupGloo | None:
+    """Connect to all others who come to the store at this address under this name; None if there are none.
+
+    Raises:
+        GroupBroken: somebody was lost meanwhile.
+    """
     if size == 1:
-        return Group(control, sockets, epoch, rank, size, None)
+        return None
     made: Future[ProcessGroupGloo] = Future()
 
     def connect() -> None:
         try:
-            made.set_result(_connect(control.identity.host, epoch, rank, size, host, port))
+            made.set_result(_connect(control.identity.host, name, rank, size, host, port))
         except BaseException as error:
             made.set_exception(error)
 
@@ -177,23 +212,23 @@ def form(control: Control, sockets: GroupSockets, epoch: int, rank: int, size: i
     try:
         # In a thread of its own: gloo waits for whoever is to connect to this member, with no socket yet that could be
         # shut down. Whoever is told to leave meanwhile leaves that thread to its time-out.
-        threading.Thread(target=connect, daemon=True, name=f"form-{epoch}").start()
+        threading.Thread(target=connect, daemon=True, name=f"form-{name}").start()
         while not wait([made], POLL_SECONDS).done:
             if control.must_leave:
                 raise GroupBroken("told to leave")
-        return Group(control, sockets, epoch, rank, size, made.result())
+        return made.result()
     except RuntimeError as error:
         raise GroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
     finally:
         sockets.formed()
 
 
-def _connect(own_host: str, epoch: int, rank: int, size: int, host: str, port: int) -> ProcessGroupGloo:
+def _connect(own_host: str, name: str, rank: int, size: int, host: str, port: int) -> ProcessGroupGloo:
     # A client of its own for each attempt: severing its socket ends the attempt.
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_SECONDS))
     options = ProcessGroupGloo._Options()
     options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]
     options._timeout = timedelta(seconds=FORM_SECONDS)
-    backend = ProcessGroupGloo(PrefixStore(f"epoch/{epoch}", store), rank, size, options)
+    backend = ProcessGroupGloo(PrefixStore(name, store), rank, size, options)
     backend._set_default_timeout(COLLECTIVE)
     return backend

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints, Superseded
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group, GroupBroken, form
+from adaptrain.elastic.control import Epochs
+from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
@@ -60,8 +61,11 @@ class ElasticLoop:
                 ...  # raises GroupBroken before the state changes, or applies the unit
     """
 
-    def __init__(self, control: Control, sockets: GroupSockets, task: Task, checkpoints: Checkpoints | None) -> None:
+    def __init__(
+        self, control: Epochs, sockets: GroupSockets, task: Task, checkpoints: Checkpoints | None, mates: Mates
+    ) -> None:
         self._control = control
+        self._mates = mates
         self._sockets = sockets
         self._task = task
         self._checkpoints = task.non_finite.checkpoints = checkpoints
@@ -118,10 +122,9 @@ class ElasticLoop:
 
     def _in_group(self, frame: Frame) -> Iterator[Group]:
         """Take part in an epoch's group until it is left."""
-        epoch, rank, peers = frame["epoch"], frame["rank"], frame["peers"]
-        with self._control.group(epoch, peers):
+        with self._control.group(frame["epoch"], frame["peers"]):
             try:
-                group = form(self._control, self._sockets, epoch, rank, len(peers), frame["host"], frame["port"])
+                group = self._mates.form(self._control, self._sockets, frame)
                 self._heal(group)
                 while not self._task.finished:
                     yield from self._unit(group)
@@ -160,7 +163,7 @@ class ElasticLoop:
             return False
 
         def check() -> None:
-            if self._control.should_leave:
+            if not self._mates.agree(not self._control.should_leave):
                 raise GroupBroken("told to leave")
             self._publish(group, force=True)
 
@@ -202,7 +205,7 @@ class ElasticLoop:
         counters = self._task.state.counters
         self._control.version, self._control.step = counters.version, counters.step
         now = time.monotonic()
-        if group.rank == 0 and (force or now - self._reported >= REPORT_SECONDS):
+        if group.rank == 0 and self._mates.rank == 0 and (force or now - self._reported >= REPORT_SECONDS):
             self._reported = now
             self._control.say({"is": "report", **self.report()})
 
@@ -215,7 +218,7 @@ class ElasticLoop:
                 return
             except (OSError, Superseded) as error:
                 self._checkpoints.failed(error)
-                if time.monotonic() > until:
+                if self._mates.tell(time.monotonic() > until):
                     return
                 time.sleep(RETRY_SECONDS)
 
@@ -232,7 +235,7 @@ class ElasticLoop:
             except (OSError, Superseded) as error:
                 # The coordinator is away, without which nothing may be committed, or storage refuses. The model is
                 # not given up for either; the job's condition tells.
-                if self._control.must_leave:
+                if not self._mates.agree(not self._control.must_leave):
                     raise GroupBroken("told to leave") from None
                 self._checkpoints.failed(error)
                 self._publish(group, force=True)

@@ -83,7 +83,8 @@ class NonFinite:
         found = None
         if group.rank == 0 and (checkpoints := self.checkpoints) is not None:
             found = checkpoints.wait_for(lambda: checkpoints.sound(state), group.check)
-        step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
+        with group.together():
+            step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
         if step is None:
             return None
         live = state.weights()
@@ -92,5 +93,6 @@ class NonFinite:
             tensors = {name: found[1][name].to(t.device) for name, t in live.items()}
         else:
             tensors = {name: torch.empty_like(t) for name, t in live.items()}
-        broadcast(list(tensors.values()), group, 0)
+        with group.together():
+            broadcast(list(tensors.values()), group, 0)
         return step, tensors

@@ -15,9 +15,10 @@ from torch.distributed import TCPStore
 
 from adaptrain.elastic import http
 from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control, Identity
+from adaptrain.elastic.control import Identity
 from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.loop import ElasticLoop, Task
+from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.trace import Trace, trace_directory
@@ -58,25 +59,31 @@ class Session:
         trace: Trace,
         checkpoint: Checkpoint | None,
         farewell: Farewell | None,
+        mates: Mates | None = None,
     ) -> None:
+        self._mates = mates or Mates()
         self._settings = settings
         self.metrics = metrics
         self.trace = trace
-        self._store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+        # Not of a follower: where a worker's lead meets others, all of its processes do.
+        self._store = None
+        if self._mates.rank == 0:
+            self._store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
         self._sockets = GroupSockets()
-        identity = Identity(settings.id, settings.name, settings.host, self._store.port)
-        self.control = Control(settings.coordinator, settings.token, identity, self._sockets)
+        port = self._store.port if self._store is not None else 0
+        identity = Identity(settings.id, settings.name, settings.host, port)
+        self.control = self._mates.control(settings.coordinator, settings.token, identity, self._sockets)
         if farewell is not None:
             threading.Thread(target=self._leave_after, args=(farewell,), daemon=True, name="farewell").start()
-        self._checkpoints = None
+        self._checkpoints: Checkpoints | None = None
         if (storage := _storage(settings)) is not None:
             c = checkpoint
             policy = Policy(c.every_seconds, c.keep, c.keep_best, c.verify) if c is not None else Policy()
-            self._checkpoints = Checkpoints(storage, policy, self.control)
+            self._checkpoints = self._mates.checkpoints(storage, policy, self.control)
 
     def loop(self, task: Task) -> ElasticLoop:
         """The loop that trains a task."""
-        return ElasticLoop(self.control, self._sockets, task, self._checkpoints)
+        return ElasticLoop(self.control, self._sockets, task, self._checkpoints, self._mates)
 
     def result(self, loop: ElasticLoop, task: Task) -> Result:
         """What there is to tell once the loop has ended; if training is complete, it is told."""
@@ -89,7 +96,7 @@ class Session:
             metrics={**c.metrics, **{f"best/{k}": v for k, v in c.best.items()}},
             model=loop.model,
         )
-        if loop.complete:
+        if loop.complete and self._mates.rank == 0:
             frame = {"is": "done", "result": result.model_dump(by_alias=True), **loop.report(), "eta_seconds": 0}
             self.control.say(frame)
             log.info("training is complete: %s, %s", result.message, result.metrics)
@@ -116,7 +123,8 @@ def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[Worker
     """What runs before the session, while data and model are loaded."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     metrics = WorkerMetrics(namespace, name)
-    http.serve("", settings.metrics_port, metrics.registry)
+    if settings.metrics_port is not None:
+        http.serve("", settings.metrics_port, metrics.registry)
     threading.Thread(target=_watch_memory, args=(metrics,), daemon=True, name="memory").start()
     return metrics, Trace(trace_directory(settings.trace, settings.checkpoints), settings.name)
 

@@ -102,6 +102,24 @@ class Capture:
         return {**self._into, "counters": self._counters}
 
 
+class Savable(Protocol):
+    """What a checkpoint is made of."""
+
+    model: torch.nn.Module
+    counters: Counters
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]: ...
+
+    def tensors(self) -> dict[str, torch.Tensor]: ...
+
+    def begin_capture(self) -> Capture: ...
+
+    def capture(self) -> dict[str, Any]: ...
+
+    def restore(self, captured: dict[str, Any]) -> None: ...
+
+
 class ReplicatedState:
     """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON."""
 
@@ -114,7 +132,7 @@ class ReplicatedState:
         self.counters = Counters()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(trained.values())
-        self.gradients = Gradients(trained)
+        self.gradients = self._gradients(trained)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
@@ -179,8 +197,9 @@ class ReplicatedState:
                 into = {name: t.clone() for name, t in live.items()}
             else:
                 c.version = TORN
-        said = tell(group, root, self._counters() if group.rank == root else None)
-        broadcast(list(into.values()), group, root)
+        with group.together():
+            said = tell(group, root, self._counters() if group.rank == root else None)
+            broadcast(list(into.values()), group, root)
         if mine != newest:
             if into is not live:
                 for name, t in live.items():
@@ -198,7 +217,8 @@ class ReplicatedState:
         mine, _ = self._signature
         if len(set(digests)) == 1:
             return
-        first = tell(group, 0, mine if group.rank == 0 else None)
+        with group.together():
+            first = tell(group, 0, mine if group.rank == 0 else None)
         if digests[group.rank] == digests[0]:
             raise GroupBroken("another worker has another model")
         name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
@@ -207,10 +227,17 @@ class ReplicatedState:
             f" {first.get(name, 'absent')} on the group's first worker; build the same model on all of them"
         )
 
+    def _gradients(self, trained: dict[str, torch.nn.Parameter]) -> Gradients:
+        return Gradients(trained)
+
+    def _shapes(self) -> dict[str, str]:
+        """Each tensor's shape and type in words."""
+        return {name: in_words(t) for name, t in self.tensors().items()}
+
     @cached_property
     def _signature(self) -> tuple[dict[str, str], int]:
-        """Each tensor's shape and type in words, and 56 bits of their digest: once, not at every change of members."""
-        words = {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in self.tensors().items()}
+        """The shapes, and 56 bits of their digest: once, not at every change of members."""
+        words = self._shapes()
         return words, int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:7])
 
     def _counters(self) -> dict[str, Any]:
@@ -266,6 +293,11 @@ def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]
     group.broadcast(text, root)
     heard: dict[str, Any] = json.loads(bytes(text.tolist()))
     return heard
+
+
+def in_words(t: torch.Tensor) -> str:
+    """A tensor's shape and type."""
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 def _materialize(optimizer: torch.optim.Optimizer) -> None:

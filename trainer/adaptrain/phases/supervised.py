@@ -42,7 +42,9 @@ class SupervisedTask:
         seed: int,
         metrics: WorkerMetrics,
         trace: Trace,
+        replica: type[ReplicatedState] = ReplicatedState,
     ) -> None:
+        self._replica = replica
         self._phase = phase
         self._build = build
         self._data = data
@@ -128,21 +130,22 @@ class SupervisedTask:
     def _fresh(self) -> ReplicatedState:
         torch.manual_seed(derive(self._seed, "initial weights"))
         model = self._build()
-        return ReplicatedState(model, _optimizer(self._phase, model))
+        return self._replica(model, _optimizer(self._phase, model))
 
     def _step(self, group: Group) -> None:
         c, state = self.state.counters, self.state
         with self._metrics.timing() as clock:
             ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
-            mine = self._shares.mine(group, c.step, ids)
+            taken, counted = group.own(self._shares.mine(group, c.step, ids), spare=ids[:1])
+            mine = taken[:counted]
             began = time.perf_counter()
             state.gradients.zero()
-            if len(mine):
-                x, y = self._data.train.fetch(mine)
+            if len(taken):
+                x, y = self._data.train.fetch(taken)
                 if self._phase.augmentation is not None:
-                    x = augment(x, mine, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
+                    x = augment(x, taken, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
                 clock.loaded()
-                self._add_gradients(group, mine, x, y, len(ids))
+                self._add_gradients(group, taken, x, y, counted, len(ids))
             self._shares.took(len(mine), time.perf_counter() - began)
             self._trace.loaded(group, c, mine)
             group.waited = 0.0
@@ -165,8 +168,11 @@ class SupervisedTask:
         if c.cursor >= len(self._data.train):
             c.epoch, c.cursor = c.epoch + 1, 0
 
-    def _add_gradients(self, group: Group, ids: torch.Tensor, x: torch.Tensor, y: torch.Tensor, total: int) -> None:
-        """Add this worker's part of the mean loss over ``total`` samples, in micro-batches."""
+    def _add_gradients(
+        self, group: Group, ids: torch.Tensor, x: torch.Tensor, y: torch.Tensor, counted: int, total: int
+    ) -> None:
+        """Add this process's part of the mean loss over ``total`` samples, in micro-batches: of the first ``counted``
+        samples."""
         state = self.state
         state.model.train()
         most = self._phase.batch.micro_size or len(ids)
@@ -175,7 +181,10 @@ class SupervisedTask:
             group.check()
             # A user's dropout draws from here: the same again when the step is taken again by as many members.
             torch.manual_seed(derive(self._seed, "step", state.counters.step, int(some[0])))
-            loss = F.cross_entropy(self._logits(inputs), classes, reduction="sum") / total
+            logits = self._logits(inputs)
+            if (left := max(0, counted - most * (number - 1))) < len(some):
+                logits, classes = logits[:left], classes[:left]
+            loss = F.cross_entropy(logits, classes, reduction="sum") / total
             state.gradients.add(loss, group if number == len(parts) else None)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -214,14 +223,16 @@ class SupervisedTask:
         """Accuracy and mean cross-entropy over a split, each member scoring a part of it."""
         self.state.model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
-        for ids in torch.split(share(torch.arange(len(split)), group.rank, group.size), EVALUATION_BATCH):
-            if len(ids) == 0:
+        every = torch.arange(len(split))
+        for ids in torch.split(share(every, group.rank, group.size), EVALUATION_BATCH * group.processes):
+            taken, counted = group.own(ids, spare=every[:1])
+            if len(taken) == 0:
                 continue
-            x, y = split.fetch(ids)
-            out = self._logits(x)
+            x, y = split.fetch(taken)
+            out, y = self._logits(x)[:counted], y[:counted]
             sums[0] += (out.argmax(1) == y).sum()
             sums[1] += F.cross_entropy(out, y, reduction="sum")
-        group.sum(sums)
+        group.total(sums)
         return float(sums[0]) / len(split), float(sums[1]) / len(split)
 
 

@@ -1,0 +1,61 @@
+"""What the elastic loop asks of a worker's other processes: nothing, where a worker is one process."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from adaptrain.elastic.checkpoint import Checkpoints
+from adaptrain.elastic.control import Control, Epochs, Identity
+from adaptrain.elastic.group import Group, form
+from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.wire import Frame
+
+T = TypeVar("T")
+
+
+class Mates:
+    """The processes of one worker (its *mates*), of which this is number ``rank``; here it is the only one.
+
+    All mates walk through the same calls in the same order. Whatever one of them alone can know (an order, a failure)
+    decides nothing before they agree on it.
+    """
+
+    rank = 0
+    size = 1
+
+    def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
+        """This process's side of the conversation with the coordinator."""
+        return Control(address, token, identity, sockets)
+
+    def form(self, control: Epochs, sockets: GroupSockets, order: Frame) -> Group:
+        """The group of an epoch, as a ``form`` order describes it.
+
+        Raises:
+            GroupBroken: somebody was lost meanwhile.
+        """
+        rank, size = order["rank"], len(order["peers"])
+        return form(control, sockets, order["epoch"], rank, size, order["host"], order["port"])
+
+    @property
+    def replica(self) -> type[ReplicatedState]:
+        """What holds this process's part of the state."""
+        return ReplicatedState
+
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """This process's part of the model that ``make`` makes."""
+        return make()
+
+    @property
+    def checkpoints(self) -> Callable[..., Checkpoints]:
+        """What makes the checkpoints of that state."""
+        return Checkpoints
+
+    def agree(self, ok: bool) -> bool:
+        """Whether all mates say so."""
+        return ok
+
+    def tell(self, said: T) -> T:
+        """What the lead says (JSON), once all mates are here."""
+        return said

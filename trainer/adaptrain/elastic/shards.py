@@ -1,0 +1,167 @@
+"""A model whose parameters are sharded among the processes of a worker (FSDP2, ``torch.distributed.fsdp``).
+
+A process's part of the state are its shards: they are summed, sent and received like whole tensors, by and from the
+processes of other workers that hold the same ones.
+"""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from adaptrain.elastic.gradients import LOSS, Gradients
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.state import Capture, Counters, ReplicatedState, in_words
+from adaptrain.errors import InvalidJob
+
+LAYER = 1 << 16
+"""Parameters from which on a layer is gathered by itself: of less, the latency of a collective would be the most."""
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard a model in place among the processes of a mesh, each large layer of a Sequential or ModuleList by itself:
+    so a process never gathers much more than one of them. Talks to nobody.
+
+    Raises:
+        InvalidJob: it has a parameter that can't be sharded.
+    """
+    # modules() yields parents first; FSDP wants the innermost first.
+    containers = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+    layers = [layer for container in reversed(containers) for layer in container if _size(layer) >= LAYER]
+    try:
+        for module in [*layers, model]:
+            if not isinstance(module, FSDPModule):
+                fully_shard(module, mesh=mesh)
+    except (ValueError, NotImplementedError) as error:
+        raise InvalidJob(
+            f"model: it can't be sharded (workers.processesPerWorker is {mesh.size()}): {error}"
+        ) from error
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the size of the whole batch, so the processes' gradients only add up.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+class ShardedGradients(Gradients):
+    """Of each gradient this process sums its shard; loss and norm are of all shards."""
+
+    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+        return _local(parameter.detach())
+
+    def _as_gradient(self, view: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        # FSDP adds to a gradient that is there already.
+        return _shard_of(view, parameter)
+
+    def sum(self, group: Group, vote: float = 0.0) -> None:
+        super().sum(group, vote)
+        said = torch.tensor([self.loss, self._norm**2], dtype=torch.float64)
+        group.mates_sum(said)
+        self._tail[LOSS] = said[0]
+        self._norm = math.sqrt(said[1])
+
+    def not_finite(self) -> str | None:
+        if math.isfinite(self.loss) and math.isfinite(self._norm):
+            return None
+        found: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, super().not_finite())
+        return next((words for words in found if words is not None), None)
+
+
+class ShardedState(ReplicatedState):
+    """The state of which this process holds its shards."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: _local(t) for name, t in super().tensors().items()}
+
+    def _gradients(self, trained: dict[str, nn.Parameter]) -> Gradients:
+        return ShardedGradients(trained)
+
+    def _shapes(self) -> dict[str, str]:
+        return {name: in_words(t) + _how(t) for name, t in super().tensors().items()}
+
+    @torch.no_grad()
+    def gather(self) -> "WholeState":
+        """The whole state, on the lead; all mates must call this."""
+        whole = {}
+        for name, t in super().tensors().items():
+            every = t.full_tensor() if isinstance(t, DTensor) else t.clone()
+            if self._leads:
+                whole[name] = every.cpu()
+        return WholeState(self.model, whole, self._counters())
+
+    def room(self) -> "WholeState":
+        """A whole state without content, to load one into."""
+        whole = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in super().tensors().items()}
+        return WholeState(self.model, whole, self._counters())
+
+    @torch.no_grad()
+    def parts_of(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """This process's parts of the tensors that the lead has. All mates must call this."""
+        parts = {}
+        for name, t in super().tensors().items():
+            every = whole[name].to(t.device) if self._leads else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+            if isinstance(t, DTensor):
+                parts[name] = distribute_tensor(every, t.device_mesh, t.placements).to_local()
+            else:
+                dist.broadcast(every, 0)
+                parts[name] = every
+        return parts
+
+    @property
+    def _leads(self) -> bool:
+        return dist.get_rank() == 0
+
+
+class WholeState:
+    """A copy of a whole state in the lead's memory, as checkpoints are made of it."""
+
+    def __init__(self, model: nn.Module, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
+        self.model = model
+        self._tensors = tensors
+        self.counters = Counters(**counters)
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        return {name.removeprefix("best."): t for name, t in self._tensors.items() if name.startswith("best.")}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self._tensors
+
+    def begin_capture(self) -> Capture:
+        return Capture(self._tensors, self._tensors, asdict(self.counters))
+
+    def capture(self) -> dict[str, Any]:
+        return {**self._tensors, "counters": asdict(self.counters)}
+
+    def restore(self, captured: dict[str, Any]) -> None:
+        self._tensors = {name: captured[name] for name in self._tensors}
+        self.counters = Counters(**captured["counters"])
+
+
+def _how(t: torch.Tensor) -> str:
+    return f" in {t.device_mesh.size()} shards" if isinstance(t, DTensor) else ""
+
+
+def _shard_of(local: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A tensor sharded as another one, of which this process holds ``local``."""
+    if not isinstance(whole, DTensor):
+        return local
+    return DTensor.from_local(
+        local, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def _local(t: torch.Tensor) -> torch.Tensor:
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
