@@ -21,6 +21,7 @@ WORDS = {
     training.COMPONENT: "must be a built-in's name, or module:callable from the image",
     training.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
     training.IMAGE: "must be an image reference: printable ASCII without blanks",
+    training.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""
 

@@ -48,6 +48,7 @@ MOUNT_PATH = r"^(/\.?[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
 COMPONENT = r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"
 ENV_NAME = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
 IMAGE = r"^[!-~]+$"
+GIT_URL = r"^https?://[!-?A-~]+$"
 
 Component = Annotated[Text, Field(pattern=COMPONENT, max_length=253)]
 
@@ -408,10 +409,44 @@ class ConfigMapSource(Model):
     name: Annotated[DnsSubdomain, Field(description="A ConfigMap in the job's namespace; each key is a file.")]
 
 
+class GitSource(Model):
+    """Files of a commit in a git repository."""
+
+    url: Annotated[
+        Text,
+        Field(
+            max_length=1024,
+            pattern=GIT_URL,
+            description="Of the repository, over HTTP or HTTPS; credentials belong into secretRef.",
+        ),
+    ]
+    ref: Annotated[
+        Text,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="A branch, a tag, or a commit in full. All workers get the commit that the first one got.",
+        ),
+    ] = "HEAD"
+    secret_ref: Annotated[
+        LocalObjectReference | None,
+        Field(description="A Secret of type kubernetes.io/basic-auth: keys username and password, or a token as one."),
+    ] = None
+
+
 class Source(Model):
     """Where a script's files come from, beside the image."""
 
-    config_map: ConfigMapSource
+    config_map: Annotated[ConfigMapSource | None, Field(description="A ConfigMap; or else git.")] = None
+    git: Annotated[GitSource | None, Field(description="A git repository; or else a ConfigMap.")] = None
+
+    rules = (
+        Rule(
+            cel="has(self.configMap) != has(self.git)",
+            message="give configMap or git, one of them",
+            check=lambda self: (self.config_map is None) != (self.git is None),
+        ),
+    )
 
 
 class Script(Model):
@@ -669,6 +704,7 @@ class TrainingJobStatus(Open):
     restarts: Annotated[int | None, Field(description="Failures of the workers' own that were counted.")] = None
     last_failure_time: Annotated[datetime | None, Field(description="When the last counted failure happened.")] = None
     avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
+    source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
     start_time: datetime | None = None
     completion_time: datetime | None = None
 

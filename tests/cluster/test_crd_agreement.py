@@ -35,6 +35,7 @@ STRINGS = [
     *("x" * 40, "x" * 41, "x" * 63, "x" * 64, "x" * 253, "x" * 254, "é" * 63, "🙂" * 64, "x" * 317, "x" * 318),
     *("a/" + "x" * 63, "a/" + "x" * 64, "x" * 253 + "/a", "x" * 254 + "/a", "1" * 64, "1" * 65),
     *("x" * 1024, "x" * 1025, "/" + "x" * 1023, "registry:5000/a@b"),
+    *("https://a.b/c.git", "http://a", "https://u:p@a.b/c", "https://", "https://a b", "git@a.b:c", "https://é"),
     *("Always", "Never", "Exists", "Equal", "NoExecute", "NoSchedule", "val/loss", "val/accuracy", "sgd"),
 ]
 NUMBERS = [
@@ -112,6 +113,8 @@ class Generator:
             for field in own:
                 spec.pop(field, None)
             spec.setdefault("script", {"command": ["a"]})
+            if (source := spec["script"].get("source")) and len(source) == 2:
+                source.pop(draw.choice(["configMap", "git"]))
         else:
             spec.pop("script", None)
             spec |= {field: self.value(self.schema["properties"][field]) for field in own if field not in spec}

@@ -950,6 +950,65 @@ def test_a_scripts_files_are_mounted_where_it_runs() -> None:
     assert {"name": "ADAPTRAIN_SOURCE_DIR", "value": "/adaptrain/source"} in container["env"]
 
 
+GIT = {"command": ["python", "a.py"], "source": {"git": {"url": "https://a/b", "secretRef": {"name": "login"}}}}
+
+
+def git_world() -> World:
+    return World(model=None, data=None, phases=None, script=GIT, workers={"min": 2, "max": 3, "replicas": 2})
+
+
+def ref_of(pod: Object) -> str:
+    (fetching,) = pod["spec"]["initContainers"]
+    found: str = next(one["value"] for one in fetching["env"] if one["name"] == "ADAPTRAIN_GIT_REF")
+    return found
+
+
+def fetched(pod: Object, commit: str) -> None:
+    done = {"exitCode": 0, "message": commit}
+    pod["status"] = {**pod["status"], "initContainerStatuses": [{"state": {"terminated": done}}]}
+
+
+def test_only_what_fetches_a_scripts_files_sees_the_credentials() -> None:
+    spec = children.worker_pod(git_world().job, 0, "i", ())["spec"]
+    (fetching,), (worker,) = spec["initContainers"], spec["containers"]
+    assert "login" in str(fetching["env"])
+    assert "login" not in str(worker)
+    assert fetching["securityContext"] == worker["securityContext"]
+    assert {"name": "adaptrain-source", "emptyDir": {}} in spec["volumes"]
+
+
+def test_all_workers_run_the_commit_that_the_first_one_got() -> None:
+    world = git_world()
+    world.settle()
+    first, second = (world.pods[name] for name in world.active())
+    assert ref_of(first) == "HEAD"
+    fetched(first, "a" * 40)
+    world.step()
+    assert world.status.source_commit == "a" * 40
+    fetched(second, "b" * 40)  # the branch moved on between them
+    for _ in range(5):
+        world.step()
+        world.settle()
+    assert second["metadata"]["name"] not in world.active()
+    assert len(world.active()) == 2
+    assert {ref_of(world.pods[name]) for name in world.active()} == {"HEAD", "a" * 40}
+
+
+def test_a_commit_that_is_not_there_fails_the_job() -> None:
+    world = git_world()
+    world.settle()
+    pod = world.pods[world.active()[0]]
+    ended = {"exitCode": 64, "message": "script.source.git.ref: no such branch", "finishedAt": stamp(world.now)}
+    pod["status"] = {
+        "phase": "Failed",
+        "initContainerStatuses": [{"state": {"terminated": ended}}],
+        "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}],
+    }
+    world.step()
+    assert world.status.phase == "Failed"
+    assert "script.source.git.ref: no such branch" in world.condition("Failed")[2]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (95, "1m35s"), (7300, "2h1m")])
 def test_durations(seconds: float, text: str) -> None:
     assert conditions.duration(seconds) == text

@@ -1,4 +1,4 @@
-"""The command line: ``run`` and ``explain`` for people, ``coordinator`` and ``worker`` for pods."""
+"""The command line: ``run`` and ``explain`` for people, ``coordinator``, ``worker`` and ``source`` for pods."""
 
 import argparse
 import asyncio
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT
+from adaptrain_api.progress import CONTROL_PORT, EXIT_INVALID, HTTP_PORT
 
 from adaptrain.environment import required
 from adaptrain.errors import InvalidJob
@@ -32,6 +32,7 @@ def main() -> None:
     explain.add_argument("--context")
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
+    commands.add_parser("source", help="fetch a script's files (configured by ADAPTRAIN_* variables)")
     arguments = parser.parse_args()
     configure_logging()
     try:
@@ -50,6 +51,8 @@ def main() -> None:
                 _coordinator()
             case "worker":
                 worker()
+            case "source":
+                _source()
     except InvalidJob as error:
         sys.exit(f"adaptrain: {error}")
     except KeyboardInterrupt:
@@ -85,6 +88,26 @@ def _coordinator() -> None:
     control = int(os.environ.get("ADAPTRAIN_CONTROL_PORT", CONTROL_PORT))
     web = int(os.environ.get("ADAPTRAIN_HTTP_PORT", HTTP_PORT))
     asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", "0.0.0.0"), control, web))
+
+
+def _source() -> None:
+    """Fetch a script's files into a pod; its termination message is the commit, or why there is none."""
+    from adaptrain.source import fetch
+
+    ended = Path(required("ADAPTRAIN_TERMINATION_LOG"))
+    try:
+        commit = fetch(
+            required("ADAPTRAIN_GIT_URL"),
+            required("ADAPTRAIN_GIT_REF"),
+            Path(required("ADAPTRAIN_SOURCE_DIR")),
+            os.environ.get("ADAPTRAIN_GIT_USERNAME"),
+            os.environ.get("ADAPTRAIN_GIT_PASSWORD"),
+        )
+    except (InvalidJob, OSError) as error:
+        ended.write_text(str(error))
+        logging.error("%s", error)
+        sys.exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
+    ended.write_text(commit)
 
 
 def worker() -> None:

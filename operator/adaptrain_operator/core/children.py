@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.training import AdaptiveTrainingJob, ObjectMeta, checkpoint_folder, checkpoint_uri, dump
+from adaptrain_api.training import AdaptiveTrainingJob, GitSource, ObjectMeta, checkpoint_folder, checkpoint_uri, dump
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Job, Object
@@ -216,8 +216,8 @@ def coordinator_hash(job: Job) -> str:
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
 
 
-def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Object:
-    """One replica group of the training."""
+def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit: str | None = None) -> Object:
+    """One replica group of the training; ``commit`` is of its source, if that is known already."""
     spec, workers = job.spec, job.spec.workers
     avoided = sorted(avoided)
     pod = _pod(job, naming.worker_pod(job.name, number), naming.WORKER)
@@ -254,8 +254,10 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         env["ADAPTRAIN_CHECKPOINT_URI"] = uri
     if checkpoint is not None and checkpoint.secret_ref is not None:
         env_from.append({"secretRef": dump(checkpoint.secret_ref)})
-    if spec.script is not None and spec.script.source is not None:
-        volumes.append({"name": "adaptrain-source", "configMap": dump(spec.script.source.config_map)})
+    source = spec.script.source if spec.script is not None else None
+    if source is not None:
+        held = {"emptyDir": {}} if source.config_map is None else {"configMap": dump(source.config_map)}
+        volumes.append({"name": "adaptrain-source", **held})
         mounts.append({"name": "adaptrain-source", "mountPath": SOURCE_DIR, "readOnly": True})
         env["ADAPTRAIN_SOURCE_DIR"] = SOURCE_DIR
     taken = {mount.mount_path.rstrip("/") for mount in workers.volume_mounts}
@@ -283,6 +285,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         "tolerations": [dump(toleration) for toleration in workers.tolerations] + _node_loss(60),
         "topologySpreadConstraints": list(workers.topology_spread_constraints) or [_spread(job)],
         **_present(
+            initContainers=[_fetching(job, source.git, image, commit)] if source is not None and source.git else None,
             nodeSelector=workers.node_selector,
             affinity=_avoid(workers.affinity or {}, avoided),
             priorityClassName=workers.priority_class_name,
@@ -290,6 +293,34 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str]) -> Obj
         ),
     }
     return pod
+
+
+def _fetching(job: Job, git: GitSource, image: str, commit: str | None) -> Object:
+    """Fetches the script's files; the credentials are its own, and the script never sees them."""
+    env: dict[str, Any] = {
+        "ADAPTRAIN_GIT_URL": git.url,
+        "ADAPTRAIN_GIT_REF": commit or git.ref,
+        "ADAPTRAIN_SOURCE_DIR": SOURCE_DIR,
+        "ADAPTRAIN_TERMINATION_LOG": TERMINATION_LOG,
+        "HOME": "/tmp",
+    }
+    if git.secret_ref is not None:
+        for key in ("username", "password"):
+            secret = {"name": git.secret_ref.name, "key": key, "optional": key == "username"}
+            env[f"ADAPTRAIN_GIT_{key.upper()}"] = {"valueFrom": {"secretKeyRef": secret}}
+    return {
+        "name": naming.SOURCE,
+        "image": image,
+        "command": ["adaptrain", "source"],
+        "env": _env(env),
+        "volumeMounts": [
+            {"name": "adaptrain-source", "mountPath": SOURCE_DIR},
+            {"name": "adaptrain-tmp", "mountPath": "/tmp"},
+        ],
+        # The pod's share is the larger of this and the worker's, not their sum.
+        **_present(resources=None if job.spec.workers.resources is None else dump(job.spec.workers.resources)),
+        **_container_rules(job),
+    }
 
 
 def threads(job: Job) -> int:

@@ -22,6 +22,7 @@ OWNED_SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 
 WORKER = "worker"
 COORDINATOR = "coordinator"
+SOURCE = "source"
 
 
 def labels(job: str, component: str) -> dict[str, str]:

@@ -64,6 +64,8 @@ class Pod:
     """Why the container doesn't start: reason and message."""
     exit: Exit | None
     image: str
+    source_commit: str | None
+    """Of the script's files that its init container fetched."""
 
     @property
     def deleting(self) -> bool:
@@ -84,6 +86,11 @@ class Pod:
         conditions = {c["type"]: c for c in status.get("conditions") or []}
         containers = status.get("containerStatuses") or []
         state = containers[0].get("state", {}) if containers else {}
+        prepared = [one.get("state", {}) for one in status.get("initContainerStatuses") or []]
+        fetched = [one["terminated"] for one in prepared if one.get("terminated", {}).get("exitCode") == 0]
+        # Until it is prepared, what a pod does is what its init container does.
+        state = next((one for one in prepared if one.get("terminated", {}).get("exitCode") != 0), state)
+        running = state.get("running", {}) if len(fetched) == len(prepared) else {}
         scheduled = conditions.get("PodScheduled", {})
         annotations = meta.get("annotations") or {}
         avoided = annotations.get(naming.AVOIDED_NODES, "")
@@ -99,7 +106,7 @@ class Pod:
             node=spec.get("nodeName"),
             ip=status.get("podIP"),
             ready=conditions.get("Ready", {}).get("status") == "True",
-            running_since=timestamp(state.get("running", {}).get("startedAt")),
+            running_since=timestamp(running.get("startedAt")),
             deleting_until=timestamp(meta.get("deletionTimestamp")),
             grace=meta.get("deletionGracePeriodSeconds"),
             disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
@@ -109,6 +116,7 @@ class Pod:
             waiting=_waiting(state.get("waiting")),
             exit=_exit(state.get("terminated")),
             image=(spec.get("containers") or [{}])[0].get("image", ""),
+            source_commit=fetched[0].get("message") if fetched else None,
         )
 
 

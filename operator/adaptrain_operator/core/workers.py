@@ -112,13 +112,28 @@ def _stale(draft: Draft) -> tuple[set[str], bool]:
     forbids the eviction that a drain asks for, until one more worker runs elsewhere.
     """
     wanted = children.template_hash(draft.job)
-    outdated = {pod.uid for pod in draft.active if pod.template_hash != wanted}
+    commit = _agree_on_commit(draft)
+    outdated = {
+        pod.uid
+        for pod in draft.active
+        if pod.template_hash != wanted or (pod.source_commit is not None and pod.source_commit != commit)
+    }
     if outdated:
         return outdated, True
     ready = draft.ready
     if draft.fresh and 0 < len(ready) <= draft.job.spec.workers.min:
         return {pod.uid for pod in ready if draft.seen.cordoned(pod.node)}, False
     return set(), False
+
+
+def _agree_on_commit(draft: Draft) -> str | None:
+    """The commit of the script's source that all workers run: the first that one of them got."""
+    known: str | None = draft.value("source_commit")
+    if known is None:
+        found = (pod.source_commit for pod in draft.active if pod.source_commit is not None)
+        if (known := next(found, None)) is not None:
+            draft.fields["source_commit"] = known
+    return known
 
 
 def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
@@ -217,7 +232,8 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
     first = max([draft.value("next_worker") or 0, *(pod.number + 1 for pod in seen.workers)])
     image = job.spec.image or seen.default_image
     for number in range(first, first + missing):
-        draft.plan.create.append(children.worker_pod(job, number, image, draft.avoided))
+        commit = draft.value("source_commit")
+        draft.plan.create.append(children.worker_pod(job, number, image, draft.avoided, commit))
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
     draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")

@@ -1,0 +1,66 @@
+"""A script's files from git."""
+
+from pathlib import Path
+
+import pytest
+from adaptrain import cli, source
+from adaptrain.errors import InvalidJob
+
+from tests.git import Repository, served
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+def test_branch_tag_and_commit(repository: Repository, tmp_path: Path) -> None:
+    old = repository.commit(train="print(1)")
+    repository.tag("v1")
+    new = repository.commit(train="print(2)")
+    with served(repository) as url:
+        for ref, commit in {"HEAD": new, "main": new, "v1": old, old: old, new: new}.items():
+            into = tmp_path / f"into-{ref}"
+            assert source.fetch(url, ref, into) == commit
+            assert (into / "train.py").read_text() == f"print({1 if commit == old else 2})"
+
+
+def test_credentials(repository: Repository, tmp_path: Path) -> None:
+    commit = repository.commit(train="")
+    with served(repository, login=("me", "secret")) as url:
+        assert source.fetch(url, "main", tmp_path / "a", "me", "secret") == commit
+        with pytest.raises(InvalidJob, match="are refused"):
+            source.fetch(url, "main", tmp_path / "b", "me", "wrong")
+        with pytest.raises(InvalidJob, match=r"give git\.secretRef"):
+            source.fetch(url, "main", tmp_path / "c")
+
+
+def test_what_is_not_there(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository.commit(train="")
+    with served(repository) as url:
+        with pytest.raises(InvalidJob, match="no branch or tag 'dev', only branches such as main"):
+            source.fetch(url, "dev", tmp_path / "a")
+        with pytest.raises(InvalidJob, match=f"no commit {'a' * 40}"):
+            source.fetch(url, "a" * 40, tmp_path / "b")
+        with pytest.raises(InvalidJob, match="no git repository at"):
+            source.fetch(f"{url}x", "main", tmp_path / "c")
+    monkeypatch.setattr(source, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(OSError, match="can't be read"):
+        source.fetch(url, "main", tmp_path / "d")
+
+
+def test_the_pods_command(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = repository.commit(train="print(1)")
+    said = tmp_path / "said"
+    monkeypatch.setattr("sys.argv", ["adaptrain", "source"])
+    with served(repository) as url:
+        told = {"GIT_URL": url, "GIT_REF": "main", "SOURCE_DIR": tmp_path / "into", "TERMINATION_LOG": said}
+        for name, value in told.items():
+            monkeypatch.setenv(f"ADAPTRAIN_{name}", str(value))
+        cli.main()
+        assert said.read_text() == commit
+        monkeypatch.setenv("ADAPTRAIN_GIT_REF", "dev")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 64
+    assert "no branch or tag 'dev'" in said.read_text()

@@ -1,0 +1,112 @@
+"""A script's files from a git repository, over HTTP: what a worker pod's init container fetches.
+
+The git protocol is dulwich's, so that the image holds no git. Only the commit itself is fetched where the server allows
+that (``depth`` 1); submodules and files of git-lfs are not.
+"""
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import urllib3
+from dulwich import porcelain
+from dulwich.client import HTTPUnauthorized, get_transport_and_path
+from dulwich.errors import GitProtocolError, NotGitRepository
+from dulwich.objects import Commit, ObjectID, Tag
+from dulwich.refs import HEADREF, Ref
+from dulwich.repo import Repo
+
+from adaptrain.errors import InvalidJob
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 60.0
+"""A server that can't be reached is asked again for so long."""
+RETRY_SECONDS = 3.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def fetch(url: str, ref: str, into: Path, username: str | None = None, password: str | None = None) -> str:
+    """Put the files of a commit into a folder, in place of what a fetch that was interrupted left there.
+
+    Args:
+        ref: a branch, a tag, or a commit in full.
+
+    Returns:
+        The commit.
+
+    Raises:
+        InvalidJob: there is no such repository or ref, or we may not read it.
+        OSError: the server can't be reached.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    into.mkdir(parents=True, exist_ok=True)
+    for left in into.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    repository = Repo.init(str(into))
+    while True:
+        try:
+            return _fetch(repository, url, ref, username, password)
+        except HTTPUnauthorized:
+            given = "those of secretRef (username, password) are refused" if password else "give git.secretRef"
+            raise InvalidJob(f"script.source.git.url: {_shown(url)} asks for credentials: {given}") from None
+        except NotGitRepository:
+            raise InvalidJob(f"script.source.git.url: there is no git repository at {_shown(url)}") from None
+        except (urllib3.exceptions.HTTPError, GitProtocolError, OSError) as error:
+            if time.monotonic() > until:
+                raise OSError(f"script.source.git.url: {_shown(url)} can't be read: {error}") from error
+            log.warning("%s can't be read, and is asked again: %s", _shown(url), error)
+            time.sleep(RETRY_SECONDS)
+
+
+def _fetch(repository: Repo, url: str, ref: str, username: str | None, password: str | None) -> str:
+    client, path = get_transport_and_path(url, username=username, password=password)
+    wanted = ObjectID(b"")
+
+    def one(refs: Mapping[Ref, ObjectID], depth: int | None = None) -> list[ObjectID]:
+        nonlocal wanted
+        wanted = ObjectID(ref.encode()) if COMMIT.fullmatch(ref) else _resolve(refs, ref, url)
+        return [wanted]
+
+    def every(refs: Mapping[Ref, ObjectID], depth: int | None = None) -> list[ObjectID]:
+        return sorted({commit for name, commit in refs.items() if name.startswith((b"refs/heads/", b"refs/tags/"))})
+
+    try:
+        client.fetch(path.encode(), repository, determine_wants=one, depth=1)
+    except GitProtocolError:
+        if not COMMIT.fullmatch(ref):
+            raise
+        # Not every server gives a commit that is no branch's newest by itself.
+        client.fetch(path.encode(), repository, determine_wants=every)
+    try:
+        found = repository[wanted]
+        while isinstance(found, Tag):
+            found = repository[found.object[1]]
+    except KeyError:
+        raise InvalidJob(f"script.source.git.ref: {_shown(url)} has no commit {ref} in any branch") from None
+    if not isinstance(found, Commit):
+        raise InvalidJob(f"script.source.git.ref: {ref!r} is no commit in {_shown(url)}")
+    repository.refs[HEADREF] = found.id
+    porcelain.reset(repository, "hard", found.id)
+    return found.id.decode()
+
+
+def _resolve(refs: Mapping[Ref, ObjectID], ref: str, url: str) -> ObjectID:
+    for name in (f"refs/heads/{ref}", f"refs/tags/{ref}", ref):
+        if (found := refs.get(Ref(name.encode()))) is not None:
+            return found
+    branches = sorted(r.removeprefix(b"refs/heads/").decode() for r in refs if r.startswith(b"refs/heads/"))
+    raise InvalidJob(
+        f"script.source.git.ref: {_shown(url)} has no branch or tag {ref!r}, only branches such as"
+        f" {', '.join(branches[:10])}; a commit must be given in full"
+    )
+
+
+def _shown(url: str) -> str:
+    """Without credentials, which may be written into it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
