@@ -33,7 +33,11 @@ test: setup lint ## All tests: unit, faults of local processes, a real API serve
 faults: setup ## Many seeded schedules of faults: make faults ARGS="--seeds 0-499 --side-by-side 2"
 	$(BIN)/python -m tests.faults.campaign $(ARGS)
 
-bench: setup ## One benchmark beside its peer: make bench NAME=kill
+.venv/.bench: .venv/.installed requirements/bench.txt
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --requirement requirements/bench.txt
+	touch $@
+
+bench: .venv/.bench ## One benchmark beside its peer: make bench NAME=kill
 	@test -n "$(NAME)" || { echo "say which: make bench NAME=one of $$(cd bench; ls *.py | xargs grep -l emit\( | sed s/.py// | grep -v report | xargs)"; exit 2; }
 	$(BIN)/python -m bench.$(NAME) $(ARGS)
 
@@ -45,6 +49,7 @@ down: setup ## Remove the local cluster and all that it made
 
 lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --upgrade --group dev --extra operator --extra trainer pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --group bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
 .PHONY: help setup lint unit test faults bench demo down lock

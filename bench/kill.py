@@ -1,11 +1,17 @@
-"""50 SIGKILLs among 3 workers, beside torchrun in the same run. Value: the survivors' median stall, seconds."""
+"""50 SIGKILLs among 3 workers, beside torchrun and torchft in the same run. Value: survivors' median stall, seconds."""
 
 import argparse
 import statistics
 
+from bench import torchft_peer
 from bench.report import emit
 from bench.stalls import kills
 from bench.torchrun_peer import kill_gaps
+
+
+def shown(seconds: list[float]) -> list[float]:
+    return [round(s, 3) for s in sorted(seconds)]
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -13,10 +19,17 @@ if __name__ == "__main__":
     parser.add_argument("--peer-kills", type=int, default=5)
     arguments = parser.parse_args()
     stalls, lost = kills(arguments.kills)
-    print(f"stalls in ms: {[round(s * 1e3) for s in sorted(stalls)]}; workers lost besides: {lost}", flush=True)
+    print(f"stalls in s: {shown(stalls)}; workers lost besides: {lost}", flush=True)
     gaps = kill_gaps(arguments.peer_kills)
-    print(f"torchrun's gaps in s: {[round(g, 1) for g in gaps]}", flush=True)
+    print(f"torchrun, tuned: {shown(gaps)}", flush=True)
+    tuned = torchft_peer.kills(arguments.peer_kills, torchft_peer.TUNED)
+    print(f"torchft, tuned: {shown(tuned.stalls)}; survivors crashed: {tuned.crashed}", flush=True)
+    plain = torchft_peer.kills(arguments.peer_kills, torchft_peer.DEFAULTS)
+    print(f"torchft, defaults: {shown(plain.stalls)}; survivors crashed: {plain.crashed}", flush=True)
     value, worst, peer = statistics.median(stalls), max(stalls), statistics.median(gaps)
+    ft_tuned, ft_plain = statistics.median(tuned.stalls), statistics.median(plain.stalls)
     whole = len(stalls) >= arguments.kills - 1 and lost == 0
-    ok = whole and value <= 0.1 and worst <= 0.25 and value <= peer / 100
-    emit("kill", value, "s", "torchrun 2.15, tuned", peer, ok, max=worst, events=len(stalls), crashed=lost)
+    ok = whole and value <= min(0.1, peer / 100, ft_tuned / 10, ft_plain / 50) and worst <= 0.25
+    more = {"torchft_tuned": round(ft_tuned, 3), "torchft_defaults": round(ft_plain, 3)}
+    more["torchft_crashed"] = tuned.crashed + plain.crashed
+    emit("kill", value, "s", "torchrun 2.15, tuned", peer, ok, max=worst, events=len(stalls), crashed=lost, **more)
