@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
+from localcluster.config import HOST_IP
 from tests.e2e.cluster_jobs import (
     ROOT,
     ClusterJob,
@@ -28,6 +30,9 @@ from tests.e2e.cluster_jobs import (
     signal_pod,
     until,
 )
+from tests.git import Repository, served
+
+HERE = Path(__file__).parent
 
 # With no image built and no program compiled, the first one's preparation takes most of half an hour.
 pytestmark = pytest.mark.timeout(2400)
@@ -250,6 +255,54 @@ def test_a_script_of_ones_own_trains(site: Site) -> None:
     assert float(job.status["metric"].removeprefix("test/accuracy=")) > 0.85
     assert job.status["step"] == 20 * 22
     assert not job.status.get("restarts")
+    job.remove()
+
+
+def test_a_torchrun_script_from_git_survives_the_loss_of_worker_0(site: Site, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    commit = repository.commit(train=(HERE / "torchrun_steps.py").read_text())
+    site.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "git"}, "stringData": {"password": "s3cret"}}
+    )
+    with served(repository, HOST_IP, login=("git", "s3cret")) as url:
+        script = {
+            "launcher": "torchrun",
+            "command": ["python", "train.py"],
+            "source": {"git": {"url": url, "ref": "main", "secretRef": {"name": "git"}}},
+        }
+        job = site.job("torchrun", model=None, data=None, phases=None, script=script)
+        snapshot = job.folder / "snapshot"
+        until("a snapshot", lambda: snapshot.exists() and int(snapshot.read_text()) > 20, 60, job.tell)
+        first, survivor = job.settled(2)
+        assert job.status["sourceCommit"] == commit
+        repository.commit(train="raise SystemExit('not this one')")
+        before = identity(survivor)
+        job.delete(first)
+        until("its loss is noticed", lambda: name_of(first) not in map(name_of, job.workers))
+        workers = job.settled(2, 60)
+        assert identity(workers[0], pids=False)[0] == before[0]
+        reached = int(snapshot.read_text())
+        until("it goes on", lambda: int(snapshot.read_text()) > reached, 30, job.tell)
+        (job.folder / "stop").touch()
+        until("it has ended", lambda: job.status.get("phase") in ("Succeeded", "Failed"), 60, job.tell)
+        assert job.status["phase"] == "Succeeded", job.tell()
+        assert not job.status.get("restarts")
+        job.remove()
+
+
+def test_a_worker_of_two_processes(site: Site) -> None:
+    job = site.job("sharded", workers={"processesPerWorker": 2})
+    victim, survivor = job.settled(2, 90)
+    job.advances()
+    before = identity(survivor)
+    assert len(processes(survivor)) == 2
+    os.kill(max(processes(victim)), signal.SIGKILL)
+    until("its worker is missed", lambda: name_of(victim) not in map(name_of, job.workers), 30, job.tell)
+    workers = job.settled(2, 60)
+    assert identity(workers[0]) == before
+    job.advances()
+    assert not job.status.get("restarts"), "a kill from outside is no failure of the worker's own"
+    assert job.check_samples() > 0
     job.remove()
 
 

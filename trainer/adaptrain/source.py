@@ -64,6 +64,8 @@ def fetch(url: str, ref: str, into: Path, username: str | None = None, password:
 
 
 def _fetch(repository: Repo, url: str, ref: str, username: str | None, password: str | None) -> str:
+    if password is not None and not username:
+        username = "git"  # any will do for a token, but there must be one
     client, path = get_transport_and_path(url, username=username, password=password)
     wanted = ObjectID(b"")
 
