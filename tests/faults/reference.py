@@ -25,7 +25,7 @@ class Reference:
         data = load_data(job.spec.data)
         self.samples, self.batch = len(data.train), job.spec.phases[0].batch.size
         alone = cast(Control, SimpleNamespace(must_leave=False, should_leave=False))
-        self._group = Group(alone, GroupSockets(), epoch=1, rank=0, size=1, backend=None)
+        self._group = Group(alone, GroupSockets(), epoch=1, rank=0, size=1, links=None)
         metrics, trace = WorkerMetrics("reference", job.metadata.name), Trace(None, "")
         self._task = SupervisedTask(
             job.spec.phases[0], lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace

@@ -13,7 +13,7 @@ import pytest
 import torch
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.gradients import Gradients
-from adaptrain.elastic.group import Group, form
+from adaptrain.elastic.group import Group, Meeting, form
 from adaptrain.elastic.sockets import GroupSockets
 from torch import nn
 from torch.distributed import TCPStore
@@ -32,7 +32,8 @@ def together(size: int, act: Callable[[Group], Any]) -> list[Any]:
         control = SimpleNamespace(
             must_leave=False, should_leave=False, identity=identity, doing=lambda *_: contextlib.nullcontext()
         )
-        return act(form(cast(Control, control), GroupSockets(), 1, rank, size, HOST, store.port))
+        place = Meeting("epoch/1", rank, size, HOST, store.port, torch.device("cpu"))
+        return act(form(cast(Control, control), GroupSockets(), 1, place))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(member, range(size)))

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group, GroupBroken, form
+from adaptrain.elastic.group import Group, GroupBroken, Meeting, form
 from adaptrain.elastic.sockets import GroupSockets
 from torch.distributed import TCPStore
 
@@ -32,7 +32,8 @@ def control() -> Any:
 
 
 def meet(said: Any, rank: int, port: int) -> Group:
-    return form(cast(Control, said), GroupSockets(), 1, rank, 2, HOST, port)
+    place = Meeting("epoch/1", rank, 2, HOST, port, torch.device("cpu"))
+    return form(cast(Control, said), GroupSockets(), 1, place)
 
 
 def send(group: Group, tensor: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """``adaptrain run``: a job in local processes, kept at its size, with a table that shows how it goes."""
 
 import json
+import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -121,6 +122,8 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
     output = output or Path("adaptrain-runs") / job.metadata.name
     if uri is None:
         _own(output, job)
+    if wanted > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # NCCL takes no two processes on one GPU
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=path.parent.absolute()) as local:
             result = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, job)

@@ -24,7 +24,7 @@ def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, pl
     model, data = spec.model, load_data(spec.data)
 
     def build() -> nn.Module:
-        return mates.build(lambda: build_model(model, data))
+        return mates.build(lambda: build_model(model, data).to(mates.device))
 
     task = SupervisedTask(spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica)
     # Only a warm worker says hello: the others never wait for an import.

@@ -8,17 +8,19 @@ import ctypes
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
+from torch.distributed import Backend, PrefixStore, ProcessGroupGloo, TCPStore, Work
 
 from adaptrain.elastic.control import Epochs
+from adaptrain.elastic.device import connect_gpus
 from adaptrain.elastic.sockets import GroupSockets
 
+GPU_POLL_SECONDS = 2e-4
 STORE_SECONDS = 5.0
 FORM_SECONDS = 30.0
 POLL_SECONDS = 0.005
@@ -30,6 +32,16 @@ COLLECTIVE = timedelta(hours=1)
 
 class GroupBroken(Exception):
     """A collective failed: the step is to be discarded, and taken again in the next group."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """A member's connections to all others."""
+
+    every: ProcessGroupGloo
+    """Takes any tensor."""
+    gpus: Backend | None = None
+    """Takes those on GPUs, if the members have some."""
 
 
 class Group:
@@ -45,11 +57,11 @@ class Group:
         epoch: int,
         rank: int,
         size: int,
-        backend: ProcessGroupGloo | None,
+        links: Links | None,
     ) -> None:
         self._control = control
         self._sockets = sockets
-        self._backend = backend
+        self._links = links
         self.epoch = epoch
         self.rank = rank
         self.size = size
@@ -59,26 +71,31 @@ class Group:
         """Seconds spent in collectives since it was last set to 0."""
         self.abandoned = False
         """Whether a collective was left behind that may yet write into its tensor."""
-        self._under_way: deque[Work] = deque()
+        self._under_way: deque[tuple[Work, bool]] = deque()
+        """Each with whether it is NCCL's."""
         self._failure: RuntimeError | None = None
 
-    def _begin(self, collective: Callable[[ProcessGroupGloo], Work]) -> None:
-        if self._backend is None or self._failure is not None:
+    def _begin(self, tensor: torch.Tensor, root: int | None = None) -> None:
+        """Begin to sum over all members, or to broadcast from one."""
+        if self._links is None or self._failure is not None:
             return
+        gpus = self._links.gpus if tensor.is_cuda else None
+        backend = gpus or self._links.every
         try:
-            self._under_way.append(collective(self._backend))
+            work = backend.allreduce(tensor) if root is None else backend.broadcast(tensor, root)
+            self._under_way.append((work, gpus is not None))
         except RuntimeError as error:
             self._failure = error
 
-    def _wait(self, collective: Callable[[ProcessGroupGloo], Work]) -> None:
+    def _wait(self, tensor: torch.Tensor, root: int | None = None) -> None:
         """Begin a collective, and wait for it and for all before it; nothing to do if this is the only member."""
         began = time.perf_counter()
         try:
             self._check()
-            self._begin(collective)
+            self._begin(tensor, root)
             while self._under_way:
                 with self._control.doing("waiting"):  # of each anew: many in a row are no hang
-                    self._finish(self._under_way[0])
+                    self._finish(*self._under_way[0])
                 self._under_way.popleft()
             if self._failure is not None:
                 raise self._failure
@@ -87,13 +104,16 @@ class Group:
             raise GroupBroken(str(error).splitlines()[0]) from error
         self.waited += time.perf_counter() - began
 
-    def _finish(self, work: Work) -> None:
+    def _finish(self, work: Work, on_gpu: bool) -> None:
         while not work.is_completed():
-            with contextlib.suppress(RuntimeError):  # the work's own comes again below, else the slice is over
-                work.wait(SLICE)
+            if on_gpu:
+                time.sleep(GPU_POLL_SECONDS)  # when it waits in vain, NCCL's work gives up the whole group
+            else:
+                with contextlib.suppress(RuntimeError):  # the work's own comes again below, else the slice is over
+                    work.wait(SLICE)
             if not work.is_completed():
                 self._check()
-        work.wait()
+        work.wait(COLLECTIVE)  # with a time-out: else NCCL's doesn't tell that it failed
 
     def _give_up(self) -> None:
         """Let everything that is under way fail, or abandon it.
@@ -105,11 +125,13 @@ class Group:
         if not self._under_way:
             return
         self._sockets.sever()
-        for work in self._under_way:
+        if self._links is not None and self._links.gpus is not None:
+            self._links.gpus.abort()
+        for work, _ in self._under_way:
             with contextlib.suppress(RuntimeError):
                 work.wait(SLICE)
             if not work.is_completed():
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._backend))
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._links))
                 self.abandoned = True
                 break
         self._under_way.clear()
@@ -130,7 +152,7 @@ class Group:
 
         All members begin the same sums in the same order. Raises nothing, for the sake of autograd's hooks.
         """
-        self._begin(lambda backend: backend.allreduce(part))
+        self._begin(part)
 
     def sum(self, flat: torch.Tensor) -> None:
         """Sum over all members, in place, and wait for all sums that were begun before.
@@ -138,7 +160,7 @@ class Group:
         The last element belongs to the group: it counts who wants to leave, so that all leave after the same step.
         """
         flat[-1] = float(self._control.should_leave)
-        self._wait(lambda backend: backend.allreduce(flat))
+        self._wait(flat)
         self.leaving = bool(flat[-1] > 0)
 
     def together(self) -> AbstractContextManager[None]:
@@ -155,20 +177,20 @@ class Group:
         self.sum(tensor)
 
     def mates_sum(self, tensor: torch.Tensor) -> None:
-        """Sum over the processes of this worker, in place."""
+        """Sum over the processes of this worker, in meeting."""
 
     def gather(self, *values: int) -> list[tuple[int, ...]]:
         """Each member's values, by rank."""
         every = torch.zeros(self.size, len(values), dtype=torch.int64)
         every[self.rank] = torch.tensor(values)
-        self._wait(lambda backend: backend.allreduce(every))
+        self._wait(every)
         return [tuple(row) for row in every.tolist()]
 
     def collect(self, value: float) -> list[float]:
         """Each member's value, by rank: the same numbers on every member."""
         every = torch.zeros(self.size, dtype=torch.float64)
         every[self.rank] = value
-        self._wait(lambda backend: backend.allreduce(every))
+        self._wait(every)
         return every.tolist()
 
     def note(self, message: str) -> None:
@@ -177,34 +199,45 @@ class Group:
 
     def broadcast(self, tensor: torch.Tensor, root: int) -> None:
         """Overwrite with what ``root`` has."""
-        self._wait(lambda backend: backend.broadcast(tensor, root))
+        self._wait(tensor, root)
 
 
-def form(control: Epochs, sockets: GroupSockets, epoch: int, rank: int, size: int, host: str, port: int) -> Group:
+@dataclass(frozen=True)
+class Meeting:
+    """Where members meet, and as which of them."""
+
+    name: str
+    rank: int
+    size: int
+    host: str
+    port: int
+    """Of the store."""
+    device: torch.device
+    """Where the members' tensors are."""
+
+
+def form(control: Epochs, sockets: GroupSockets, epoch: int, meeting: Meeting) -> Group:
     """Meet the epoch's other members.
 
     Raises:
         GroupBroken: somebody was lost meanwhile.
     """
-    backend = meet(control, sockets, f"epoch/{epoch}", rank, size, host, port)
-    return Group(control, sockets, epoch, rank, size, backend)
+    return Group(control, sockets, epoch, meeting.rank, meeting.size, meet(control, sockets, meeting))
 
 
-def meet(
-    control: Epochs, sockets: GroupSockets, name: str, rank: int, size: int, host: str, port: int
-) -> ProcessGroupGloo | None:
-    """Connect to all others who come to the store at this address under this name; None if there are none.
+def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | None:
+    """Connect to all others who come; None if there are none.
 
     Raises:
         GroupBroken: somebody was lost meanwhile.
     """
-    if size == 1:
+    if meeting.size == 1:
         return None
-    made: Future[ProcessGroupGloo] = Future()
+    made: Future[Links] = Future()
 
     def connect() -> None:
         try:
-            made.set_result(_connect(control.identity.host, name, rank, size, host, port))
+            made.set_result(_connect(control.identity.host, meeting))
         except BaseException as error:
             made.set_exception(error)
 
@@ -212,7 +245,7 @@ def meet(
     try:
         # In a thread of its own: gloo waits for whoever is to connect to this member, with no socket yet that could be
         # shut down. Whoever is told to leave meanwhile leaves that thread to its time-out.
-        threading.Thread(target=connect, daemon=True, name=f"form-{name}").start()
+        threading.Thread(target=connect, daemon=True, name=f"form-{meeting.name}").start()
         while not wait([made], POLL_SECONDS).done:
             if control.must_leave:
                 raise GroupBroken("told to leave")
@@ -223,12 +256,14 @@ def meet(
         sockets.formed()
 
 
-def _connect(own_host: str, name: str, rank: int, size: int, host: str, port: int) -> ProcessGroupGloo:
+def _connect(own_host: str, meeting: Meeting) -> Links:
     # A client of its own for each attempt: severing its socket ends the attempt.
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_SECONDS))
+    timeout = timedelta(seconds=STORE_SECONDS)
+    store = TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timeout)
     options = ProcessGroupGloo._Options()
     options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]
     options._timeout = timedelta(seconds=FORM_SECONDS)
-    backend = ProcessGroupGloo(PrefixStore(name, store), rank, size, options)
-    backend._set_default_timeout(COLLECTIVE)
-    return backend
+    every = ProcessGroupGloo(PrefixStore(meeting.name, store), meeting.rank, meeting.size, options)
+    every._set_default_timeout(COLLECTIVE)
+    gpus = connect_gpus(PrefixStore(f"{meeting.name}/gpus", store), meeting.rank, meeting.size, meeting.device)
+    return Links(every, gpus)

@@ -124,7 +124,7 @@ class ElasticLoop:
         """Take part in an epoch's group until it is left."""
         with self._control.group(frame["epoch"], frame["peers"]):
             try:
-                group = self._mates.form(self._control, self._sockets, frame)
+                group = self._mates.form(self._control, self._sockets, frame, self._task.state.device)
                 self._heal(group)
                 while not self._task.finished:
                     yield from self._unit(group)

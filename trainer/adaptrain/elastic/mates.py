@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from adaptrain.elastic.checkpoint import Checkpoints
 from adaptrain.elastic.control import Control, Epochs, Identity
-from adaptrain.elastic.group import Group, form
+from adaptrain.elastic.device import own_device
+from adaptrain.elastic.group import Group, Meeting, form
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.wire import Frame
@@ -29,14 +31,23 @@ class Mates:
         """This process's side of the conversation with the coordinator."""
         return Control(address, token, identity, sockets)
 
-    def form(self, control: Epochs, sockets: GroupSockets, order: Frame) -> Group:
-        """The group of an epoch, as a ``form`` order describes it.
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return own_device(self.rank, self.size)
+
+    def form(self, control: Epochs, sockets: GroupSockets, order: Frame, device: torch.device) -> Group:
+        """The group of an epoch, as a ``form`` order describes it, of members whose tensors are on such devices.
 
         Raises:
             GroupBroken: somebody was lost meanwhile.
         """
-        rank, size = order["rank"], len(order["peers"])
-        return form(control, sockets, order["epoch"], rank, size, order["host"], order["port"])
+        return form(control, sockets, order["epoch"], self.meeting(order, device))
+
+    def meeting(self, order: Frame, device: torch.device) -> Meeting:
+        """Where the processes number ``rank`` of all workers meet."""
+        name = f"epoch/{order['epoch']}/{self.rank}"
+        return Meeting(name, order["rank"], len(order["peers"]), order["host"], order["port"], device)
 
     @property
     def replica(self) -> type[ReplicatedState]:

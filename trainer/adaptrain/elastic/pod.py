@@ -43,7 +43,7 @@ from adaptrain.elastic import wire
 from adaptrain.elastic.checkpoint import Checkpoints, Superseded
 from adaptrain.elastic.control import Control, Epochs, Identity
 from adaptrain.elastic.followers import Place, Watch
-from adaptrain.elastic.group import Group, GroupBroken, meet
+from adaptrain.elastic.group import Group, GroupBroken, Links, Meeting, meet
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
@@ -75,8 +75,10 @@ class Pod(Mates):
         else:
             place.meeting.close()
             store = TCPStore(host, port, is_master=False, wait_for_workers=False)
-        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=FOREVER)
-        self._mesh = init_device_mesh("cpu", (place.size,))
+        kind = self.device.type
+        backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=FOREVER)
+        self._mesh = init_device_mesh(kind, (place.size,))
 
     def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
         if self._watch is not None:
@@ -84,11 +86,10 @@ class Pod(Mates):
         assert self._place.line is not None
         return _Follower(self, self._place.line, identity, sockets)
 
-    def form(self, control: Epochs, sockets: GroupSockets, order: wire.Frame) -> Group:
-        rank, size = order["rank"], len(order["peers"])
-        group = PodGroup(self, control, sockets, order["epoch"], rank, size, None)
+    def form(self, control: Epochs, sockets: GroupSockets, order: wire.Frame, device: torch.device) -> Group:
+        group = PodGroup(self, control, sockets, order["epoch"], order["rank"], len(order["peers"]), None)
         with group.together():
-            group.join(order["host"], order["port"])
+            group.join(self.meeting(order, device))
         return group
 
     @property
@@ -141,16 +142,15 @@ class PodGroup(Group):
         epoch: int,
         rank: int,
         size: int,
-        backend: dist.ProcessGroupGloo | None,
+        links: Links | None,
     ) -> None:
-        super().__init__(control, sockets, epoch, rank, size, backend)
+        super().__init__(control, sockets, epoch, rank, size, links)
         self._pod = pod
         self.processes = pod.size
 
-    def join(self, host: str, port: int) -> None:
+    def join(self, meeting: Meeting) -> None:
         """Meet the same shard's processes of the other workers."""
-        name = f"epoch/{self.epoch}/{self._pod.rank}"
-        self._backend = meet(self._control, self._sockets, name, self.rank, self.size, host, port)
+        self._links = meet(self._control, self._sockets, meeting)
 
     @contextmanager
     def together(self) -> Iterator[None]:

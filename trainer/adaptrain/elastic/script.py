@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
+from adaptrain.elastic.device import settle
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
@@ -195,6 +196,7 @@ class Elastic:
             state.gradients.attach()
         if part:
             state.gradients.add(loss * (given / total), group if last else None)
+            settle(state.device)
         if not last:
             return False
         self._batch = self._offered = None

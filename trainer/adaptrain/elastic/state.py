@@ -138,6 +138,11 @@ class ReplicatedState:
         self._staging: dict[str, torch.Tensor] = {}
         self._capture: Capture | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where most of the tensors are, such as the gradients."""
+        return self._parameters[0].device
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the state, by a stable name. They are the live ones, not copies."""
         named = {f"model.{name}": t for name, t in self.model.state_dict(keep_vars=True).items()}
@@ -296,8 +301,8 @@ def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]
 
 
 def in_words(t: torch.Tensor) -> str:
-    """A tensor's shape and type."""
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+    """A tensor's shape, type, and kind of device."""
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" + (f" on {t.device.type}" if t.is_cuda else "")
 
 
 def _materialize(optimizer: torch.optim.Optimizer) -> None:
@@ -320,10 +325,10 @@ def _materialize(optimizer: torch.optim.Optimizer) -> None:
 
 def broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
     """Send tensors in chunks: small ones packed together, large ones as they are."""
-    for dtype in dict.fromkeys(t.dtype for t in tensors):
+    for kind in dict.fromkeys((t.dtype, t.device) for t in tensors):
         pack: list[torch.Tensor] = []
         size = 0
-        for t in [t for t in tensors if t.dtype == dtype]:
+        for t in [t for t in tensors if (t.dtype, t.device) == kind]:
             if t.numel() >= CHUNK and t.is_contiguous():
                 group.broadcast(t, root)
                 continue

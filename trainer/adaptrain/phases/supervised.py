@@ -17,6 +17,7 @@ from adaptrain_api.training import SupervisedPhase
 
 from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment
+from adaptrain.elastic.device import settle
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sampler import Sampler, share
@@ -144,8 +145,10 @@ class SupervisedTask:
                 x, y = self._data.train.fetch(taken)
                 if self._phase.augmentation is not None:
                     x = augment(x, taken, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
+                x, y = x.to(state.device), y.to(state.device)
                 clock.loaded()
                 self._add_gradients(group, taken, x, y, counted, len(ids))
+                settle(state.device)
             self._shares.took(len(mine), time.perf_counter() - began)
             self._trace.loaded(group, c, mine)
             group.waited = 0.0
@@ -229,7 +232,7 @@ class SupervisedTask:
             if len(taken) == 0:
                 continue
             x, y = split.fetch(taken)
-            out, y = self._logits(x)[:counted], y[:counted]
+            out, y = self._logits(x.to(self.state.device))[:counted].cpu(), y[:counted]
             sums[0] += (out.argmax(1) == y).sum()
             sums[1] += F.cross_entropy(out, y, reduction="sum")
         group.total(sums)
