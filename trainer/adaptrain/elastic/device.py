@@ -11,9 +11,10 @@ GPUs by us; it was written after torch's ``ProcessGroupNCCL.cpp``:
 
 import os
 from datetime import timedelta
+from typing import Protocol, cast
 
 import torch
-from torch.distributed import Backend, Store, is_nccl_available
+from torch.distributed import TCPStore, Work, is_nccl_available
 
 from adaptrain.errors import InvalidJob
 
@@ -25,6 +26,16 @@ NCCL = {
 }
 NEVER = timedelta(days=1000)
 """It is the coordinator that says when somebody is no longer waited for."""
+
+
+class Collectives(Protocol):
+    """What torch's stubs leave out of its groups."""
+
+    def allreduce(self, tensor: torch.Tensor) -> Work: ...
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> Work: ...
+
+    def abort(self) -> None: ...
 
 
 def own_device(rank: int = 0, size: int = 1) -> torch.device:
@@ -50,7 +61,7 @@ def settle(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def connect_gpus(store: Store, rank: int, size: int, device: torch.device) -> Backend | None:
+def connect_gpus(store: TCPStore, name: str, rank: int, size: int, device: torch.device) -> Collectives | None:
     """A group for the tensors on members' GPUs; None where gloo is to serve them too.
 
     Raises:
@@ -58,13 +69,13 @@ def connect_gpus(store: Store, rank: int, size: int, device: torch.device) -> Ba
     """
     if device.type != "cuda" or not is_nccl_available():
         return None
-    from torch.distributed import ProcessGroupNCCL  # torch for CPUs has none
+    from torch.distributed import PrefixStore, ProcessGroupNCCL  # torch for CPUs has none
 
     for name, value in NCCL.items():
         os.environ.setdefault(name, value)
     options = ProcessGroupNCCL.Options()
     options._timeout = NEVER
     options.config.blocking = 0
-    group = ProcessGroupNCCL(store, rank, size, options)
+    group = ProcessGroupNCCL(PrefixStore(name, store), rank, size, options)
     group.eager_connect_single_device(device)
-    return group
+    return cast(Collectives, group)

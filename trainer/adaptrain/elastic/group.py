@@ -12,12 +12,13 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
-from torch.distributed import Backend, PrefixStore, ProcessGroupGloo, TCPStore, Work
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
 
 from adaptrain.elastic.control import Epochs
-from adaptrain.elastic.device import connect_gpus
+from adaptrain.elastic.device import Collectives, connect_gpus
 from adaptrain.elastic.sockets import GroupSockets
 
 GPU_POLL_SECONDS = 2e-4
@@ -38,9 +39,9 @@ class GroupBroken(Exception):
 class Links:
     """A member's connections to all others."""
 
-    every: ProcessGroupGloo
+    every: Collectives
     """Takes any tensor."""
-    gpus: Backend | None = None
+    gpus: Collectives | None = None
     """Takes those on GPUs, if the members have some."""
 
 
@@ -265,5 +266,5 @@ def _connect(own_host: str, meeting: Meeting) -> Links:
     options._timeout = timedelta(seconds=FORM_SECONDS)
     every = ProcessGroupGloo(PrefixStore(meeting.name, store), meeting.rank, meeting.size, options)
     every._set_default_timeout(COLLECTIVE)
-    gpus = connect_gpus(PrefixStore(f"{meeting.name}/gpus", store), meeting.rank, meeting.size, meeting.device)
-    return Links(every, gpus)
+    gpus = connect_gpus(store, f"{meeting.name}/gpus", meeting.rank, meeting.size, meeting.device)
+    return Links(cast(Collectives, every), gpus)
