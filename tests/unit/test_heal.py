@@ -9,6 +9,7 @@ import pytest
 import torch
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, tell
+from adaptrain.errors import InvalidJob
 from torch.distributed import TCPStore
 
 from tests.unit.test_group import HOST, control, meet
@@ -82,3 +83,12 @@ def test_a_source_that_is_lost_spoils_nothing_of_worth(pair: Any, newest: int, m
         done.result(30)
     assert behind.counters.version == left
     assert weight(behind) == 2.0 or left == TORN
+
+
+def test_a_data_set_that_shrank_is_named() -> None:
+    """In a checkpoint as from another member; who doesn't know how many samples there are takes any number."""
+    before, after, unknown = state(1.0, 5), state(2.0, 0), state(3.0, 0)
+    before.counters.samples, after.counters.samples = 1000, 900
+    unknown.restore(before.capture())
+    with pytest.raises(InvalidJob, match="began with 1000 samples, and the data set of this worker has 900"):
+        after.restore(before.capture())

@@ -111,3 +111,10 @@ def test_a_shuffled_stream_has_the_same_order_on_all_workers_and_in_each_pass_an
     assert seen[0] == seen[1]
     assert seen[0][0] != seen[0][1]
     assert taken(StreamSource(Shuffled(), seed=3), 1, 4, 4) == seen[0][1][4:8], "who joins reads up to its place"
+
+
+def test_a_stream_that_shrank_is_told_from_one_that_ends() -> None:
+    source = source_of(Stream(30), 0)
+    assert len(source.batch(0, 30, 8)) == 0
+    with pytest.raises(InvalidJob, match="ended after 30 samples, and training had taken 32"):
+        source.batch(1, 32, 8)

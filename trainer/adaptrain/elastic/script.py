@@ -109,7 +109,9 @@ class Elastic:
         except InvalidJob as error:
             self._fail(error)
             raise
-        self._task = _Training(ReplicatedState(model, optimizer, more), policy, batch_size, self._source)
+        state = ReplicatedState(model, optimizer, more)
+        state.counters.samples = self._source.length or 0
+        self._task = _Training(state, policy, batch_size, self._source)
         self._shares = Shares()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None

@@ -88,6 +88,11 @@ class StreamSource:
 
     def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
         self._seek(epoch, cursor)
+        if self._first < cursor:
+            raise InvalidJob(
+                f"the data set ended after {self._first} samples, and training had taken {cursor} of this pass already:"
+                " give it the one that training began with, or start a new job"
+            )
         self._read(cursor + size + 1)  # and whether the pass ends there: each reading swaps the generators
         return torch.arange(cursor, min(cursor + size, self._first + len(self._held)))
 

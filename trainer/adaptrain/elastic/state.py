@@ -58,6 +58,8 @@ class Counters:
     """Passes over the training set that are complete."""
     cursor: int = 0
     """Samples of the current pass that are done."""
+    samples: int = 0
+    """Samples of a whole pass; 0: nobody knows."""
     evaluated_step: int = 0
     """Step after which the validation metrics were taken."""
     stopped: str = ""
@@ -250,6 +252,13 @@ class ReplicatedState:
         return asdict(self.counters)
 
     def _take(self, counters: dict[str, Any]) -> None:
+        began, have = counters.get("samples", 0), self.counters.samples
+        if began and have and began != have:
+            # The order of the samples depends on how many there are: some would be taken twice, and others never.
+            raise InvalidJob(
+                f"data: training began with {began} samples, and the data set of this worker has {have}: give it the one"
+                " that training began with, or start a new job"
+            )
         self.counters = Counters(**counters)
         for name, sink in self._more.items():
             if name in self.counters.more:

@@ -131,7 +131,9 @@ class SupervisedTask:
     def _fresh(self) -> ReplicatedState:
         torch.manual_seed(derive(self._seed, "initial weights"))
         model = self._build()
-        return self._replica(model, _optimizer(self._phase, model))
+        state = self._replica(model, _optimizer(self._phase, model))
+        state.counters.samples = len(self._data.train)
+        return state
 
     def _step(self, group: Group) -> None:
         c, state = self.state.counters, self.state
