@@ -256,8 +256,8 @@ class ReplicatedState:
         if began and have and began != have:
             # The order of the samples depends on how many there are: some would be taken twice, and others never.
             raise InvalidJob(
-                f"data: training began with {began} samples, and the data set of this worker has {have}: give it the one"
-                " that training began with, or start a new job"
+                f"data: training began with {began} samples, and the data set of this worker has {have}: give it"
+                " the one that training began with, or start a new job"
             )
         self.counters = Counters(**counters)
         for name, sink in self._more.items():
