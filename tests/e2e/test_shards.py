@@ -100,9 +100,9 @@ def test_a_checkpoint_fits_any_number_of_processes(tmp_path: Path) -> None:
         with run as local:
             local.start_worker()
             running(local, 1)
+            run.go_on()
             if steps:
                 assert f"step-{steps:010d}" in local.log("worker-0"), "it did not resume"
-            run.go_on()
             steps = run.stop()
     run.check(steps)
 

@@ -18,11 +18,12 @@ from tests.faults.schedule import Fault
 from tests.faults.wires import Wires, sever
 
 RECOVERY_SECONDS = 30.0
+"""Bound of every wait: silence is noticed after 3 s, a new coordinator waits 2 s, a start takes 2 s if all is busy."""
 START_SECONDS = 180.0
 """The first workers may have to import torch from a disk that was never read."""
-"""Bound of every wait: silence is noticed after 3 s, a new coordinator waits 2 s, a start takes 2 s if all is busy."""
 POLL_SECONDS = 0.02
-WORKERS, MOST = 3, 5
+SIZES = {1: (3, 5), 2: (2, 3)}
+"""Workers at first, and at most, by the number of processes of each."""
 SLOW_PULSES = 10
 DISK_MEGABYTES = 32
 STEPS = 10
@@ -35,10 +36,11 @@ class Violation(AssertionError):
 class Arena:
     """Use as a context manager. All that is done to the job is told in ``story``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, processes: int = 1) -> None:
         self.checkpoints, self.trace = path / "checkpoints", path / "trace"
         self.checkpoints.mkdir(parents=True)
         spec: dict[str, Any] = {
+            "workers": {"min": 1, "max": 10, "processesPerWorker": processes},
             "model": {"name": "tests.faults.model:mlp"},
             "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "x"}}, "everySeconds": 1, "keep": 3},
         }
@@ -47,7 +49,7 @@ class Arena:
         self.story: list[str] = []
         self.commits: dict[str, float] = {}
         """Every checkpoint that was ever seen, with the time at which it was renamed into place."""
-        self._wanted = WORKERS
+        self._wanted, self._most = SIZES[processes]
         self._replacements = 0
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._asked: set[int] = set()
@@ -156,15 +158,16 @@ class Arena:
     # Faults
 
     def _kill(self, victim: int, fault: Fault) -> None:
-        self._end(victim)
+        self._signal(victim, signal.SIGKILL, self._mate(victim, fault))
         self._replace_after(fault.lasts)
 
     def _hang(self, victim: int, fault: Fault) -> None:
-        self.local.signal(victim, signal.SIGSTOP)
-        self._later(fault.lasts, lambda: self.local.signal(victim, signal.SIGCONT))
+        pid = self._mate(victim, fault)
+        self._signal(victim, signal.SIGSTOP, pid)
+        self._later(fault.lasts, lambda: self._signal(victim, signal.SIGCONT, pid))
 
     def _freeze(self, victim: int, fault: Fault) -> None:
-        self.local.signal(victim, signal.SIGSTOP)
+        self._signal(victim, signal.SIGSTOP, self._mate(victim, fault))
         self._later(fault.lasts, lambda: self._end(victim))
 
     def _slow(self, victim: int, fault: Fault) -> None:
@@ -178,7 +181,7 @@ class Arena:
         self.local.signal(victim, signal.SIGTERM)
 
     def _join(self, victim: int, fault: Fault) -> None:
-        if self._wanted >= MOST:
+        if self._wanted >= self._most:
             self._wanted -= 1
             self._leave(victim)
         else:
@@ -222,6 +225,31 @@ class Arena:
         self._killed.add(number)
         self.local.signal(number, signal.SIGKILL)
         self.local.workers[number].join()
+
+    def _mate(self, number: int, fault: Fault) -> int:
+        """One of a worker's processes."""
+        lead = self._process(number)
+        try:
+            tasks = [task / "children" for task in Path(f"/proc/{lead}/task").iterdir()]
+            followers = sorted(int(pid) for task in tasks for pid in task.read_text().split())
+        except OSError:  # it is gone
+            followers = []
+        return [lead, *followers][int(fault.whom * 997) % (1 + len(followers))]
+
+    def _signal(self, number: int, what: signal.Signals, pid: int) -> None:
+        """Signal a process of a worker, which ends with it."""
+        if pid == self._process(number):
+            if what == signal.SIGKILL:
+                self._end(number)
+            else:
+                self.local.signal(number, what)
+            return
+        self._killed.add(number)
+        if number in self.local.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, what)
+            if what == signal.SIGKILL:
+                self.local.workers[number].join(RECOVERY_SECONDS)
 
     def _process(self, number: int) -> int:
         pid = self.local.workers[number].pid
