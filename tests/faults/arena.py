@@ -54,6 +54,8 @@ class Arena:
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._asked: set[int] = set()
         self._killed: set[int] = set()
+        self._torn: set[int] = set()
+        """Workers whose own processes were cut off from each other, which no network does: they may fail."""
         self._began = time.monotonic()
 
     def __enter__(self) -> "Arena":
@@ -135,6 +137,8 @@ class Arena:
         for number, process in self.local.workers.items():
             if (code := process.exitcode) is None or (number in self._killed and code == -signal.SIGKILL):
                 continue
+            if number in self._torn and code == 1:
+                continue
             # Who is asked to end while it still starts has nothing to finish.
             if code not in (0, -signal.SIGTERM) or number not in self._asked:
                 raise Violation(f"worker-{number} ended by itself, code {code}\n{self.tell()}")
@@ -195,6 +199,8 @@ class Arena:
         self._later(fault.lasts, self.wires.unmute)
 
     def _sever(self, victim: int, fault: Fault) -> None:
+        if self._mates(victim):
+            self._torn.add(victim)
         sever(self._process(victim), self.wires.port)
 
     def _coordinator(self, victim: int, fault: Fault) -> None:
@@ -228,13 +234,16 @@ class Arena:
 
     def _mate(self, number: int, fault: Fault) -> int:
         """One of a worker's processes."""
-        lead = self._process(number)
+        every = [self._process(number), *self._mates(number)]
+        return every[int(fault.whom * 997) % len(every)]
+
+    def _mates(self, number: int) -> list[int]:
+        """A worker's processes beside the first."""
         try:
-            tasks = [task / "children" for task in Path(f"/proc/{lead}/task").iterdir()]
-            followers = sorted(int(pid) for task in tasks for pid in task.read_text().split())
+            tasks = [task / "children" for task in Path(f"/proc/{self._process(number)}/task").iterdir()]
+            return sorted(int(pid) for task in tasks for pid in task.read_text().split())
         except OSError:  # it is gone
-            followers = []
-        return [lead, *followers][int(fault.whom * 997) % (1 + len(followers))]
+            return []
 
     def _signal(self, number: int, what: signal.Signals, pid: int) -> None:
         """Signal a process of a worker, which ends with it."""

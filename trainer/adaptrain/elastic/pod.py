@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -315,19 +315,24 @@ class _Follower(Epochs):
 
     def say(self, frame: wire.Frame) -> bool:
         if frame["is"] == "broken":
-            self._line.sendall(wire.encode(frame))
+            with suppress(OSError):
+                self._line.sendall(wire.encode(frame))
         return False
 
+    # A line that breaks is the lead's end, and in a moment this process's too.
+
     def _listen(self) -> None:
-        for frame in wire.frames(self._line):
-            self._obey(frame)
+        with suppress(OSError):
+            for frame in wire.frames(self._line):
+                self._obey(frame)
 
     def _beat(self) -> None:
-        while True:
-            doing, since, bound = self._doing
-            said = {"is": "beating", "doing": doing, "age": time.monotonic() - since, "bound": bound}
-            self._line.sendall(wire.encode(said))
-            time.sleep(wire.BEAT_SECONDS)
+        with suppress(OSError):
+            while True:
+                doing, since, bound = self._doing
+                said = {"is": "beating", "doing": doing, "age": time.monotonic() - since, "bound": bound}
+                self._line.sendall(wire.encode(said))
+                time.sleep(wire.BEAT_SECONDS)
 
 
 def own_part(ids: torch.Tensor, rank: int, size: int, spare: torch.Tensor) -> tuple[torch.Tensor, int]:
