@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from adaptrain.elastic.trace import read_times
+from adaptrain.elastic.trace import records
 from adaptrain.local import LocalJob
 
 from bench.report import emit
@@ -22,11 +22,13 @@ from tests.e2e.local_jobs import job, running, step_of, wait_for
 BAR = 1.3
 STEP_SECONDS = 0.2
 BEFORE = 20
-"""Steps that the first worker takes alone, whose median is the undisturbed one."""
+"""Steps that the first worker takes alone."""
+AFTER = 8
+"""Steps that both take together: each sums half of the bytes, as gradients."""
 
 
 def stall(width: int) -> float:
-    """The gap in the first worker's steps in which the second joins, less its median step, seconds."""
+    """The gap in the first worker's steps in which the second joins, less the median step of both, seconds."""
     model = {"name": "bench.paced:mlp", "args": {"seconds": STEP_SECONDS, "width": width}}
     phase = {"optimizer": {"name": "sgd", "learningRate": 0.001}, "batch": {"size": 2}}
     with (
@@ -38,13 +40,20 @@ def stall(width: int) -> float:
         running(local, 1)
         wait_for("its steps", lambda: step_of(local) >= BEFORE, local)
         local.start_worker()
-        running(local, 2)
-        reached = step_of(local)
-        wait_for("steps together", lambda: step_of(local) > reached, local)
-        times = read_times(Path(scratch), "worker-0")
-    joined = next(i for i, (_, size) in enumerate(times) if size == 2)
+
+        def together() -> list[tuple[float, int]] | None:
+            steps = _steps(Path(scratch))
+            return steps if sum(members == 2 for _, members in steps) > AFTER else None
+
+        times = wait_for("steps together", together, local)
+    joined = next(i for i, (_, members) in enumerate(times) if members == 2)
     gaps = [b - a for (a, _), (b, _) in pairwise(times)]
-    return gaps[joined - 1] - statistics.median(gaps[: joined - 1])
+    return gaps[joined - 1] - statistics.median(gaps[joined:])
+
+
+def _steps(trace: Path) -> list[tuple[float, int]]:
+    """When the first worker applied each step, Unix time, and in a group of how many."""
+    return [(said["time"], said["size"]) for said in records(trace)[0] if said["what"] == "applied"]
 
 
 def raw(size: int) -> float:

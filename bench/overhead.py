@@ -1,16 +1,20 @@
 """Elastic workers beside DistributedDataParallel: same model, same data. Value: median step time, seconds.
 
-Both train the ResNet of ``--width`` with AdamW and the same augmentation in as many processes; they take turns, so that
-a machine whose speed drifts favours neither. One process is compared with the plain loop.
+Both train the ResNet of ``--width`` with AdamW and the same augmentation in as many processes. They run at the same
+time, each stopped while the other goes on, so that a machine whose speed drifts favours neither; what counts is the
+median of the ratios of neighbouring turns. One process is compared with the plain loop.
 """
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
+import os
+import signal
 import statistics
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,91 +31,113 @@ from adaptrain_api.training import Augmentation, ModelSource
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.report import emit
-from tests.e2e.local_jobs import finished, job
+from tests.e2e.local_jobs import job, running, step_of, wait_for
 
-STEPS, BATCH = 120, 128
+BATCH = 128
+TURN_SECONDS = 0.8
+"""Shorter than the time after which a worker that is not heard loses its place."""
+WARM_STEPS = 40
 
 
-def theirs(args: dict[str, int], workers: int) -> float:
-    """Median step of an ordinary loop, seconds."""
-    if workers == 1:
-        return plain(args)
+@contextlib.contextmanager
+def theirs(args: dict[str, int], workers: int, folder: Path) -> Iterator[list[int]]:
+    """An ordinary loop that writes when it took each step; its processes."""
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as scratch:
-        pipes = [spawn.Pipe() for _ in range(workers)]
-        started = [
-            spawn.Process(target=_parallel, args=(args, f"file://{scratch}/meet", rank, workers, pipe[1]))
-            for rank, pipe in enumerate(pipes)
-        ]
+    told = (args, f"file://{folder}/meet")
+    started = [spawn.Process(target=_parallel, args=(*told, n, workers, folder / f"{n}")) for n in range(workers)]
+    for process in started:
+        process.start()
+    try:
+        wait_for("the peer's steps", lambda: len(_moments(folder / "0")) > WARM_STEPS)
+        yield [process.pid or 0 for process in started]
+    finally:
         for process in started:
-            process.start()
-        took: list[float] = [pipe[0].recv() for pipe in pipes]
-        for process in started:
+            process.kill()
             process.join()
-    return took[0]
 
 
-def _parallel(args: dict[str, int], meet: str, rank: int, size: int, told: Connection) -> None:
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
-    told.send(plain(args, rank, size))
-    dist.destroy_process_group()
+def _moments(path: Path) -> list[float]:
+    return [float(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def plain(args: dict[str, int], rank: int = 0, size: int = 1) -> float:
-    """Median step of one process of an ordinary loop, seconds."""
+def _parallel(args: dict[str, int], meet: str, rank: int, size: int, path: Path) -> None:
     torch.set_num_threads(1)
     data = digits()
     model = build_model(ModelSource(name="resnet", args=args), data)
     if size > 1:
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
         model = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     sampler, how = Sampler(len(data.train), 0), Augmentation(shift_pixels=1)
-    moments, epoch, cursor = [], 0, 0
+    epoch, cursor = 0, 0
     model.train()
-    for _ in range(STEPS):
-        batch = sampler.batch(epoch, cursor, BATCH)
-        ids = batch[rank::size]
-        x, y = data.train.fetch(ids)
-        x = augment(x, ids, how, derive(0, "augmentation", epoch))
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        moments.append(time.perf_counter())
-        cursor += len(batch)
-        if cursor >= len(data.train):
-            epoch, cursor = epoch + 1, 0
-    return _median(moments)
+    with path.open("w", buffering=1) as file:
+        while True:
+            batch = sampler.batch(epoch, cursor, BATCH)
+            ids = batch[rank::size]
+            x, y = data.train.fetch(ids)
+            x = augment(x, ids, how, derive(0, "augmentation", epoch))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            file.write(f"{time.time()}\n")
+            cursor += len(batch)
+            if cursor >= len(data.train):
+                epoch, cursor = epoch + 1, 0
 
 
-def ours(args: dict[str, int], workers: int) -> float:
-    """Median step of a worker, seconds."""
-    spec: dict[str, Any] = {"minimum": workers}
-    spec |= {"model": {"name": "resnet", "args": args}, "phase": {"stop": {"steps": STEPS}, "batch": {"size": BATCH}}}
-    with tempfile.TemporaryDirectory() as scratch, LocalJob(job(**spec), trace=Path(scratch)) as local:
+@contextlib.contextmanager
+def ours(args: dict[str, int], workers: int, folder: Path) -> Iterator[list[int]]:
+    """Elastic workers; they and their coordinator."""
+    spec: dict[str, Any] = {"minimum": workers, "model": {"name": "resnet", "args": args}}
+    with LocalJob(job(**spec, phase={"batch": {"size": BATCH}}), trace=folder) as local:
         local.start_coordinator()
         for _ in range(workers):
             local.start_worker()
-        finished(local)
-        return _median([t for t, _ in read_times(Path(scratch), "worker-0")])
+        running(local, workers)
+        wait_for("our steps", lambda: step_of(local) > WARM_STEPS, local)
+        assert local.coordinator is not None
+        yield [*(process.pid or 0 for process in local.workers.values()), local.coordinator.pid]
 
 
-def _median(moments: list[float]) -> float:
-    gaps = [b - a for a, b in itertools.pairwise(moments)]
-    return statistics.median(gaps[len(gaps) // 5 :])
+def turn(pids: list[int]) -> tuple[float, float]:
+    """Let processes go on for a turn, and stop them. Returns when, Unix time."""
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    began = time.time()
+    time.sleep(TURN_SECONDS)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    return began, time.time()
+
+
+def within(moments: list[float], turn: tuple[float, float]) -> float:
+    """Median step of those that began and ended in a turn, seconds."""
+    inside = [moment for moment in moments if turn[0] < moment < turn[1]]
+    return statistics.median(b - a for a, b in itertools.pairwise(inside))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     args = {"depth": 8, "width": arguments.width}
-    own, peers = [], []
-    for _ in range(arguments.turns):
-        peers.append(theirs(args, arguments.workers))
-        own.append(ours(args, arguments.workers))
-        print(f"peer {peers[-1] * 1e3:.1f} ms, elastic {own[-1] * 1e3:.1f} ms", flush=True)
-    value, peer = statistics.median(own), statistics.median(peers)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        with theirs(args, arguments.workers, Path(one)) as peer_pids:
+            for pid in peer_pids:
+                os.kill(pid, signal.SIGSTOP)
+            with ours(args, arguments.workers, Path(other)) as own_pids:
+                for pid in own_pids:
+                    os.kill(pid, signal.SIGSTOP)
+                turns = [(turn(peer_pids), turn(own_pids)) for _ in range(arguments.turns)]
+            peer_moments = _moments(Path(one) / "0")
+        own_moments = [moment for moment, _ in read_times(Path(other), "worker-0")]
+    pairs = [(within(peer_moments, theirs_), within(own_moments, ours_)) for theirs_, ours_ in turns]
+    peer, own = (statistics.median(each) for each in zip(*pairs, strict=True))
+    ratios = sorted(b / a for a, b in pairs)
+    print(f"peer {peer * 1e3:.1f} ms, elastic {own * 1e3:.1f} ms; ratios {[round(r, 2) for r in ratios]}", flush=True)
+    value = peer * statistics.median(ratios)
     name = "DistributedDataParallel" if arguments.workers > 1 else "plain PyTorch loop"
     emit("overhead", value, "s", name, peer, value <= 1.03 * peer and peer >= 0.02, workers=arguments.workers)

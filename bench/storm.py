@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import random
 import statistics
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from adaptrain.local import LocalJob
 from bench.report import emit
 from tests.e2e.local_jobs import job, wait_for
 
+PEER_SECONDS = 60.0
 BAR_SECONDS, BAR_MEGABYTES = 3.0, 100.0
 
 
@@ -82,9 +84,7 @@ async def storms(address: tuple[str, int], token: str, size: int, count: int) ->
 
 
 def rendezvous(size: int) -> float:
-    """Seconds in which as many nodes meet over torch's dynamic rendezvous, each in a thread."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Seconds in which as many nodes meet over torch's dynamic rendezvous, each in a thread; at most PEER_SECONDS."""
     from torch.distributed import TCPStore
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
@@ -101,9 +101,12 @@ def rendezvous(size: int) -> float:
         create_handler(own, backend, parameters).next_rendezvous()
 
     began = time.monotonic()
-    with ThreadPoolExecutor(size) as pool:
-        list(pool.map(meet, range(size)))
-    return time.monotonic() - began
+    threads = [threading.Thread(target=meet, args=(number,), daemon=True) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, began + PEER_SECONDS - time.monotonic()))
+    return min(time.monotonic() - began, PEER_SECONDS)
 
 
 if __name__ == "__main__":
@@ -122,6 +125,5 @@ if __name__ == "__main__":
     print(f"storms, s: {[round(t, 2) for t in took]}; coordinator's memory {peak:.0f} MB", flush=True)
     peer = rendezvous(arguments.clients)
     ok = max(took) <= BAR_SECONDS and peak <= BAR_MEGABYTES
-    emit(
-        "storm", max(took), "s", "torch's dynamic rendezvous", peer, ok, median=statistics.median(took), megabytes=peak
-    )
+    name = "torch's dynamic rendezvous" + (" (not within this time)" if peer >= PEER_SECONDS else "")
+    emit("storm", max(took), "s", name, peer, ok, median=statistics.median(took), megabytes=peak)

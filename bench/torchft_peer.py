@@ -22,7 +22,8 @@ from adaptrain.elastic.trace import read_times
 from bench.stalls import stalls_after
 
 WINDOW_SECONDS = 10.0
-START_SECONDS = 60.0
+START_SECONDS = 180.0
+"""At its defaults a lighthouse waits 60 s for replicas that beat and have not come."""
 DEFAULTS: dict[str, int] = {}
 TUNED = {"join_timeout_ms": 100, "quorum_tick_ms": 10, "heartbeat_timeout_ms": 1000}
 """Of its lighthouse. With shorter heartbeats, replicas that live are taken for dead on two cores."""
@@ -86,6 +87,7 @@ class Replicas:
     """Replica groups around one lighthouse."""
 
     def __init__(self, trace: Path, settings: dict[str, int]) -> None:
+        os.environ.setdefault("RUST_LOG", "off")  # read when its library is loaded
         from torchft.coordination import LighthouseServer
 
         self._trace = trace

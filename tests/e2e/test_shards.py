@@ -73,25 +73,6 @@ def test_a_hung_process_takes_its_worker_along(tmp_path: Path) -> None:
     run.check(steps)
 
 
-def test_sharded_training_goes_on_without_its_coordinator(tmp_path: Path) -> None:
-    run = Run(tmp_path, **spec(2))
-    with run as local:
-        for _ in range(2):
-            local.start_worker()
-        running(local, 2)
-        assert local.coordinator is not None
-        local.coordinator.kill()
-        local.coordinator.wait()
-        trace = tmp_path / "trace" / "worker-0.1.jsonl"
-        size = trace.stat().st_size
-        wait_for("steps without a coordinator", lambda: trace.stat().st_size > size + 10_000, local)
-        local.start_coordinator()
-        running(local, 2)
-        run.go_on()
-        steps = run.stop()
-    run.check(steps)
-
-
 def test_a_checkpoint_fits_any_number_of_processes(tmp_path: Path) -> None:
     """Each time all processes are others, and the shards too; the parameters are those of one undisturbed process."""
     steps = 0

@@ -36,11 +36,12 @@ class Violation(AssertionError):
 class Arena:
     """Use as a context manager. All that is done to the job is told in ``story``."""
 
-    def __init__(self, path: Path, processes: int = 1) -> None:
+    def __init__(self, path: Path, processes: int = 1, micro_size: int | None = None) -> None:
         self.checkpoints, self.trace = path / "checkpoints", path / "trace"
         self.checkpoints.mkdir(parents=True)
         spec: dict[str, Any] = {
             "workers": {"min": 1, "max": 10, "processesPerWorker": processes},
+            "phase": {"batch": {"size": 64, "microSize": micro_size}},
             "model": {"name": "tests.faults.model:mlp"},
             "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "x"}}, "everySeconds": 1, "keep": 3},
         }

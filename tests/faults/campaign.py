@@ -25,6 +25,8 @@ from tests.faults.schedule import schedule
 FAULTS = 8
 SHARDED = 3
 """Every third seed's workers are of two processes."""
+MICRO = 7
+"""Every seventh seed's steps are taken in micro-batches."""
 
 
 def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]
     """
     began = time.monotonic()
     planned, processes = schedule(seed, faults), 2 if seed % SHARDED == 0 else 1
-    with tempfile.TemporaryDirectory() as scratch, Arena(Path(scratch), processes) as arena:
+    micro_size = 5 if seed % MICRO == 3 else None
+    with tempfile.TemporaryDirectory() as scratch, Arena(Path(scratch), processes, micro_size) as arena:
         try:
             for fault in planned:
                 arena.do(fault)

@@ -152,7 +152,8 @@ class Gradients:
             places = [i for i, p in enumerate(self._named.values()) if (p.dtype, p.device) == kind]
             last = len(self._flats) == len(kinds) - 1
             length = sum(p.numel() for p in alike.values())
-            flat = torch.zeros(length + TAIL * last, dtype=kind[0], device=kind[1])
+            # Written now: the first step, for which others may wait, finds its memory there.
+            flat = torch.empty(length + TAIL * last, dtype=kind[0], device=kind[1]).zero_()
             each = max(1, self._bucket_bytes // flat.itemsize)
             at = cut = 0
             for place, (name, p) in zip(places, alike.items(), strict=True):

@@ -43,7 +43,7 @@ from adaptrain.elastic import wire
 from adaptrain.elastic.checkpoint import Checkpoints, Superseded
 from adaptrain.elastic.control import Control, Epochs, Identity
 from adaptrain.elastic.followers import Place, Watch
-from adaptrain.elastic.group import Group, GroupBroken, Links, Meeting, meet
+from adaptrain.elastic.group import Group, GroupBroken, Meeting, meet
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
@@ -87,7 +87,7 @@ class Pod(Mates):
         return _Follower(self, self._place.line, identity, sockets)
 
     def form(self, control: Epochs, sockets: GroupSockets, order: wire.Frame, device: torch.device) -> Group:
-        group = PodGroup(self, control, sockets, order["epoch"], order["rank"], len(order["peers"]), None)
+        group = PodGroup(self, control, sockets, order)
         with group.together():
             group.join(self.meeting(order, device))
         return group
@@ -134,17 +134,8 @@ class Pod(Mates):
 class PodGroup(Group):
     """The elastic group of one shard, and through the mates those of all shards."""
 
-    def __init__(
-        self,
-        pod: Pod,
-        control: Epochs,
-        sockets: GroupSockets,
-        epoch: int,
-        rank: int,
-        size: int,
-        links: Links | None,
-    ) -> None:
-        super().__init__(control, sockets, epoch, rank, size, links)
+    def __init__(self, pod: Pod, control: Epochs, sockets: GroupSockets, order: wire.Frame) -> None:
+        super().__init__(control, sockets, order["epoch"], order["rank"], len(order["peers"]), None)
         self._pod = pod
         self.processes = pod.size
 
