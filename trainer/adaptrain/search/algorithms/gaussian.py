@@ -1,0 +1,166 @@
+"""A Gaussian process over categorical choices (Rasmussen and Williams, 2006, chapters 2 and 5).
+
+The covariance of two architectures falls with the squared distance of their choices' embeddings, weighted for each
+dimension, and of their features, weighted as a whole:
+
+    k(x, y) = s exp(-sum_d w_d |E_d(x_d) - E_d(y_d)|^2 - v |phi(x) - phi(y)|^2)
+
+Weights, embeddings (shared by dimensions of the same kind), scale and noise are those of the largest marginal
+likelihood with a weak prior, found by gradient ascent that goes on from where the last fit ended.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptrain.search.spaces.base import Codes, Features, Space
+
+Floats = NDArray[np.float64]
+
+RANK = 3
+"""Numbers in an embedding."""
+RATE = 0.1
+"""Of Adam (Kingma and Ba, 2015), on logarithms."""
+JITTER = 1e-6
+WIDTH = {"weights": 1.0, "features": 1.5, "scale": 1.0, "noise": 2.0}
+EMBEDDING_WIDTH = 0.3
+NOISE = (np.log(1e-5), np.log(2.0))
+"""The variance's bounds, as logarithms."""
+
+
+class GaussianProcess:
+    """Fitted to standardized values."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self._sizes = space.sizes
+        self._offsets = np.concatenate([[0], np.cumsum(space.sizes)])
+        kinds: dict[str, int] = {}
+        self._kind = [kinds.setdefault(dimension.kind, len(kinds)) for dimension in space.dimensions]
+        size_of = {kind: len(d.choices) for kind, d in zip(self._kind, space.dimensions, strict=True)}
+        self.parameters: dict[str, Floats] = {
+            "weights": np.full(len(space.sizes), np.log(1.0 / len(space.sizes))),
+            "features": np.array([np.log(0.05)]),
+            "scale": np.array([0.0]),
+            "noise": np.array([np.log(1e-2)]),
+        }
+        for kind, size in size_of.items():
+            # Choices begin about equally far from each other.
+            apart = _simplex(size)
+            self.parameters[f"embedding{kind}"] = apart + 0.05 * rng.standard_normal(apart.shape)
+        self._prior = {name: value.copy() for name, value in self.parameters.items()}
+        self._adam = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in self.parameters.items()}
+        self._steps = 0
+
+    def fit(self, codes: Codes, features: Features, values: Floats, steps: int) -> None:
+        """Take so many steps towards the likeliest parameters."""
+        hot, apart = self._one_hot(codes), _squared_distances(features, features)
+        for _ in range(steps):
+            self._climb(self._gradient(hot, apart, codes, values))
+
+    def condition(self, codes: Codes, features: Features, values: Floats) -> None:
+        """Predict from these data."""
+        self._codes, self._features = codes, features
+        covariance = self._covariance(codes, codes, _squared_distances(features, features))
+        self._alpha, self._inverse = self._solve(covariance, values)
+
+    def log_likelihood(self, codes: Codes, features: Features, values: Floats) -> float:
+        """Of the values, without its constant (Rasmussen and Williams, equation 5.8)."""
+        covariance = self._covariance(codes, codes, _squared_distances(features, features))
+        alpha, inverse = self._solve(covariance, values)
+        return float(-0.5 * values @ alpha + np.log(np.diag(inverse)).sum())
+
+    def gradient(self, codes: Codes, features: Features, values: Floats) -> dict[str, Floats]:
+        """Of the likelihood, by the parameters."""
+        return self._gradient(self._one_hot(codes), _squared_distances(features, features), codes, values)
+
+    @property
+    def noise(self) -> float:
+        """Variance of a single observation."""
+        return float(np.exp(self.parameters["noise"][0]))
+
+    def predict(self, codes: Codes, features: Features) -> tuple[Floats, Floats]:
+        """Mean and standard deviation, without noise."""
+        between = self._covariance(codes, self._codes, _squared_distances(features, self._features))
+        solved = self._inverse @ between.T
+        variance = np.exp(self.parameters["scale"][0]) - np.einsum("ij,ij->j", solved, solved)
+        return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
+
+    def _one_hot(self, codes: Codes) -> Floats:
+        hot = np.zeros((len(codes), int(self._offsets[-1])))
+        hot[np.arange(len(codes))[:, None], codes + self._offsets[:-1]] = 1.0
+        return hot
+
+    def _embedded(self, codes: Codes) -> Floats:
+        """Coordinates whose squared distances are those of the choices, weighted."""
+        parts = [
+            np.exp(0.5 * self.parameters["weights"][d]) * self.parameters[f"embedding{self._kind[d]}"][codes[:, d]]
+            for d in range(len(self._sizes))
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _covariance(self, one: Codes, other: Codes, apart: Floats) -> Floats:
+        distance = _squared_distances(self._embedded(one), self._embedded(other))
+        exponent = -distance - np.exp(self.parameters["features"][0]) * apart + self.parameters["scale"][0]
+        found: Floats = np.exp(exponent)
+        return found
+
+    def _solve(self, covariance: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """K^-1 y, and the inverse of K's Cholesky factor."""
+        noisy = covariance + (np.exp(self.parameters["noise"][0]) + JITTER) * np.eye(len(values))
+        inverse = np.linalg.inv(np.linalg.cholesky(noisy))
+        return inverse.T @ (inverse @ values), inverse
+
+    def _gradient(self, hot: Floats, apart: Floats, codes: Codes, values: Floats) -> dict[str, Floats]:
+        covariance = self._covariance(codes, codes, apart)
+        alpha, inverse = self._solve(covariance, values)
+        # d log p / dK = (alpha alpha^T - K^-1) / 2 (Rasmussen and Williams, equation 5.9)
+        slope = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)
+        through = slope * covariance
+        gradient: dict[str, Floats] = {
+            "scale": np.array([through.sum()]),
+            "noise": np.array([np.trace(slope) * np.exp(self.parameters["noise"][0])]),
+            "features": np.array([-(through * apart).sum() * np.exp(self.parameters["features"][0])]),
+        }
+        met = hot.T @ through @ hot
+        weights = np.exp(self.parameters["weights"])
+        by_weight = np.zeros(len(weights))
+        for d, weight in enumerate(weights):
+            name = f"embedding{self._kind[d]}"
+            place = self.parameters[name]
+            block = met[self._offsets[d] : self._offsets[d + 1], self._offsets[d] : self._offsets[d + 1]]
+            by_weight[d] = -weight * (block * _squared_distances(place, place)).sum()
+            both = block + block.T
+            pull = -2.0 * weight * (both.sum(1)[:, None] * place - both @ place)
+            gradient[name] = gradient.get(name, 0.0) + pull
+        gradient["weights"] = by_weight
+        return gradient
+
+    def _climb(self, gradient: dict[str, Floats]) -> None:
+        self._steps += 1
+        for name, value in self.parameters.items():
+            towards = gradient[name] - (value - self._prior[name]) / _width(name) ** 2
+            first, second = self._adam[name]
+            first += 0.1 * (towards - first)
+            second += 0.01 * (towards**2 - second)
+            rise = first / (1 - 0.9**self._steps) / (np.sqrt(second / (1 - 0.99**self._steps)) + 1e-8)
+            value += RATE * rise
+        np.clip(self.parameters["noise"], *NOISE, out=self.parameters["noise"])
+
+
+def _width(name: str) -> float:
+    """The standard deviation of a parameter's prior."""
+    return EMBEDDING_WIDTH if name.startswith("embedding") else WIDTH[name]
+
+
+def _simplex(size: int) -> Floats:
+    """Points [size, max(RANK, size - 1)] that are all at a squared distance of 1."""
+    centred = np.eye(size) - 1.0 / size
+    basis = np.linalg.svd(centred)[2][: max(size - 1, 1)]
+    points = np.zeros((size, max(RANK, size - 1)))
+    points[:, : len(basis)] = (centred @ basis.T) / np.sqrt(2.0)
+    return points
+
+
+def _squared_distances(one: Floats, other: Floats) -> Floats:
+    found: Floats = (one**2).sum(1)[:, None] + (other**2).sum(1)[None, :] - 2.0 * one @ other.T
+    return np.maximum(found, 0.0)

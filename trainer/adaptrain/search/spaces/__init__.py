@@ -1,0 +1,1 @@
+"""Search spaces: what an architecture is, and what is near it."""

@@ -1,0 +1,87 @@
+"""Spaces whose architectures are a choice for each of a fixed number of dimensions."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Architecture = tuple[int, ...]
+"""The number of the choice in each dimension."""
+Codes = NDArray[np.int64]
+"""Architectures as rows: [n, dimensions]."""
+Features = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One choice. Dimensions of the same ``kind`` have the same choices, and what is learned of one holds for all."""
+
+    name: str
+    choices: tuple[str, ...]
+    kind: str
+
+
+class Space:
+    """Any combination of choices that ``is_valid``.
+
+    Raises:
+        ValueError: a dimension without a choice, or of one kind with other choices than another one.
+    """
+
+    def __init__(self, dimensions: tuple[Dimension, ...]) -> None:
+        kinds: dict[str, tuple[str, ...]] = {}
+        for dimension in dimensions:
+            if not dimension.choices:
+                raise ValueError(f"space: {dimension.name} has no choice: give it one, or leave it out")
+            if kinds.setdefault(dimension.kind, dimension.choices) != dimension.choices:
+                raise ValueError(f"space: {dimension.name} has other choices than others of kind {dimension.kind}")
+        self.dimensions = dimensions
+        self.sizes = tuple(len(dimension.choices) for dimension in dimensions)
+
+    def is_valid(self, architecture: Architecture) -> bool:
+        """Whether it can be built."""
+        return True
+
+    def key(self, architecture: Architecture) -> Hashable:
+        """The same for all architectures that compute the same: they are never evaluated twice."""
+        return architecture
+
+    def features(self, codes: Codes) -> Features:
+        """Numbers that tell more of architectures than their choices do: [n, features], about one in size."""
+        return np.zeros((len(codes), 0))
+
+    def random(self, rng: np.random.Generator) -> Architecture:
+        """Any valid architecture, each with the same probability."""
+        while True:
+            drawn = tuple(int(rng.integers(size)) for size in self.sizes)
+            if self.is_valid(drawn):
+                return drawn
+
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """All valid ones that differ in one choice."""
+        found = []
+        for place, size in enumerate(self.sizes):
+            for choice in range(size):
+                if choice != architecture[place]:
+                    other = (*architecture[:place], choice, *architecture[place + 1 :])
+                    if self.is_valid(other):
+                        found.append(other)
+        return found
+
+    def mutate(self, architecture: Architecture, rng: np.random.Generator) -> Architecture:
+        """A valid one that differs in one choice, each with the same probability."""
+        near = self.neighbours(architecture)
+        return near[int(rng.integers(len(near)))] if near else architecture
+
+    def crossover(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture:
+        """Each choice from either parent; the first parent where that can't be built."""
+        child = tuple(a if rng.random() < 0.5 else b for a, b in zip(one, other, strict=True))
+        return child if self.is_valid(child) else one
+
+    def __len__(self) -> int:
+        """How many combinations there are, valid or not."""
+        count = 1
+        for size in self.sizes:
+            count *= size
+        return count

@@ -1,0 +1,87 @@
+"""The cell of NAS-Bench-Graph (Qin et al., 2022): four layers of a graph neural network, each fed by one before it."""
+
+from collections.abc import Hashable
+from functools import lru_cache
+
+import numpy as np
+
+from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Space
+
+LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
+SKIP = LAYERS.index("skip")
+STRUCTURES = (
+    *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 1), (0, 0, 1, 2), (0, 0, 1, 3)),
+    *((0, 1, 1, 1), (0, 1, 1, 2), (0, 1, 2, 2), (0, 1, 2, 3)),
+)
+"""Which one feeds each layer: 0 is the input, 1 the first layer. What feeds no layer is the output."""
+
+
+class NasBenchGraph(Space):
+    """9 structures of 9^4 layers."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            (
+                Dimension("structure", tuple("".join(map(str, one)) for one in STRUCTURES), "structure"),
+                *(Dimension(f"layer{n}", LAYERS, "layer") for n in range(1, 5)),
+            )
+        )
+
+    def is_valid(self, architecture: Architecture) -> bool:
+        return any(layer != SKIP for layer in architecture[1:])
+
+    def key(self, architecture: Architecture) -> Hashable:
+        return _tree(architecture)
+
+    def features(self, codes: Codes) -> Features:
+        """How often each layer lies at each depth, follows each other one, and is the output; skips left out."""
+        kinds = len(LAYERS)
+        found = np.zeros((len(codes), 4 * kinds + kinds * kinds + kinds))
+        for row, architecture in zip(found, codes.tolist(), strict=True):
+            for depth, before, layer, outputs in _layers(tuple(architecture)):
+                row[depth * kinds + layer] += 1
+                row[4 * kinds + before * kinds + layer] += 1
+                row[4 * kinds + kinds * kinds + layer] += outputs
+        return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _layers(architecture: Architecture) -> tuple[tuple[int, int, int, int], ...]:
+    """Of each layer but skips: its depth, which one feeds it (the input is called a skip), itself, and how often it is
+    an output."""
+    structure, layers = STRUCTURES[architecture[0]], architecture[1:]
+    stands_for = [0]
+    for n, (start, layer) in enumerate(zip(structure, layers, strict=True), 1):
+        stands_for.append(stands_for[start] if layer == SKIP else n)
+    outputs = [stands_for[n] for n in range(1, 5) if n not in structure]
+    depths, found = {0: 0}, []
+    for n, (start, layer) in enumerate(zip(structure, layers, strict=True), 1):
+        if layer != SKIP:
+            fed_by = stands_for[start]
+            depths[n] = depths[fed_by] + 1
+            before = layers[fed_by - 1] if fed_by else SKIP
+            found.append((depths[n] - 1, before, layer, outputs.count(n)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1 << 16)
+def _tree(architecture: Architecture) -> tuple[object, ...]:
+    """The tree of layers without skips: of each, how often it is the output, and what it feeds, in order."""
+    structure, layers = STRUCTURES[architecture[0]], architecture[1:]
+    stands_for, outputs = [0], {0: 0}
+    fed: dict[int, list[tuple[int, int]]] = {0: []}
+    for n, (start, layer) in enumerate(zip(structure, layers, strict=True), 1):
+        if layer == SKIP:
+            stands_for.append(stands_for[start])
+            continue
+        stands_for.append(n)
+        fed[n], outputs[n] = [], 0
+        fed[stands_for[start]].append((layer, n))
+    for n in range(1, 5):
+        if n not in structure:
+            outputs[stands_for[n]] += 1
+
+    def below(n: int) -> tuple[object, ...]:
+        return outputs[n], tuple(sorted(((layer, below(child)) for layer, child in fed[n]), key=repr))
+
+    return below(0)
