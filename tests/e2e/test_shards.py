@@ -21,10 +21,7 @@ def spec(processes: int, **more: Any) -> dict[str, Any]:
 def followers(local: LocalJob, worker: int) -> list[int]:
     """Process numbers of a worker's other processes, in their order."""
     lead = local.workers[worker].pid
-    found = [
-        int(pid) for task in Path(f"/proc/{lead}/task").iterdir() for pid in (task / "children").read_text().split()
-    ]
-    return sorted(found)
+    return sorted(map(int, Path(f"/proc/{lead}/task/{lead}/children").read_text().split()))
 
 
 def gone(pid: int) -> bool:

@@ -240,9 +240,9 @@ class Arena:
 
     def _mates(self, number: int) -> list[int]:
         """A worker's processes beside the first."""
+        lead = self._process(number)
         try:
-            tasks = [task / "children" for task in Path(f"/proc/{self._process(number)}/task").iterdir()]
-            return sorted(int(pid) for task in tasks for pid in task.read_text().split())
+            return sorted(map(int, Path(f"/proc/{lead}/task/{lead}/children").read_text().split()))
         except OSError:  # it is gone
             return []
 
