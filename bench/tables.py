@@ -1,17 +1,16 @@
 """Benchmarks' tables as objectives: what an architecture is worth, looked up rather than trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
-from adaptrain.search.algorithms.base import Algorithm
+from adaptrain.search.algorithms.base import Algorithm, Proposal
 from adaptrain.search.spaces.base import Architecture, Space
 from adaptrain.search.spaces.nasbench201 import OPERATIONS, NasBench201
 
 Looks = dict[Architecture, list[float]]
 """What each run of an architecture reached."""
-Make = Callable[[Space, int], Any]
 
 
 def nasbench201(dataset: str) -> Looks:
@@ -30,31 +29,27 @@ def best_of_means(looks: Looks) -> dict[Architecture, float]:
     return {architecture: float(np.mean(each)) for architecture, each in looks.items()}
 
 
-def search(algorithm: Any, look: Callable[[Architecture, int], float], trials: int = 100) -> list[Architecture]:
+def search(algorithm: Any, look: Callable[[Architecture], float], trials: int = 100) -> list[Architecture]:
     """One trial after the other; what was asked."""
     asked = []
     for number in range(trials):
         asked.append(algorithm.ask(number).architecture)
-        algorithm.tell(asked[-1], look(asked[-1], number))
+        algorithm.tell(asked[-1], look(asked[-1]))
     return asked
 
 
 class OptunaSampler(Algorithm):
-    """A sampler of Optuna's, as an algorithm."""
+    """Optuna's TPE, as an algorithm."""
 
-    def __init__(self, space: Space, seed: int, sampler: Any = None) -> None:
+    def __init__(self, space: Space, seed: int) -> None:
         import optuna
 
         super().__init__(space, seed)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(
-            direction="maximize", sampler=sampler or optuna.samplers.TPESampler(seed=seed)
-        )
+        self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
         self._trial: Any = None
 
-    def ask(self, number: int, pending: Any = ()) -> Any:
-        from adaptrain.search.algorithms.base import Proposal
-
+    def ask(self, number: int, pending: Sequence[Architecture] = ()) -> Proposal:
         self._trial = self._study.ask()
         return Proposal(
             tuple(

@@ -17,17 +17,22 @@ def skipped(local: LocalJob, times: int) -> None:
     wait_for(f"{times} skipped steps", lambda: (p := local.progress()) and (p.skipped_steps or 0) >= times, local)
 
 
+def lose_one(local: LocalJob, after: int) -> None:
+    """Train with two workers, and replace the first one once so many steps were passed over."""
+    first, _ = local.start_worker(), local.start_worker()
+    running(local, 2)
+    skipped(local, after)
+    local.signal(first, signal.SIGKILL)
+    running(local, 1)
+    local.start_worker()
+    running(local, 2)
+
+
 def test_a_poisoned_sample_is_passed_over_whoever_is_lost(tmp_path: Path) -> None:
     phase: dict[str, Any] = {"nonFinite": "skip", "batch": {"size": 64, "microSize": 10}}
     run = Run(tmp_path, **DATA, phase=phase)
     with run as local:
-        first, _ = local.start_worker(), local.start_worker()
-        running(local, 2)
-        skipped(local, 1)
-        local.signal(first, signal.SIGKILL)
-        running(local, 1)
-        local.start_worker()
-        running(local, 2)
+        lose_one(local, after=1)
         skipped(local, 3)
         steps = run.stop()
     with LocalJob(job(**DATA, phase=phase | {"stop": {"steps": steps}}), checkpoints=tmp_path / "alone") as local:
@@ -46,13 +51,7 @@ def test_all_roll_back_to_the_same_checkpoint(tmp_path: Path) -> None:
         checkpoint={"volume": {"persistentVolumeClaim": {"claimName": "x"}}, "everySeconds": 1},
     )
     with run as local:
-        first, _ = local.start_worker(), local.start_worker()
-        running(local, 2)
-        skipped(local, 2)
-        local.signal(first, signal.SIGKILL)
-        running(local, 1)
-        local.start_worker()
-        running(local, 2)
+        lose_one(local, after=2)
         skipped(local, 4)
         run.stop()
     assert all(bool(t.isfinite().all()) for t in final_tensors(tmp_path / "checkpoints").values())

@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.e2e.local_jobs import job
 from tests.faults.arena import Arena, Violation
@@ -77,13 +77,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results.jsonl"), help="a line for each seed")
     parser.add_argument("--side-by-side", type=int, default=1)
     arguments = parser.parse_args()
-    first, last = map(int, arguments.seeds.split("-"))
-    known = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+    go_on(arguments.seeds, arguments.results, lambda left: results(left, arguments.side_by_side))
+
+
+def go_on(seeds: str, path: Path, results: Callable[[list[int]], Iterable[dict[str, Any]]]) -> NoReturn:
+    """Run the schedules of ``seeds`` that are not in the file yet, a line for each, and end the process."""
+    first, last = map(int, seeds.split("-"))
+    known = path.read_text().splitlines() if path.exists() else []
     done = {json.loads(line)["seed"] for line in known}
     left = [seed for seed in range(first, last + 1) if seed not in done]
     bad = 0
-    with arguments.results.open("a", buffering=1) as file:
-        for result in results(left, arguments.side_by_side):
+    with path.open("a", buffering=1) as file:
+        for result in results(left):
             file.write(json.dumps(result) + "\n")
             bad += not result["ok"]
             print(result["why"] if not result["ok"] else result, flush=True)

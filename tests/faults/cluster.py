@@ -5,10 +5,8 @@ python -m tests.faults.cluster --seeds 0-29 --results results.jsonl
 
 import argparse
 import contextlib
-import json
 import random
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster_jobs import ClusterJob, Object, Site, installed, name_of, node_of, signal_pod, until
+from tests.faults.campaign import go_on
 from tests.faults.invariants import check_commits
 
 FAULTS = 8
@@ -86,9 +85,7 @@ class Arena:
         return self._chance.choice(workers) if workers else None
 
     def _kill(self) -> None:
-        if (victim := self._victim()) is not None:
-            with contextlib.suppress(AssertionError, ProcessLookupError):  # it has not begun, or ends by itself
-                signal_pod(victim, signal.SIGKILL)
+        _signal(self._victim(), signal.SIGKILL)
 
     def _delete(self) -> None:
         if (victim := self._victim()) is not None:
@@ -100,24 +97,14 @@ class Arena:
 
     def _hang(self) -> None:
         victim, lasts = self._victim(), self._chance.uniform(0.5, 6)
-        if victim is None:
-            return
-
-        def tell(what: signal.Signals) -> None:
-            with contextlib.suppress(AssertionError, ProcessLookupError):
-                signal_pod(victim, what)
-
-        tell(signal.SIGSTOP)
-        threading.Timer(lasts, tell, [signal.SIGCONT]).start()
+        _signal(victim, signal.SIGSTOP)
+        threading.Timer(lasts, _signal, [victim, signal.SIGCONT]).start()
 
     def _coordinator(self) -> None:
-        if (coordinator := self.job.coordinator) is not None:
-            with contextlib.suppress(AssertionError, ProcessLookupError):
-                signal_pod(coordinator, signal.SIGKILL)
+        _signal(self.job.coordinator, signal.SIGKILL)
 
     def _operator(self) -> None:
-        with contextlib.suppress(AssertionError, ProcessLookupError):
-            signal_pod(self.site.operator(), signal.SIGKILL)
+        _signal(self.site.operator(), signal.SIGKILL)
 
     def _all(self) -> None:
         for pod in self.job.workers:
@@ -151,6 +138,13 @@ class Arena:
                 self.commits.setdefault(path.name, path.stat().st_ctime)
 
 
+def _signal(pod: Object | None, what: signal.Signals) -> None:
+    """Signal the processes of a pod; it may have none yet, or no more."""
+    if pod is not None:
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            signal_pod(pod, what)
+
+
 def attempt(site: Site, seed: int) -> dict[str, Any]:
     """One schedule; what became of it."""
     began = time.monotonic()
@@ -170,19 +164,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0-29", help="first-last")
     parser.add_argument("--results", type=Path, default=Path("cluster-results.jsonl"), help="a line for each seed")
     arguments = parser.parse_args()
-    first, last = map(int, arguments.seeds.split("-"))
-    known = arguments.results.read_text().splitlines() if arguments.results.exists() else []
-    done = {json.loads(line)["seed"] for line in known}
-    bad = 0
-    with arguments.results.open("a", buffering=1) as file, installed("adaptrain-faults") as site:
-        for seed in range(first, last + 1):
-            if seed in done:
-                continue
-            said = attempt(site, seed)
-            file.write(json.dumps(said) + "\n")
-            bad += not said["ok"]
-            print(said if said["ok"] else said["why"], flush=True)
-    sys.exit(bad > 0)
+    with installed("adaptrain-faults") as site:
+        go_on(arguments.seeds, arguments.results, lambda left: (attempt(site, seed) for seed in left))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Gradients of several members, summed in buckets: what one of them alone would compute of the whole batch."""
 
-import contextlib
 import copy
 import threading
 import time
@@ -13,13 +12,14 @@ import pytest
 import torch
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.gradients import Gradients
-from adaptrain.elastic.group import Group, Meeting, form
+from adaptrain.elastic.group import Group
 from adaptrain.elastic.sockets import GroupSockets
 from torch import nn
 from torch.distributed import TCPStore
 from torch.utils.checkpoint import checkpoint
 
-HOST = "127.0.0.1"
+from tests.unit.test_group import HOST, control, meet
+
 ALONE = Group(cast(Control, SimpleNamespace(must_leave=False, should_leave=False)), GroupSockets(), 1, 0, 1, None)
 
 
@@ -28,12 +28,7 @@ def together(size: int, act: Callable[[Group], Any]) -> list[Any]:
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
 
     def member(rank: int) -> Any:
-        identity = SimpleNamespace(host=HOST)
-        control = SimpleNamespace(
-            must_leave=False, should_leave=False, identity=identity, doing=lambda *_: contextlib.nullcontext()
-        )
-        place = Meeting("epoch/1", rank, size, HOST, store.port, torch.device("cpu"))
-        return act(form(cast(Control, control), GroupSockets(), 1, place))
+        return act(meet(control(), rank, store.port, size))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(member, range(size)))

@@ -31,8 +31,8 @@ def control() -> Any:
     )
 
 
-def meet(said: Any, rank: int, port: int) -> Group:
-    place = Meeting("epoch/1", rank, 2, HOST, port, torch.device("cpu"))
+def meet(said: Any, rank: int, port: int, size: int = 2) -> Group:
+    place = Meeting("epoch/1", rank, size, HOST, port, torch.device("cpu"))
     return form(cast(Control, said), GroupSockets(), 1, place)
 
 

@@ -178,7 +178,7 @@ class Group:
         self.sum(tensor)
 
     def mates_sum(self, tensor: torch.Tensor) -> None:
-        """Sum over the processes of this worker, in meeting."""
+        """Sum over the processes of this worker, in place."""
 
     def gather(self, *values: int) -> list[tuple[int, ...]]:
         """Each member's values, by rank."""

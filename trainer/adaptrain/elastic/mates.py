@@ -1,6 +1,7 @@
 """What the elastic loop asks of a worker's other processes: nothing, where a worker is one process."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -31,7 +32,7 @@ class Mates:
         """This process's side of the conversation with the coordinator."""
         return Control(address, token, identity, sockets)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where this process computes."""
         return own_device(self.rank, self.size)

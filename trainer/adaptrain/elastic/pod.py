@@ -20,7 +20,6 @@ Before the vote a mate whose collective failed shuts down its own group's socket
 mates may wait for somebody who is lost, or for a collective that gloo forgot, until that tells all to leave.
 """
 
-import json
 import math
 import os
 import socket
@@ -47,7 +46,7 @@ from adaptrain.elastic.group import Group, GroupBroken, Meeting, meet
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import ReplicatedState, Savable
+from adaptrain.elastic.state import ReplicatedState, Savable, spread_words
 
 T = TypeVar("T")
 Activity = tuple[str, float, float]
@@ -120,14 +119,7 @@ class Pod(Mates):
         return [bool(flag) for flag in raised]
 
     def tell(self, said: T) -> T:
-        payload = json.dumps(said).encode() if self.rank == 0 else b""
-        length = torch.tensor([len(payload)])
-        dist.all_reduce(length)
-        text = torch.zeros(int(length), dtype=torch.uint8)
-        if self.rank == 0:
-            text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        dist.broadcast(text, 0)
-        heard: T = json.loads(bytes(text.tolist()))
+        heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0))
         return heard
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -298,15 +298,20 @@ class ReplicatedState:
 
 def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
     """What ``root`` says, on every member."""
-    payload = json.dumps(said).encode()
-    length = torch.tensor([len(payload)])
-    group.broadcast(length, root)
-    text = torch.zeros(int(length), dtype=torch.uint8)
-    if group.rank == root:
-        text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-    group.broadcast(text, root)
-    heard: dict[str, Any] = json.loads(bytes(text.tolist()))
+    heard: dict[str, Any] = spread_words(said, group.rank == root, lambda tensor: group.broadcast(tensor, root))
     return heard
+
+
+def spread_words(said: Any, speaks: bool, broadcast: Callable[[torch.Tensor], object]) -> Any:
+    """What the one that speaks says (JSON), on all that call this; ``broadcast`` sends a tensor from it to them."""
+    payload = json.dumps(said).encode() if speaks else b""
+    length = torch.tensor([len(payload)])
+    broadcast(length)
+    text = torch.zeros(int(length), dtype=torch.uint8)
+    if speaks:
+        text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+    broadcast(text)
+    return json.loads(bytes(text.tolist()))
 
 
 def in_words(t: torch.Tensor) -> str:

@@ -53,14 +53,13 @@ class Auto(Algorithm):
         pool = self._candidates([tuple(code) for code in codes[order[:PARENTS]].tolist()], rng)
         if not pool:
             return Proposal(self.unseen(rng))
-        asked = np.array(pool)
-        features = self.space.features(asked)
-        mean, deviation = self._model.predict(asked, features)
         if self.noisy and rng.random() < AGAIN:
             seen = np.unique(codes, axis=0)
             mean, deviation = self._model.predict(seen, self.space.features(seen))
             hopeful: Architecture = tuple(seen[int(np.argmax(mean + deviation))].tolist())
             return Proposal(hopeful, {"again": True, "mean": float(mean.max())})
+        asked = np.array(pool)
+        mean, deviation = self._model.predict(asked, self.space.features(asked))
         gain = log_expected_improvement(mean, deviation, self._incumbent(codes, values))
         best = int(np.argmax(gain))
         return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})

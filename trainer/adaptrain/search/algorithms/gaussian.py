@@ -73,11 +73,6 @@ class GaussianProcess:
         """Of the likelihood, by the parameters."""
         return self._gradient(self._one_hot(codes), _squared_distances(features, features), codes, values)
 
-    @property
-    def noise(self) -> float:
-        """Variance of a single observation."""
-        return float(np.exp(self.parameters["noise"][0]))
-
     def predict(self, codes: Codes, features: Features) -> tuple[Floats, Floats]:
         """Mean and standard deviation, without noise."""
         between = self._covariance(codes, self._codes, _squared_distances(features, self._features))

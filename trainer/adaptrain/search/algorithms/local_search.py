@@ -18,18 +18,13 @@ class LocalSearch(Algorithm):
 
     def tell(self, architecture: Architecture, value: float) -> None:
         super().tell(architecture, value)
-        if np.isfinite(value) and (self._at is None or value > self._at[1] or self._stuck(self._at[0])):
+        if np.isfinite(value) and (self._at is None or value > self._at[1] or not self._left(self._at[0])):
             self._at = architecture, value
 
     def propose(self, rng: np.random.Generator, pending: Sequence[Architecture]) -> Proposal:
-        if self._at is None:
-            return Proposal(self.unseen(rng))
-        if not (near := self._left(self._at[0])):
+        if self._at is None or not (near := self._left(self._at[0])):
             return Proposal(self.unseen(rng))
         return Proposal(near[int(rng.integers(len(near)))], {"parents": [list(self._at[0])]})
 
     def _left(self, architecture: Architecture) -> list[Architecture]:
         return [one for one in self.space.neighbours(architecture) if self.space.key(one) not in self.seen]
-
-    def _stuck(self, architecture: Architecture) -> bool:
-        return not self._left(architecture)
