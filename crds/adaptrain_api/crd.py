@@ -8,13 +8,15 @@ the models say and the structural schema cannot is refused here with the field's
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from adaptrain_api.training import GROUP, KIND, PLURAL, VERSION, AdaptiveTrainingJob
+from adaptrain_api import search, training
+from adaptrain_api.training import GROUP, VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "crds", ROOT / "charts/adaptrain/files/crds")
@@ -28,6 +30,57 @@ KEPT = {"type", "description", "default", "format", "pattern", "enum", "required
 BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 """pydantic's own words, which it leaves where a validator of ours stands in front of the number's."""
 FORMATS = {"date-time"}
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a CRD says beside the schema."""
+
+    model: type[BaseModel]
+    noun: str
+    """What a sentence calls it."""
+    plural: str
+    short: str
+    columns: tuple[tuple[str, str, str, str], ...]
+    """Of ``kubectl get``: name, type, path, meaning."""
+    scale: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.model.__name__
+
+
+JOB = Resource(
+    training.AdaptiveTrainingJob,
+    "the job",
+    training.PLURAL,
+    "atj",
+    (
+        ("Phase", "string", ".status.phase", "What the job is doing."),
+        ("Workers", "string", ".status.workers", "Workers ready/wanted."),
+        ("Step", "integer", ".status.step", "Optimizer steps applied."),
+        ("Metric", "string", ".status.metric", "Newest validation metric."),
+        ("ETA", "string", ".status.eta", "Time left, estimated."),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since the job was made."),
+    ),
+    scale=True,
+)
+SEARCH = Resource(
+    search.ArchitectureSearch,
+    "the search",
+    search.PLURAL,
+    "asearch",
+    (
+        ("Phase", "string", ".status.phase", "What the search is doing."),
+        ("Evaluators", "string", ".status.evaluators", "Evaluators ready/wanted."),
+        ("Trials", "string", ".status.progress", "Trials ended/wanted."),
+        ("Best", "string", ".status.best", "The best trial's first objective."),
+        ("Pareto", "integer", ".status.paretoSize", "Trials that no other one surpasses in every objective."),
+        ("ETA", "string", ".status.eta", "Time left, estimated."),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since the search was made."),
+    ),
+)
+RESOURCES = (JOB, SEARCH)
 
 
 class NotStructural(TypeError):
@@ -118,36 +171,33 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def custom_resource_definition() -> Schema:
-    """The CRD of AdaptiveTrainingJob."""
-    schema = structural(AdaptiveTrainingJob)
+def custom_resource_definition(resource: Resource) -> Schema:
+    """The CRD of one of our resources."""
+    schema = structural(resource.model)
     plain = {name: {"type": "string"} for name in ("apiVersion", "kind")}
     # The API server owns metadata's schema. Rules about the name therefore stand at the root.
     schema["properties"] = {**plain, "metadata": {"type": "object"}} | {
         name: schema["properties"][name] for name in ("spec", "status")
     }
     schema["required"] = ["spec"]
-    columns = [
-        ("Phase", "string", ".status.phase", "What the job is doing."),
-        ("Workers", "string", ".status.workers", "Workers ready/wanted."),
-        ("Step", "integer", ".status.step", "Optimizer steps applied."),
-        ("Metric", "string", ".status.metric", "Newest validation metric."),
-        ("ETA", "string", ".status.eta", "Time left, estimated."),
-        ("Age", "date", ".metadata.creationTimestamp", "Time since the job was made."),
-    ]
+    scale = {
+        "specReplicasPath": ".spec.workers.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{resource.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "shortNames": ["atj"],
+                "plural": resource.plural,
+                "singular": resource.kind.lower(),
+                "kind": resource.kind,
+                "listKind": f"{resource.kind}List",
+                "shortNames": [resource.short],
                 "categories": ["adaptrain"],
             },
             "versions": [
@@ -157,16 +207,9 @@ def custom_resource_definition() -> Schema:
                     "storage": True,
                     "additionalPrinterColumns": [
                         dict(zip(("name", "type", "jsonPath", "description"), column, strict=True))
-                        for column in columns
+                        for column in resource.columns
                     ],
-                    "subresources": {
-                        "status": {},
-                        "scale": {
-                            "specReplicasPath": ".spec.workers.replicas",
-                            "statusReplicasPath": ".status.replicas",
-                            "labelSelectorPath": ".status.selector",
-                        },
-                    },
+                    "subresources": {"status": {}} | ({"scale": scale} if resource.scale else {}),
                     "schema": {"openAPIV3Schema": schema},
                 }
             ],
@@ -174,22 +217,24 @@ def custom_resource_definition() -> Schema:
     }
 
 
-def render() -> str:
+def render(resource: Resource) -> str:
     """The YAML file's text."""
     head = "# Generated from crds/adaptrain_api by: python -m adaptrain_api.crd\n"
-    return head + yaml.dump(custom_resource_definition(), sort_keys=False, width=110, allow_unicode=True)
+    return head + yaml.dump(custom_resource_definition(resource), sort_keys=False, width=110, allow_unicode=True)
 
 
 def main(check: bool) -> int:
     """Write the files, or tell which of them differ."""
-    text, stale = render(), []
-    for folder in FOLDERS:
-        path = folder / f"{GROUP}_{PLURAL}.yaml"
-        if check and (not path.exists() or path.read_text() != text):
-            stale.append(str(path.relative_to(ROOT)))
-        elif not check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+    stale = []
+    for resource in RESOURCES:
+        text = render(resource)
+        for folder in FOLDERS:
+            path = folder / f"{GROUP}_{resource.plural}.yaml"
+            if check and (not path.exists() or path.read_text() != text):
+                stale.append(str(path.relative_to(ROOT)))
+            elif not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
     if stale:
         print(f"out of date: {', '.join(stale)}; run python -m adaptrain_api.crd", file=sys.stderr)
     return 1 if stale else 0

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from adaptrain_api import base, training
-from adaptrain_api.crd import structural
+from adaptrain_api import base, search, training
+from adaptrain_api.crd import JOB, RESOURCES, Resource, structural
 
 WORDS = {
     base.QUANTITY: "must be a quantity such as 2, 500m or 4Gi",
@@ -21,6 +21,8 @@ WORDS = {
     training.COMPONENT: "must be a built-in's name, or module:callable from the image",
     training.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
     training.IMAGE: "must be an image reference: printable ASCII without blanks",
+    search.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
+    search.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
     training.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""
@@ -48,15 +50,16 @@ BOUNDS = {
 
 def explain(error: ValidationError) -> str:
     """One line for each mistake, such as ``spec.workers.min: must be at least 1 (got 0)``."""
-    lines = [line for details in error.errors(include_url=False) for line in _explain(details)]
+    resource = next((one for one in RESOURCES if one.kind == error.title), JOB)
+    lines = [line for details in error.errors(include_url=False) for line in _explain(details, resource)]
     return "\n".join(dict.fromkeys(lines))
 
 
-def _explain(details: ErrorDetails) -> list[str]:
+def _explain(details: ErrorDetails, resource: Resource) -> list[str]:
     path, context = _path(details["loc"]), details.get("ctx", {})
     if details["type"] == "rule":
-        return [f"{(path + where).lstrip('.') or 'the job'}: {message}" for where, message in context["broken"]]
-    return [f"{path or 'the job'}: {_sentence(details, context)}"]
+        return [f"{(path + where).lstrip('.') or resource.noun}: {message}" for where, message in context["broken"]]
+    return [f"{path or resource.noun}: {_sentence(details, context, resource)}"]
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -73,7 +76,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return path.removeprefix(".")
 
 
-def _sentence(details: ErrorDetails, context: dict[str, Any]) -> str:
+def _sentence(details: ErrorDetails, context: dict[str, Any], resource: Resource) -> str:
     kind, got = details["type"], f" (got {_short(details['input'])})"
     if kind == "missing":
         return PLAIN[kind]
@@ -85,7 +88,7 @@ def _sentence(details: ErrorDetails, context: dict[str, Any]) -> str:
         return f"must be {words} {json.dumps(context[key]).removesuffix('.0')}{got}"
     match kind:
         case "extra_forbidden":
-            return f"unknown field{_suggestion(details['loc'])}"
+            return f"unknown field{_suggestion(details['loc'], resource)}"
         case "literal_error" | "enum":
             return f"must be {context['expected']}{got}"
         case "string_pattern_mismatch":
@@ -111,9 +114,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _suggestion(loc: tuple[int | str, ...]) -> str:
+def _suggestion(loc: tuple[int | str, ...], resource: Resource) -> str:
     """The field that was probably meant: another spelling, or snake_case."""
-    schema: dict[str, Any] = structural(training.AdaptiveTrainingJob)
+    schema: dict[str, Any] = structural(resource.model)
     for step in loc[:-1]:
         schema = schema.get("items", {}) if isinstance(step, int) else schema.get("properties", {}).get(step, {})
     known, name = list(schema.get("properties", {})), str(loc[-1])

@@ -1,6 +1,6 @@
 """What a job's coordinator tells the operator: the body of ``GET /progress`` on its HTTP port."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from adaptrain_api.base import Open, Readings
 
@@ -59,6 +59,43 @@ class Result(Open):
     """Path of the best weights, relative to the checkpoint directory."""
 
 
+class SearchEnd(Open):
+    """How a search ended."""
+
+    outcome: Literal["complete", "failed"]
+    reason: str
+    message: str
+
+
+class TrialResult(Open):
+    """A trial that ended well."""
+
+    trial: int
+    metrics: Readings
+    choices: str
+    """What was chosen, as one line of JSON."""
+    model: dict[str, Any] | None = None
+    """The model that was built, as in a job."""
+    parameters: dict[str, Any] = {}
+    """The parameters' values, by name."""
+
+
+class SearchProgress(Open):
+    """How a search goes."""
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    top: list[TrialResult] = []
+    """The best, the best first."""
+    pareto_size: int = 0
+    per_minute: float = 0.0
+    storage_error: str | None = None
+    """Why the study can't be written right now."""
+    end: SearchEnd | None = None
+
+
 class Progress(Open):
     """A snapshot of the job as its coordinator sees it."""
 
@@ -91,6 +128,7 @@ class Progress(Open):
     skipped_steps: int = 0
     """Steps that were passed over since their loss or gradient was not finite."""
     result: Result | None = None
+    search: SearchProgress | None = None
 
 
 def headline(metrics: dict[str, float]) -> str | None:

@@ -1,7 +1,7 @@
-"""The reference page of AdaptiveTrainingJob, from the schema that the API server enforces.
+"""The reference pages of our resources, from the schemas that the API server enforces.
 
-python -m adaptrain_api.reference            writes the page
-python -m adaptrain_api.reference --check    fails when it differs from the models
+python -m adaptrain_api.reference            writes the pages
+python -m adaptrain_api.reference --check    fails when they differ from the models
 """
 
 import json
@@ -9,24 +9,24 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from adaptrain_api.crd import ROOT, custom_resource_definition
+from adaptrain_api.crd import RESOURCES, ROOT, Resource, custom_resource_definition
 from adaptrain_api.errors import WORDS
 
-PAGE = ROOT / "docs/reference/adaptivetrainingjob.md"
+FOLDER = ROOT / "docs/reference"
 HEAD = """<!-- Generated from crds/adaptrain_api by: python -m adaptrain_api.reference -->
-# AdaptiveTrainingJob
+# {kind}
 
-`apiVersion: adaptrain.io/v1alpha1`, `kind: AdaptiveTrainingJob`, short name `atj`. {description}
+`apiVersion: adaptrain.io/v1alpha1`, `kind: {kind}`, short name `{short}`. {description}
 
 Unknown fields are refused. A field that is `null` counts as absent. `[]` marks the items of a list, `[*]` the values
 of a map. A list "by name" has each name once, and server-side apply merges it item by item.
 """
 
 
-def render() -> str:
-    """The page."""
-    root = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    lines = [HEAD.format(description=root["description"])]
+def render(resource: Resource) -> str:
+    """A page."""
+    root = custom_resource_definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    lines = [HEAD.format(kind=resource.kind, short=resource.short, description=root["description"])]
     for title, name in (("Spec: what you want", "spec"), ("Status: what is", "status")):
         lines += [f"## {title}", "", "| field | type | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
         required = name in root["required"]
@@ -34,7 +34,7 @@ def render() -> str:
         lines.append("")
     lines += ["## Rules", "", "What holds beyond a single field, and the message of the refusal.", ""]
     lines += ["| where | message |", "| --- | --- |"]
-    lines += [f"| `{path or 'the job'}` | {_cell(message)} |" for path, message in dict.fromkeys(_rules(root, ""))]
+    lines += [f"| `{path or resource.noun}` | {_cell(message)} |" for path, message in dict.fromkeys(_rules(root, ""))]
     return "\n".join(lines) + "\n"
 
 
@@ -108,15 +108,18 @@ def _cell(text: str) -> str:
 
 
 def main(check: bool) -> int:
-    """Write the page, or tell that it differs."""
-    text = render()
-    if not check:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(text)
-    elif not PAGE.exists() or PAGE.read_text() != text:
-        print(f"out of date: {PAGE.relative_to(ROOT)}; run python -m adaptrain_api.reference", file=sys.stderr)
-        return 1
-    return 0
+    """Write the pages, or tell that they differ."""
+    stale = []
+    for resource in RESOURCES:
+        page, text = FOLDER / f"{resource.kind.lower()}.md", render(resource)
+        if not check:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(text)
+        elif not page.exists() or page.read_text() != text:
+            stale.append(str(page.relative_to(ROOT)))
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run python -m adaptrain_api.reference", file=sys.stderr)
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

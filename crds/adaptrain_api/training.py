@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -203,15 +203,48 @@ class Resources(Model):
     requests: Annotated[ResourceList | None, Field(description="What the scheduler sets aside; absent: limits.")] = None
 
 
-def _immutable(field: str) -> Rule:
+def immutable(field: str, what: str = "job") -> Rule:
+    """A field that stays as it was when the object was made."""
     return Rule(
         cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-        message=f"{field} can't be changed while the job exists: create a new job",
+        message=f"{field} can't be changed while the {what} exists: create a new {what}",
         path=f".{field}",
     )
 
 
-class Workers(Model):
+MOUNTS_HAVE_VOLUMES = Rule(
+    cel="!has(self.volumeMounts)"
+    " || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
+    message="every volumeMount must name one of volumes beside it: add the volume or correct the name",
+    check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
+    path=".volumeMounts",
+)
+
+
+class PodTemplate(Model):
+    """What is the user's to choose of a pod."""
+
+    resources: Resources | None = None
+    env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
+    env_from: Annotated[list[FreeForm], Field(max_length=64, description="As in a container.")] = []
+    node_selector: Annotated[NodeSelector | None, Field(description="Labels of the nodes to run on.")] = None
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
+    affinity: Annotated[FreeForm | None, Field(description="As in a pod.")] = None
+    topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
+    volumes: Annotated[list[Volume], Field(max_length=64, description="As in a pod."), ListMap("name")] = []
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64), ListMap("mountPath")] = []
+    priority_class_name: Annotated[DnsSubdomain | None, Field(description="Of these pods.")] = None
+    labels: Annotated[Labels | None, Field(description="Added to these pods.")] = None
+    annotations: Annotated[Annotations | None, Field(description="Added to these pods.")] = None
+    termination_grace_period_seconds: Annotated[
+        Integer,
+        Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
+    ] = 30
+
+    rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES,)
+
+
+class Workers(PodTemplate):
     """The elastic worker pods."""
 
     min: Annotated[
@@ -230,22 +263,6 @@ class Workers(Model):
         Integer,
         Field(ge=1, le=64, description="Processes of each worker: its model is sharded among them (FSDP)."),
     ] = 1
-    resources: Resources | None = None
-    env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
-    env_from: Annotated[list[FreeForm], Field(max_length=64, description="As in a container.")] = []
-    node_selector: Annotated[NodeSelector | None, Field(description="Labels of the nodes to run on.")] = None
-    tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
-    affinity: Annotated[FreeForm | None, Field(description="As in a pod.")] = None
-    topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
-    volumes: Annotated[list[Volume], Field(max_length=64, description="As in a pod."), ListMap("name")] = []
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64), ListMap("mountPath")] = []
-    priority_class_name: Annotated[DnsSubdomain | None, Field(description="Of the worker pods.")] = None
-    labels: Annotated[Labels | None, Field(description="Added to worker pods.")] = None
-    annotations: Annotated[Annotations | None, Field(description="Added to worker pods.")] = None
-    termination_grace_period_seconds: Annotated[
-        Integer,
-        Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
-    ] = 30
 
     rules = (
         Rule(
@@ -258,14 +275,8 @@ class Workers(Model):
             message="workers.replicas must lie between workers.min and workers.max: change it or widen the bounds",
             check=lambda self: self.replicas is None or self.min <= self.replicas <= self.max,
         ),
-        Rule(
-            cel="!has(self.volumeMounts)"
-            " || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
-            message="every volumeMount must name one of workers.volumes: add the volume or correct the name",
-            check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
-            path=".volumeMounts",
-        ),
-        _immutable("processesPerWorker"),
+        MOUNTS_HAVE_VOLUMES,
+        immutable("processesPerWorker"),
     )
 
     @property
@@ -568,6 +579,10 @@ class TrainingJobSpec(Model):
     data: DataSource | None = None
     phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
     script: Script | None = None
+    search: Annotated[
+        FreeForm | None,
+        Field(description="Set by the operator: the spec of the ArchitectureSearch whose trials the workers run."),
+    ] = None
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the job.")] = 0
     checkpoint: Checkpoint | None = None
     max_restarts: Annotated[
@@ -585,12 +600,14 @@ class TrainingJobSpec(Model):
 
     rules = (
         Rule(
-            cel="has(self.script)"
-            " ? !has(self.model) && !has(self.data) && !has(self.phases)"
+            cel="has(self.script) || has(self.search)"
+            " ? !has(self.model) && !has(self.data) && !has(self.phases) && has(self.script) != has(self.search)"
             " : has(self.model) && has(self.data) && has(self.phases)",
             message="give model, data and phases, or else a script, which has its own",
             check=lambda self: (
-                {self.model is None, self.data is None, self.phases is None} == {self.script is not None}
+                {self.model is None, self.data is None, self.phases is None}
+                == {self.script is not None or self.search is not None}
+                and (self.script is None or self.search is None)
             ),
         ),
         Rule(
@@ -615,7 +632,7 @@ class TrainingJobSpec(Model):
             check=lambda self: not self.torchrun or self.checkpoint is None or self.checkpoint.uri is None,
             path=".checkpoint.uri",
         ),
-        *map(_immutable, ("model", "data", "phases", "script", "seed")),
+        *map(immutable, ("model", "data", "phases", "script", "seed")),
     )
 
     @property
@@ -709,6 +726,23 @@ class TrainingJobStatus(Open):
     completion_time: datetime | None = None
 
 
+def name_rules(longest: int) -> tuple[Rule, ...]:
+    """What the names of our resources must be, since others are made from them."""
+    return (
+        Rule(
+            cel=f"size(self.metadata.name) <= {longest}",
+            message=f"metadata.name must have at most {longest} characters, so that its pods' names fit: shorten it",
+            check=lambda self: len(self.metadata.name) <= longest,
+        ),
+        Rule(
+            cel="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            message="metadata.name must start with a letter and hold only lower-case letters, digits and dashes,"
+            " since a Service is named after it",
+            check=lambda self: re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.metadata.name) is not None,
+        ),
+    )
+
+
 class AdaptiveTrainingJob(Model):
     """Elastic PyTorch training that goes on while its workers come and go."""
 
@@ -718,19 +752,7 @@ class AdaptiveTrainingJob(Model):
     spec: TrainingJobSpec
     status: TrainingJobStatus | None = None
 
-    rules = (
-        Rule(
-            cel=f"size(self.metadata.name) <= {MAX_NAME}",
-            message=f"metadata.name must have at most {MAX_NAME} characters, so that its pods' names fit: shorten it",
-            check=lambda self: len(self.metadata.name) <= MAX_NAME,
-        ),
-        Rule(
-            cel="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-            message="metadata.name must start with a letter and hold only lower-case letters, digits and dashes,"
-            " since a Service is named after it",
-            check=lambda self: re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.metadata.name) is not None,
-        ),
-    )
+    rules = name_rules(MAX_NAME)
 
 
 def checkpoint_folder(namespace: str | None, job: str) -> str:

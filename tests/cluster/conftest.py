@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from adaptrain_api.crd import custom_resource_definition
+from adaptrain_api.crd import RESOURCES, Resource, custom_resource_definition
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -89,8 +89,17 @@ def api(kubeconfig: str) -> Api:
 
 @pytest.fixture(scope="session")
 def crd(api: Api) -> str:
-    """The CRD of this checkout, installed; returns the path of the jobs' collection without a namespace."""
-    definition = custom_resource_definition()
+    """The CRDs of this checkout, installed; returns the path of the collections without a namespace."""
+    changed = [_install(api, resource) for resource in RESOURCES]
+    if any(changed):
+        # Nothing tells when a changed schema is in force; the API server takes it up within two seconds.
+        time.sleep(3)
+    return "/apis/adaptrain.io/v1alpha1"
+
+
+def _install(api: Api, resource: Resource) -> bool:
+    """Whether it was another one before."""
+    definition = custom_resource_definition(resource)
     name = definition["metadata"]["name"]
     before = api("GET", f"{CRDS}/{name}")
     apply = f"{CRDS}/{name}?fieldManager=adaptrain-tests&force=true"
@@ -104,10 +113,7 @@ def crd(api: Api) -> str:
         time.sleep(0.2)
     else:
         pytest.fail("the API server did not establish the CRD within 60 s")
-    if not before.ok or before.body["metadata"]["generation"] != answer.body["metadata"]["generation"]:
-        # Nothing tells when a changed schema is in force; the API server takes it up within two seconds.
-        time.sleep(3)
-    return "/apis/adaptrain.io/v1alpha1"
+    return not before.ok or bool(before.body["metadata"]["generation"] != answer.body["metadata"]["generation"])
 
 
 @pytest.fixture(scope="session")

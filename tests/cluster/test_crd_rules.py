@@ -7,21 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from adaptrain_api.crd import Resource
 
-from tests.unit.test_api_rules import CASES, IDS, job, smallest
+from tests.unit.test_api_rules import CASES, IDS, PHASE, job
 
 STRICT = "?dryRun=All&fieldValidation=Strict"
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_what_holds_is_accepted(api: Callable[..., Any], jobs: str, case: dict[str, Any]) -> None:
-    answer = api("POST", jobs + STRICT, job(case["accept"]))
+def at(jobs: str, resource: Resource) -> str:
+    return f"{jobs.rpartition('/')[0]}/{resource.plural}{STRICT}"
+
+
+@pytest.mark.parametrize(("resource", "case"), CASES, ids=IDS)
+def test_what_holds_is_accepted(api: Callable[..., Any], jobs: str, resource: Resource, case: dict[str, Any]) -> None:
+    answer = api("POST", at(jobs, resource), job(case["accept"], resource))
     assert answer.status == 201, answer.message
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_what_does_not_hold_is_refused(api: Callable[..., Any], jobs: str, case: dict[str, Any]) -> None:
-    answer = api("POST", jobs + STRICT, job(case["reject"]))
+@pytest.mark.parametrize(("resource", "case"), CASES, ids=IDS)
+def test_what_does_not_hold_is_refused(
+    api: Callable[..., Any], jobs: str, resource: Resource, case: dict[str, Any]
+) -> None:
+    answer = api("POST", at(jobs, resource), job(case["reject"], resource))
     assert answer.status in (400, 422), answer.body
     if "server" in case:
         assert case["server"] in answer.message
@@ -31,9 +38,6 @@ def test_what_does_not_hold_is_refused(api: Callable[..., Any], jobs: str, case:
         field.removeprefix("<nil>") == case["field"] and message.endswith(": " + case["rule"])
         for field, message in causes
     ), causes
-
-
-PHASE = smallest()["spec"]["phases"][0]
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_defaults_are_in_full_and_without_nulls() -> None:
 
 
 def test_metadata_is_left_to_the_api_server() -> None:
-    schema = crd.custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema = crd.custom_resource_definition(crd.JOB)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert schema["properties"]["metadata"] == {"type": "object"}
     assert schema["required"] == ["spec"]
 

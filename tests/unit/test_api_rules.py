@@ -9,32 +9,48 @@ from typing import Any
 
 import pytest
 import yaml
-from adaptrain_api.crd import custom_resource_definition
+from adaptrain_api.crd import JOB, RESOURCES, SEARCH, Resource, custom_resource_definition
 from adaptrain_api.errors import explain
 from adaptrain_api.training import AdaptiveTrainingJob
 from pydantic import ValidationError
 
-CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("test_api_cases.yaml").read_text())
-IDS = [f"{number}-{case.get('constraint', case.get('field'))}" for number, case in enumerate(CASES)]
+FILES = ((JOB, "test_api_cases.yaml"), (SEARCH, "test_search_api_cases.yaml"))
+CASES: list[tuple[Resource, dict[str, Any]]] = [
+    (resource, case) for resource, name in FILES for case in yaml.safe_load(Path(__file__).with_name(name).read_text())
+]
+IDS = [f"{number}-{case.get('constraint', case.get('field'))}" for number, (_, case) in enumerate(CASES)]
 
 
-def smallest() -> dict[str, Any]:
-    phase = {"name": "train", "type": "supervised", "optimizer": {"learningRate": 0.001}}
+PHASE = {
+    "name": "train",
+    "type": "supervised",
+    "optimizer": {"learningRate": 0.001},
+    "batch": {"size": 8},
+    "stop": {"epochs": 1},
+}
+
+
+def smallest(resource: Resource = JOB) -> dict[str, Any]:
+    specs: dict[str, dict[str, Any]] = {
+        "AdaptiveTrainingJob": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE]},
+        "ArchitectureSearch": {
+            "space": {"parameters": [{"name": "model.args.width", "values": [8, 16]}]},
+            "objectives": [{"metric": "val/accuracy", "goal": "maximize"}],
+            "budget": {"trials": 10},
+            "trial": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE]},
+        },
+    }
     return {
         "apiVersion": "adaptrain.io/v1alpha1",
-        "kind": "AdaptiveTrainingJob",
+        "kind": resource.kind,
         "metadata": {"name": "job"},
-        "spec": {
-            "model": {"name": "mlp"},
-            "data": {"name": "digits"},
-            "phases": [{**phase, "batch": {"size": 8}, "stop": {"epochs": 1}}],
-        },
+        "spec": copy.deepcopy(specs[resource.kind]),
     }
 
 
-def job(case: dict[str, Any]) -> dict[str, Any]:
+def job(case: dict[str, Any], resource: Resource = JOB) -> dict[str, Any]:
     """The smallest job with a case's fields, less those ``without``; a phase's are merged into its only phase."""
-    made, change = smallest(), copy.deepcopy(case)
+    made, change = smallest(resource), copy.deepcopy(case)
     for field in change.pop("without", ()):
         del made["spec"][field]
     made["metadata"].update(change.pop("metadata", {}))
@@ -44,16 +60,16 @@ def job(case: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_what_holds_is_accepted(case: dict[str, Any]) -> None:
-    AdaptiveTrainingJob.model_validate(job(case["accept"]))
+@pytest.mark.parametrize(("resource", "case"), CASES, ids=IDS)
+def test_what_holds_is_accepted(resource: Resource, case: dict[str, Any]) -> None:
+    resource.model.model_validate(job(case["accept"], resource))
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_what_does_not_hold_is_refused_in_one_sentence(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("resource", "case"), CASES, ids=IDS)
+def test_what_does_not_hold_is_refused_in_one_sentence(resource: Resource, case: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as refusal:
-        AdaptiveTrainingJob.model_validate(job(case["reject"]))
-    assert explain(refusal.value) == case.get("python", f"{case.get('field') or 'the job'}: {case.get('rule')}")
+        resource.model.model_validate(job(case["reject"], resource))
+    assert explain(refusal.value) == case.get("python", f"{case.get('field') or resource.noun}: {case.get('rule')}")
 
 
 def rules(schema: dict[str, Any]) -> set[str]:
@@ -63,9 +79,10 @@ def rules(schema: dict[str, Any]) -> set[str]:
     return found
 
 
-def test_no_rule_is_without_cases() -> None:
-    schema = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    cased = {case.get("rule", case.get("server")) for case in CASES}
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_no_rule_is_without_cases(resource: Resource) -> None:
+    schema = custom_resource_definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    cased = {case.get("rule", case.get("server")) for _, case in CASES}
     assert rules(schema) <= cased
 
 

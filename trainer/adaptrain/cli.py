@@ -8,11 +8,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adaptrain_api.progress import CONTROL_PORT, EXIT_INVALID, HTTP_PORT
 
-from adaptrain.environment import required
+from adaptrain.environment import path, required
 from adaptrain.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from adaptrain.search.coordinator import SearchCoordinator
 
 # torch is imported by those commands alone that need it: the coordinator does without.
 
@@ -30,6 +34,12 @@ def main() -> None:
     explain.add_argument("job")
     explain.add_argument("--namespace", "-n")
     explain.add_argument("--context")
+    search = commands.add_parser("search", help="search an architecture on this machine, without a cluster")
+    actions = search.add_subparsers(dest="action", required=True)
+    search_run = actions.add_parser("run", help="run a search's manifest")
+    search_run.add_argument("manifest", type=Path)
+    search_run.add_argument("--evaluators", type=int, help="processes (default: the manifest's parallelism.max)")
+    search_run.add_argument("--output", type=Path, help="where the study goes (default: adaptrain-runs/NAME)")
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     commands.add_parser("source", help="fetch a script's files (configured by ADAPTRAIN_* variables)")
@@ -45,6 +55,10 @@ def main() -> None:
                 from adaptrain.explain import explain as story
 
                 print(story(arguments.job, arguments.namespace, arguments.context))
+            case "search":
+                from adaptrain.search.run import run_search
+
+                sys.exit(run_search(arguments.manifest, arguments.evaluators, arguments.output))
             case "coordinator":
                 if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
                     die_with_parent(int(parent))
@@ -78,16 +92,31 @@ def _coordinator() -> None:
 
     job = read_job(Path(required("ADAPTRAIN_JOB_FILE")))
     token = Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip()
-    coordinator = Coordinator(
-        int(required("ADAPTRAIN_COORDINATOR_NUMBER")),
-        token,
-        job.spec.workers.min,
-        job.metadata.namespace or "default",
-        job.metadata.name,
-    )
+    number = int(required("ADAPTRAIN_COORDINATOR_NUMBER"))
+    coordinator: Coordinator | SearchCoordinator
+    if job.spec.search is None:
+        namespace = job.metadata.namespace or "default"
+        coordinator = Coordinator(number, token, job.spec.workers.min, namespace, job.metadata.name)
+    else:
+        coordinator = _search_coordinator(number, token, job.spec.search)
     control = int(os.environ.get("ADAPTRAIN_CONTROL_PORT", CONTROL_PORT))
     web = int(os.environ.get("ADAPTRAIN_HTTP_PORT", HTTP_PORT))
     asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", "0.0.0.0"), control, web))
+
+
+def _search_coordinator(number: int, token: str, search: dict[str, Any]) -> "SearchCoordinator":
+    from adaptrain_api.search import ArchitectureSearch
+
+    from adaptrain.search.coordinator import SearchCoordinator
+
+    volume = path("ADAPTRAIN_STORAGE_DIR")
+    try:
+        return SearchCoordinator(
+            number, token, ArchitectureSearch.model_validate(search), volume, os.environ.get("ADAPTRAIN_STORAGE_URL")
+        )
+    except InvalidJob as error:
+        logging.error("%s", error)
+        sys.exit(EXIT_INVALID)
 
 
 def _source() -> None:

@@ -76,6 +76,8 @@ class LocalJob:
             "ADAPTRAIN_HOST": "127.0.0.1",
             "ADAPTRAIN_PARENT": str(os.getpid()),
         }
+        if self._checkpoints is not None:
+            more["ADAPTRAIN_STORAGE_DIR"] = str(self._checkpoints)
         with (self.directory / f"coordinator-{self._number}.log").open("wb") as log:
             self.coordinator = subprocess.Popen(
                 [sys.executable, "-m", "adaptrain.cli", "coordinator"],

@@ -5,9 +5,11 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LABELS = ("job_namespace", "job_name")
+SEARCH_LABELS = ("search_namespace", "search_name")
 
 _STALLS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TRIALS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 36000.0)
 
 
 class JobMetrics:
@@ -94,6 +96,48 @@ class WorkerMetrics:
 
     def memory(self, device: str, used: float) -> None:
         self.memory_bytes.labels(*self._names, device).set(used)
+
+
+class SearchMetrics:
+    """What the coordinator exports about a search."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._names = (namespace, name)
+
+        def gauge(metric: str, text: str) -> Gauge:
+            return Gauge(f"adaptrain_search_{metric}", text, SEARCH_LABELS, registry=self.registry).labels(*self._names)
+
+        self.evaluators = gauge("evaluators", "Evaluators that are connected.")
+        self.running = gauge("running_trials", "Trials that are under way.")
+        self.pareto_size = gauge("pareto_size", "Trials that no other one surpasses in every objective.")
+        self._trials = Counter(
+            "adaptrain_search_trials", "Trials that ended.", (*SEARCH_LABELS, "state"), registry=self.registry
+        )
+        self._best = Gauge(
+            "adaptrain_search_best", "Metrics of the best trial.", (*SEARCH_LABELS, "metric"), registry=self.registry
+        )
+        self.ask_seconds = Histogram(
+            "adaptrain_search_ask_seconds",
+            "Time to choose the next trial, seconds.",
+            SEARCH_LABELS,
+            buckets=_STEPS,
+            registry=self.registry,
+        ).labels(*self._names)
+        self.trial_seconds = Histogram(
+            "adaptrain_search_trial_seconds",
+            "Duration of trials, seconds.",
+            SEARCH_LABELS,
+            buckets=_TRIALS,
+            registry=self.registry,
+        ).labels(*self._names)
+
+    def ended(self, state: str, trials: int = 1) -> None:
+        self._trials.labels(*self._names, state).inc(trials)
+
+    def best(self, metrics: dict[str, float]) -> None:
+        for metric, value in metrics.items():
+            self._best.labels(*self._names, metric).set(value)
 
 
 class StepClock:

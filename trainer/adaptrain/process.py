@@ -78,6 +78,10 @@ class Farewell:
         while signal.SIGTERM not in self._heard.recv(1):
             pass
 
+    def fileno(self) -> int:
+        """Readable when something was heard: for who waits for other things as well, and then calls ``wait``."""
+        return self._heard.fileno()
+
     @staticmethod
     def _forget() -> None:
         """A child of a user's script ends when it is told to."""

@@ -27,6 +27,12 @@ def main() -> NoReturn:
         job = read_job(told.job)
         if (script := job.spec.script) is not None:
             result = _run(script, told, job)
+        elif job.spec.search is not None:
+            farewell = Farewell()
+            _enter_source()
+            from adaptrain.search.evaluator import evaluate
+
+            result = evaluate(told, job, farewell)
         else:
             # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
             farewell = Farewell()

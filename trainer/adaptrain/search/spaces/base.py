@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,21 @@ Codes = NDArray[np.int64]
 """Architectures as rows: [n, dimensions]."""
 Features = NDArray[np.float64]
 
+STEPS = 2
+"""A neighbour's number is at most so many places away."""
+
 
 @dataclass(frozen=True)
 class Dimension:
-    """One choice. Dimensions of the same ``kind`` have the same choices, and what is learned of one holds for all."""
+    """One choice. Dimensions of the same ``kind`` have the same choices, and what is learned of one holds for all.
+
+    Those that are ``ordered`` are numbers, rising.
+    """
 
     name: str
-    choices: tuple[str, ...]
+    choices: tuple[Any, ...]
     kind: str
+    ordered: bool = False
 
 
 class Space:
@@ -30,7 +38,7 @@ class Space:
     """
 
     def __init__(self, dimensions: tuple[Dimension, ...]) -> None:
-        kinds: dict[str, tuple[str, ...]] = {}
+        kinds: dict[str, tuple[Any, ...]] = {}
         for dimension in dimensions:
             if not dimension.choices:
                 raise ValueError(f"space: {dimension.name} has no choice: give it one, or leave it out")
@@ -51,6 +59,18 @@ class Space:
         """Numbers that tell more of architectures than their choices do: [n, features], about one in size."""
         return np.zeros((len(codes), 0))
 
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """What was chosen, by dimension."""
+        return {one.name: one.choices[n] for one, n in zip(self.dimensions, architecture, strict=True)}
+
+    def choice(self, architecture: Architecture) -> dict[str, Any]:
+        """What a trial makes of it: a job's ``model``, ``parameters`` of the trial by name, or both."""
+        return {"model": self.model(architecture)}
+
+    def model(self, architecture: Architecture) -> dict[str, Any] | None:
+        """It as a job's model, ``{"name": …, "args": …}``; None: only a function knows what to do with it."""
+        return None
+
     def random(self, rng: np.random.Generator) -> Architecture:
         """Any valid architecture, each with the same probability."""
         while True:
@@ -59,11 +79,12 @@ class Space:
                 return drawn
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
-        """All valid ones that differ in one choice."""
+        """All valid ones that differ in one choice, in a number by little."""
         found = []
         for place, size in enumerate(self.sizes):
-            for choice in range(size):
-                if choice != architecture[place]:
+            here, ordered = architecture[place], self.dimensions[place].ordered
+            for choice in range(max(0, here - STEPS), min(size, here + STEPS + 1)) if ordered else range(size):
+                if choice != here:
                     other = (*architecture[:place], choice, *architecture[place + 1 :])
                     if self.is_valid(other):
                         found.append(other)

@@ -1,0 +1,308 @@
+"""A search's coordinator: gives trials to evaluators, writes down what they tell, and says how it goes.
+
+Evaluators hold one authenticated connection each. What is told is answered when the study has it, so an evaluator that
+gets no answer tells it again, to this coordinator or to the next one. It imports no torch.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from adaptrain_api.progress import Member, Progress, SearchEnd, SearchProgress, Silent, TrialResult
+from adaptrain_api.search import ArchitectureSearch
+
+from adaptrain.elastic import http, wire
+from adaptrain.metrics import SearchMetrics
+from adaptrain.search.algorithms.registry import make_algorithm
+from adaptrain.search.dispatch import Dispatch
+from adaptrain.search.spaces.registry import make_space
+from adaptrain.search.study import Ended, State, Study, finite, one_line, open_store
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 5.0
+SILENCE_SECONDS = 10.0
+"""An evaluator that was not heard for so long is taken for lost."""
+RETURN_SECONDS = 3.0
+"""A coordinator that takes over waits so long for evaluators to come back with what they have."""
+RETRY_SECONDS = 1.0
+TICK_SECONDS = 0.5
+STATES = ("complete", "pruned", "failed")
+
+
+@dataclass
+class _Evaluator:
+    id: str
+    name: str
+    joined: float
+    writer: asyncio.StreamWriter
+    heard: float
+    ended: int = 0
+
+
+class SearchCoordinator:
+    """Serves one search until cancelled.
+
+    Raises:
+        InvalidJob: the search can't be run as it is.
+        OSError: its storage can't be used now.
+    """
+
+    def __init__(
+        self, number: int, token: str, search: ArchitectureSearch, volume: Path | None, url: str | None
+    ) -> None:
+        meta, spec = search.metadata, search.spec
+        self.number, self._token = number, token
+        namespace = meta.namespace or "default"
+        self._space = make_space(spec.space)
+        searcher = make_algorithm(spec.algorithm, self._space, spec.seed, len(spec.objectives))
+        name = f"{namespace}.{meta.name}"
+        self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
+        history = self._study.history()
+        known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
+        self._dispatch = Dispatch(spec, searcher, history, known)
+        self._evaluators: dict[str, _Evaluator] = {}
+        self._silent: dict[str, Silent] = {}
+        self._told: list[Ended] = []
+        self._unwritten: dict[int, asyncio.Future[None]] = {}
+        self._tell = asyncio.Event()
+        self._metrics = SearchMetrics(namespace, meta.name)
+        for state in STATES:
+            self._metrics.ended(state, sum(one.state == state for one in history))
+        self._storage_error: str | None = None
+        self._first_hello: float | None = None
+        self._takes_over = number > 1
+
+    async def run(
+        self, host: str, control_port: int, http_port: int, announce: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Serve for ever. ``announce`` is called with the two ports once they are open.
+
+        Raises:
+            Superseded: a newer coordinator has the study.
+        """
+        loop = asyncio.get_running_loop()
+
+        def progress() -> dict[str, Any]:
+            async def snapshot() -> dict[str, Any]:
+                return self.progress().model_dump(mode="json", by_alias=True)
+
+            return asyncio.run_coroutine_threadsafe(snapshot(), loop).result(timeout=5)
+
+        server = await asyncio.start_server(self._serve, host, control_port, limit=wire.MAX_FRAME)
+        web = http.serve(host, http_port, self._metrics.registry, progress, self._token)
+        if announce is not None:
+            announce(server.sockets[0].getsockname()[1], web)
+        async with server, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write())
+            tasks.create_task(self._watch())
+
+    def progress(self) -> Progress:
+        """A snapshot for the operator."""
+        now, d = time.time(), self._dispatch
+        verdict = d.verdict(now)
+        top = [self._result(one) for one in d.top]
+        running = sum(one.evaluator is not None for one in d.pending.values())
+        per_minute = d.per_minute(now)
+        return Progress(
+            number=self.number,
+            state="done" if verdict is not None else "running" if self._evaluators else "waiting",
+            members=[Member(id=e.id, name=e.name, step=e.ended, joined=e.joined) for e in self._evaluators.values()],
+            silent=list(self._silent.values()),
+            step=len(d.ended),
+            metrics=top[0].metrics if top else {},
+            eta_seconds=d.eta(now),
+            search=SearchProgress(
+                complete=len(d.ended) - len(d.failed) - d.pruned,
+                pruned=d.pruned,
+                failed=len(d.failed),
+                running=running,
+                top=top,
+                pareto_size=len(d.front),
+                per_minute=round(per_minute, 2),
+                storage_error=self._storage_error,
+                end=None
+                if verdict is None
+                else SearchEnd(outcome=verdict.outcome, reason=verdict.reason, message=verdict.message),
+            ),
+        )
+
+    def _result(self, one: Ended) -> TrialResult:
+        choice = self._space.choice(one.architecture)
+        return TrialResult(
+            trial=one.number,
+            metrics=one.metrics,
+            choices=one_line(self._space, one.architecture),
+            model=choice.get("model"),
+            parameters=choice.get("parameters", {}),
+        )
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        evaluator: _Evaluator | None = None
+        orderly = False
+        try:
+            hello = await asyncio.wait_for(wire.read(reader), HELLO_SECONDS)
+            if hello is None or not self._welcome(hello, writer):
+                return
+            evaluator = self._greet(hello, writer)
+            while (frame := await wire.read(reader)) is not None:
+                if self._evaluators.get(evaluator.id) is not evaluator:
+                    return
+                evaluator.heard = time.time()
+                if frame.get("is") == "leaving":
+                    orderly = True
+                    return
+                answer = self._hear(evaluator, frame)
+                if answer is not None:
+                    writer.write(wire.encode(answer))
+                    await writer.drain()
+        except (wire.BadFrame, KeyError, ValueError, TypeError) as error:
+            log.warning("a connection sent what is no frame of ours: %r", error)
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+            if evaluator is not None and self._evaluators.get(evaluator.id) is evaluator:
+                del self._evaluators[evaluator.id]
+                self._gone(evaluator.id, orderly)
+
+    def _welcome(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> bool:
+        token = hello.get("token")
+        if not isinstance(token, str) or not hmac.compare_digest(token.encode(), self._token.encode()):
+            log.warning("a connection without the search's token was refused")
+            return False
+        if hello.get("protocol") != wire.PROTOCOL:
+            writer.write(wire.encode({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
+            return False
+        return True
+
+    def _greet(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> _Evaluator:
+        now, id = time.time(), str(hello["id"])
+        if (old := self._evaluators.get(id)) is not None:
+            old.writer.transport.abort()
+        evaluator = _Evaluator(id, str(hello["name"]), now, writer, now)
+        self._evaluators[id] = evaluator
+        self._silent.pop(id, None)
+        if self._first_hello is None:
+            self._first_hello = now
+        goes_on = True
+        if (has := hello.get("trial")) is not None:
+            architecture = _tuple(has["architecture"])
+            goes_on = self._dispatch.back(id, int(has["number"]), architecture, dict(has["why"]), now)
+        writer.write(wire.encode({"do": "welcome", "number": self.number, "go": goes_on}))
+        return evaluator
+
+    def _hear(self, evaluator: _Evaluator, frame: wire.Frame) -> wire.Frame | None:
+        match frame.get("is"):
+            case "beat":
+                return {"do": "beat"}
+            case "ask":
+                return self._give(evaluator)
+            case "report":
+                metrics = finite(frame["metrics"])
+                self._dispatch.report(evaluator.id, int(frame["trial"]), int(frame["step"]), metrics)
+                return {"do": "go", "trial": int(frame["trial"])}
+            case "tell":
+                number, state = int(frame["trial"]), str(frame["state"])
+                if state not in STATES:
+                    raise wire.BadFrame(f"unknown state {state!r}")
+                ended = self._dispatch.tell(
+                    evaluator.id,
+                    number,
+                    cast(State, state),
+                    finite(frame["metrics"]),
+                    str(frame.get("message", "")),
+                    time.time(),
+                )
+                if ended is not None:
+                    evaluator.ended += 1
+                    self._keep(ended)
+                asyncio.create_task(self._answer(evaluator, number))  # noqa: RUF006 -- ends with the connection
+                return None
+            case other:
+                raise wire.BadFrame(f"unknown frame {other!r}")
+
+    def _give(self, evaluator: _Evaluator) -> wire.Frame:
+        now = time.time()
+        assert self._first_hello is not None
+        if self._takes_over and now < self._first_hello + RETURN_SECONDS:
+            return {"do": "wait"}
+        with self._metrics.ask_seconds.time():
+            given = self._dispatch.take(evaluator.id, now)
+        if given is None:
+            return {"do": "wait"}
+        return {
+            "do": "try",
+            "trial": given.number,
+            "architecture": given.architecture,
+            "why": given.why,
+            "choices": self._space.describe(given.architecture),
+            **self._space.choice(given.architecture),
+        }
+
+    def _gone(self, id: str, orderly: bool) -> None:
+        for one in self._dispatch.lost(id, time.time(), orderly):
+            self._keep(one)
+
+    def _keep(self, one: Ended) -> None:
+        """Have it written down."""
+        self._told.append(one)
+        self._unwritten[one.number] = asyncio.get_running_loop().create_future()
+        self._tell.set()
+
+    async def _answer(self, evaluator: _Evaluator, number: int) -> None:
+        """Answer who told a trial, once the study has it: it may be the second time that it is told."""
+        with contextlib.suppress(ConnectionError):
+            if (written := self._unwritten.get(number)) is not None:
+                await asyncio.shield(written)
+            evaluator.writer.write(wire.encode({"do": "told", "trial": number}))
+            await evaluator.writer.drain()
+
+    async def _write(self) -> None:
+        """Write down what was told, all that waits at once."""
+        while True:
+            await self._tell.wait()
+            self._tell.clear()
+            told, self._told = self._told, []
+            while True:
+                try:
+                    await asyncio.to_thread(self._study.record, told)
+                    break
+                except OSError as error:
+                    self._storage_error = f"the study can't be written: {error}"
+                    log.warning("%s", self._storage_error)
+                    await asyncio.sleep(RETRY_SECONDS)
+            self._storage_error = None
+            for one in told:
+                self._metrics.ended(one.state)
+                self._metrics.trial_seconds.observe(one.seconds)
+                self._unwritten.pop(one.number).set_result(None)
+
+    async def _watch(self) -> None:
+        """Drop who is silent; keep the gauges."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.time()
+            for evaluator in list(self._evaluators.values()):
+                if now - evaluator.heard > SILENCE_SECONDS:
+                    log.warning("%s is silent: another one takes its trial", evaluator.name)
+                    del self._evaluators[evaluator.id]
+                    self._silent[evaluator.id] = Silent(id=evaluator.id, name=evaluator.name, since=evaluator.heard)
+                    evaluator.writer.transport.abort()
+                    self._gone(evaluator.id, orderly=False)
+            dispatch, metrics = self._dispatch, self._metrics
+            metrics.evaluators.set(len(self._evaluators))
+            metrics.running.set(sum(one.evaluator is not None for one in dispatch.pending.values()))
+            metrics.pareto_size.set(len(dispatch.front))
+            if dispatch.top:
+                metrics.best(dispatch.top[0].metrics)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,290 @@
+"""Which evaluator tries what: a state machine without I/O or a clock, which the coordinator drives.
+
+A trial is given out, and told once: by whoever has it, or, if that one is lost, by whoever gets it next. Numbers count
+up and are never used twice. What a lost evaluator had is given out again before anything new is asked for.
+"""
+
+import math
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
+
+from adaptrain.search.algorithms.base import Proposal
+from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.spaces.base import Architecture
+from adaptrain.search.study import Ended, State, violations
+
+RATE_WINDOW = 300.0
+"""Seconds over which trials per minute are counted."""
+MOST_ATTEMPTS = 5
+"""A trial that as many evaluators were lost with has failed: it may be what kills them."""
+TOP = 10
+TRIES = 500
+
+
+@dataclass
+class Assignment:
+    """A trial that is under way, or waits for somebody to take it."""
+
+    number: int
+    architecture: Architecture
+    why: dict[str, Any]
+    evaluator: str | None
+    given: float
+    attempts: int = 0
+    """Evaluators that were lost with it."""
+    steps: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the search ended."""
+
+    outcome: Literal["complete", "failed"]
+    reason: str
+    message: str
+
+
+class Dispatch:
+    """
+    Args:
+        history: what the study holds, in its order.
+        known: trials of another search to learn from, which don't count.
+    """
+
+    def __init__(
+        self, spec: ArchitectureSearchSpec, searcher: Searcher, history: list[Ended], known: list[Ended]
+    ) -> None:
+        self.spec = spec
+        self.pending: dict[int, Assignment] = {}
+        self.ended: dict[int, Ended] = {}
+        self.failed: list[Ended] = []
+        self.pruned = 0
+        self.top: list[Ended] = []
+        """The best trials that meet all constraints, by the first objective, the best first."""
+        self.front: list[Ended] = []
+        """Those of them that none surpasses in one objective and equals in the others."""
+        self._exhausted = False
+        self._searcher = searcher
+        self._keys: set[Hashable] = set()
+        self._next = 0
+        self._began: float | None = None
+        self._used = 0.0
+        self._times: deque[float] = deque()
+        for one in known:
+            self._learn(one)
+        for one in history:
+            self._end(one)
+
+    def take(self, evaluator: str, now: float) -> Assignment | None:
+        """What an evaluator should try; None: nothing, for now or for ever (see ``verdict``).
+
+        An evaluator that asks has no trial: what we think it has, it has lost.
+        """
+        self.lost(evaluator, now)
+        if self.verdict(now) is not None:
+            return None
+        waiting = sorted(number for number, one in self.pending.items() if one.evaluator is None)
+        if waiting:
+            again = self.pending[waiting[0]]
+            again.evaluator, again.given = evaluator, now
+            again.steps.clear()
+            return again
+        if self._spent(now, len(self.ended) + len(self.pending)):
+            return None
+        number = self._next
+        proposal = self._new(number)
+        if proposal is None:
+            self._exhausted = True
+            return None
+        self._next += 1
+        self._keys.add(self._key(proposal.architecture))
+        given = Assignment(number, proposal.architecture, proposal.why, evaluator, now)
+        self.pending[number] = given
+        return given
+
+    def _new(self, number: int) -> Proposal | None:
+        """What the algorithm asks for, or something like it that was not tried; None: there seems to be nothing."""
+        proposal = self._searcher.ask(number, [one.architecture for one in self.pending.values()])
+        if proposal.why.get("again") or self._key(proposal.architecture) not in self._keys:
+            return proposal
+        space, rng = self._searcher.space, np.random.default_rng([self.spec.seed, number, 1])
+        near = proposal.architecture
+        for attempt in range(2 * TRIES):
+            near = space.mutate(near, rng) if attempt < TRIES else space.random(rng)
+            if self._key(near) not in self._keys:
+                return Proposal(near, {**proposal.why, "instead_of": list(proposal.architecture)})
+        return None
+
+    def back(self, evaluator: str, number: int, architecture: Architecture, why: dict[str, Any], now: float) -> bool:
+        """An evaluator came back with a trial that it has. Whether it shall go on: nobody else has it or told it."""
+        if number in self.ended:
+            return False
+        has = self.pending.get(number)
+        if has is None:
+            self.pending[number] = Assignment(number, architecture, why, evaluator, now)
+            self._keys.add(self._key(architecture))
+            self._next = max(self._next, number + 1)
+            return True
+        if has.evaluator not in (None, evaluator) or has.architecture != architecture:
+            return False
+        has.evaluator = evaluator
+        return True
+
+    def lost(self, evaluator: str, now: float, orderly: bool = False) -> list[Ended]:
+        """What it had is given out again; a trial that seems to kill its evaluators has failed, and is returned."""
+        ended = []
+        for one in list(self.pending.values()):
+            if one.evaluator == evaluator:
+                one.evaluator = None
+                one.attempts += not orderly
+                if one.attempts >= MOST_ATTEMPTS:
+                    ended.append(self._fail(one, now))
+        return ended
+
+    def _fail(self, one: Assignment, now: float) -> Ended:
+        message = f"{one.attempts} evaluators were lost with it: see their pods; memory may be short"
+        del self.pending[one.number]
+        ended = Ended(one.number, one.architecture, "failed", {}, {}, one.why, now - one.given, message, now)
+        self._end(ended)
+        return ended
+
+    def report(self, evaluator: str, number: int, step: int, metrics: dict[str, float]) -> None:
+        """A trial's metrics on its way."""
+        one = self.pending.get(number)
+        value = metrics.get(self.spec.objectives[0].metric)
+        if one is not None and one.evaluator == evaluator and value is not None:
+            one.steps[step] = value
+
+    def tell(
+        self, evaluator: str, number: int, state: State, metrics: dict[str, float], message: str, now: float
+    ) -> Ended | None:
+        """A trial ended; None: that is known already, or somebody else has it now.
+
+        A trial that lacks a metric of an objective or a constraint has failed.
+        """
+        one = self.pending.get(number)
+        if one is None or one.evaluator != evaluator:
+            return None
+        if state == "complete":
+            missing = [name for name in metrics_named(self.spec) if name not in metrics]
+            if missing:
+                reported = ", ".join(sorted(metrics)) or "none"
+                state = "failed"
+                message = (
+                    f"the trial reported no finite {missing[0]}, which objectives or constraints name; it reported"
+                    f" {reported}"
+                )
+        del self.pending[number]
+        ended = Ended(
+            number, one.architecture, state, metrics, dict(one.steps), one.why, now - one.given, message[-2000:], now
+        )
+        self._end(ended)
+        return ended
+
+    def verdict(self, now: float) -> Verdict | None:
+        """How the search ended, if it has."""
+        if len(self.failed) > self.spec.max_failed_trials:
+            last = self.failed[-1]
+            return Verdict(
+                "failed",
+                "TooManyFailedTrials",
+                f"{len(self.failed)} trials failed, and maxFailedTrials is {self.spec.max_failed_trials}; the last one,"
+                f" trial {last.number}: {last.message[-800:] or 'no reason was told'}",
+            )
+        if self.pending or not (self._exhausted or self._spent(now, len(self.ended))):
+            return None
+        if len(self.failed) + self.pruned == len(self.ended):
+            return Verdict(
+                "failed", "NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed"
+            )
+        if not self.top:
+            bounds = "; ".join(_bounds(self.spec))
+            return Verdict(
+                "failed",
+                "ConstraintsNotMet",
+                f"none of {len(self.ended)} trials meets all constraints ({bounds}): relax them, or raise the budget",
+            )
+        what = "every architecture of the space was tried" if self._exhausted else "the budget is used up"
+        return Verdict("complete", "SearchComplete", f"{len(self.ended)} trials ended: {what}")
+
+    def per_minute(self, now: float) -> float:
+        """Trials that ended a minute, over the last minutes."""
+        while self._times and self._times[0] < now - RATE_WINDOW:
+            self._times.popleft()
+        if len(self._times) < 2:
+            return 0.0
+        return 60.0 * (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-3)
+
+    def eta(self, now: float) -> float | None:
+        """Seconds left, if that can be told."""
+        rate, trials = self.per_minute(now), self.spec.budget.trials
+        if not rate or trials is None:
+            return None
+        return max(0, trials - len(self.ended)) * 60.0 / rate
+
+    def _end(self, one: Ended) -> None:
+        if one.number in self.ended:
+            return
+        self.ended[one.number] = one
+        self._next = max(self._next, one.number + 1)
+        self._times.append(one.ended)
+        began = one.ended - one.seconds
+        self._began = began if self._began is None else min(self._began, began)
+        self._used += one.seconds
+        if one.state == "failed":
+            self.failed.append(one)
+        elif one.state == "pruned":
+            self.pruned += 1
+        elif not any(v > 0 for v in violations(self.spec, one.metrics)):
+            self._rank(one)
+        self._learn(one)
+
+    def _rank(self, one: Ended) -> None:
+        mine = self._values(one)
+        self.top = sorted([*self.top, one], key=lambda other: -self._values(other)[0])[:TOP]
+        if not any(_surpasses(self._values(other), mine) for other in self.front):
+            self.front = [other for other in self.front if not _surpasses(mine, self._values(other))] + [one]
+
+    def _learn(self, one: Ended) -> None:
+        self._keys.add(self._key(one.architecture))
+        broken = sum(max(0.0, v) for v in violations(self.spec, one.metrics)) if one.state == "complete" else 0.0
+        self._searcher.tell(one.architecture, self._values(one), broken)
+
+    def _key(self, architecture: Architecture) -> Hashable:
+        return self._searcher.space.key(architecture)
+
+    def _values(self, one: Ended) -> tuple[float, ...]:
+        """As algorithms see them: larger is better. A pruned trial is worth what it had reached."""
+        found = []
+        for n, objective in enumerate(self.spec.objectives):
+            value = one.metrics.get(objective.metric, math.nan) if one.state == "complete" else math.nan
+            if one.state == "pruned" and n == 0 and one.steps:
+                value = one.steps[max(one.steps)]
+            found.append(value if objective.goal == "maximize" else -value)
+        return tuple(found)
+
+    def _spent(self, now: float, trials: int) -> bool:
+        budget = self.spec.budget
+        return (
+            (budget.trials is not None and trials >= budget.trials)
+            or (budget.seconds is not None and self._began is not None and now - self._began >= budget.seconds)
+            or (budget.evaluator_seconds is not None and self._used >= budget.evaluator_seconds)
+        )
+
+
+def _surpasses(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _bounds(spec: ArchitectureSearchSpec) -> list[str]:
+    found = []
+    for one in spec.constraints:
+        low = "" if one.at_least is None else f" ≥ {one.at_least:g}"
+        high = "" if one.at_most is None else f" ≤ {one.at_most:g}"
+        found.append(f"{one.metric}{low}{high}")
+    return found

@@ -1,0 +1,349 @@
+"""A warm evaluator: it has loaded data and imports once, and tries one architecture after the other.
+
+This process has one thread and computes nothing: each trial runs in a child that is forked from it, so that a crash, a
+leak or a time-out costs one trial. On a GPU, whose driver takes seconds to start, a child runs trials until one fails.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import select
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from adaptrain_api.progress import CONTROL_PORT, Result
+from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.training import AdaptiveTrainingJob
+
+from adaptrain.elastic import wire
+from adaptrain.errors import InvalidJob, Refused
+from adaptrain.process import Farewell, WorkerSettings
+from adaptrain.search.trial import Bench
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
+"""A coordinator that was not heard for so long is called again."""
+RETRY_SECONDS = 0.3
+ASK_SECONDS = 0.3
+"""Between two asks while there is nothing to try."""
+TAIL = 2000
+"""Last bytes of a trial's output that are kept for its message."""
+PR_SET_PDEATHSIG = 1
+
+
+def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell) -> Result:
+    """Be one of a search's evaluators until asked to leave.
+
+    Raises:
+        InvalidJob: its trials can't be run as they are.
+        Refused: the coordinator speaks another protocol.
+    """
+    search = ArchitectureSearch.model_validate(job.spec.search)
+    sys.path.insert(0, "")  # what trial.source brought is in the working directory
+    return Evaluator(told, search, Bench.prepare(search.spec), farewell).run()
+
+
+class _Cut(Exception):
+    """The connection to the coordinator is no more."""
+
+
+@dataclass
+class _Running:
+    """The trial that is under way."""
+
+    given: wire.Frame
+    began: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The newest that it reported."""
+    outcome: wire.Frame | None = None
+    """What is to be told of it."""
+
+
+class Evaluator:
+    """Runs until it is asked to leave.
+
+    Raises:
+        Refused: the coordinator speaks another protocol.
+    """
+
+    def __init__(self, told: WorkerSettings, search: ArchitectureSearch, bench: Bench, farewell: Farewell) -> None:
+        self._told, self._bench, self._farewell = told, bench, farewell
+        self._timeout = search.spec.trial.timeout_seconds
+        self._running: _Running | None = None
+        self._child: Child | None = None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(farewell, selectors.EVENT_READ)
+
+    def run(self) -> Result:
+        """Try what there is to try."""
+        ended = 0
+        while True:
+            try:
+                ended += self._serve()
+            except (_Cut, OSError, wire.BadFrame) as error:
+                log.info("the coordinator is away: %s", error)
+                if not select.select([self._farewell], [], [], RETRY_SECONDS)[0]:
+                    continue
+            self._drop_child()
+            return Result(outcome="left", step=ended, epoch=0, message=f"asked to leave after {ended} trials")
+
+    def _serve(self) -> int:
+        """Work with one coordinator until we are asked to leave; how many trials ended."""
+        line = Line(self._told, self._running)
+        if self._running is not None and not line.goes_on and self._running.outcome is None:
+            log.info("trial %d is somebody else's now", self._running.given["trial"])
+            self._drop_child()
+        self._selector.register(line, selectors.EVENT_READ)
+        ended, beat, ask_at, told = 0, 0.0, 0.0, False
+        try:
+            while True:
+                now = time.monotonic()
+                if self._running is None and now >= ask_at:
+                    line.send({"is": "ask"})
+                    ask_at = float("inf")
+                if self._running is not None and self._running.outcome is not None and not told:
+                    line.send(self._running.outcome)
+                    told = True
+                if now >= beat:
+                    line.send({"is": "beat"})
+                    beat = now + BEAT_SECONDS
+                if now - line.heard > SILENCE_SECONDS:
+                    raise _Cut("it is silent")
+                self._check_time(now)
+                wake = min(beat, ask_at if self._running is None else beat)
+                for key, _ in self._selector.select(max(0.0, min(wake - now, BEAT_SECONDS))):
+                    if key.fileobj is self._farewell:
+                        self._farewell.wait()
+                        line.send({"is": "leaving"})
+                        return ended
+                    if key.fileobj is line:
+                        for frame in line.receive():
+                            match frame.get("do"):
+                                case "try":
+                                    self._start(frame)
+                                    told = False
+                                case "wait":
+                                    ask_at = time.monotonic() + ASK_SECONDS
+                                case "told":
+                                    self._running, ask_at = None, 0.0
+                                    ended += 1
+                                case "stop":
+                                    self._prune(int(frame["trial"]))
+                    elif self._child is not None and key.fd == self._child.output:
+                        self._child.read_output()
+                    elif self._child is not None and key.fd == self._child.words:
+                        for word in self._child.listen():
+                            self._hear(word, line)
+        finally:
+            self._selector.unregister(line)
+            line.close()
+
+    def _start(self, given: wire.Frame) -> None:
+        self._running = _Running(given, time.monotonic())
+        if self._child is None:
+            self._child = Child(self._bench)
+            for handle in (self._child.words, self._child.output):
+                self._selector.register(handle, selectors.EVENT_READ)
+        self._child.begin(given)
+
+    def _hear(self, word: dict[str, Any], line: "Line") -> None:
+        running = self._running
+        if running is None or running.outcome is not None:
+            return
+        if "step" in word:
+            running.metrics = word["metrics"]
+            line.send({"is": "report", "trial": running.given["trial"], **word})
+            return
+        self._end(running, **word)
+        if word["state"] == "failed" or not self._child or not self._child.reusable:
+            self._drop_child()
+
+    def _prune(self, number: int) -> None:
+        running = self._running
+        if running is not None and running.given["trial"] == number and running.outcome is None:
+            self._end(running, "pruned", running.metrics, "")
+            self._drop_child(keep=True)
+
+    def _check_time(self, now: float) -> None:
+        running = self._running
+        if self._timeout is None or running is None or running.outcome is not None:
+            return
+        if now - running.began > self._timeout:
+            self._end(running, "failed", {}, f"it took longer than trial.timeoutSeconds ({self._timeout} s)")
+            self._drop_child(keep=True)
+
+    @staticmethod
+    def _end(running: _Running, state: str, metrics: dict[str, float], message: str) -> None:
+        number = running.given["trial"]
+        running.outcome = {"is": "tell", "trial": number, "state": state, "metrics": metrics, "message": message}
+
+    def _drop_child(self, keep: bool = False) -> None:
+        """End the child, and unless ``keep``, forget a trial that has no outcome."""
+        if self._child is not None:
+            for handle in (self._child.words, self._child.output):
+                self._selector.unregister(handle)
+            self._child.end()
+            self._child = None
+        if not keep and self._running is not None and self._running.outcome is None:
+            self._running = None
+
+
+class Line:
+    """A connection to the coordinator."""
+
+    def __init__(self, told: WorkerSettings, running: _Running | None) -> None:
+        host, _, port = told.coordinator.rpartition(":")
+        self._socket = socket.create_connection((host, int(port or CONTROL_PORT)), timeout=5)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pending = b""
+        self.heard = time.monotonic()
+        hello = {"is": "hello", "token": told.token, "protocol": wire.PROTOCOL, "id": told.id, "name": told.name}
+        if running is not None:
+            given = running.given
+            hello["trial"] = {"number": given["trial"], "architecture": given["architecture"], "why": given["why"]}
+        self.send(hello)
+        answer = next(self._frames(), None)
+        while answer is None:
+            answer = next(self.receive(), None)
+        if answer.get("do") == "refuse":
+            raise Refused(f"the coordinator refuses this evaluator: {answer.get('why')}")
+        self.goes_on = bool(answer["go"])
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, frame: wire.Frame) -> None:
+        self._socket.sendall(wire.encode(frame))
+
+    def receive(self) -> Iterator[wire.Frame]:
+        """What has come.
+
+        Raises:
+            _Cut: it was closed.
+        """
+        data = self._socket.recv(65536)
+        if not data:
+            raise _Cut("it closed the connection")
+        self._pending += data
+        self.heard = time.monotonic()
+        yield from self._frames()
+
+    def _frames(self) -> Iterator[wire.Frame]:
+        while (end := self._pending.find(b"\n")) >= 0:
+            line, self._pending = self._pending[:end], self._pending[end + 1 :]
+            yield wire.decode(line)
+        if len(self._pending) > wire.MAX_FRAME:
+            raise wire.BadFrame("too long")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Child:
+    """A forked process that runs trials: one, or on a GPU one after the other."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.reusable = bench.reusable
+        orders, self._orders = os.pipe()
+        self.words, words = os.pipe()
+        self.output, output = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for handle in (self._orders, self.words, self.output):
+                os.close(handle)
+            _work(bench, orders, words, output)
+        for handle in (orders, words, output):
+            os.close(handle)
+        os.set_blocking(self.output, False)
+        self._partial = b""
+        self._tail = b""
+
+    def begin(self, given: wire.Frame) -> None:
+        """Have it run a trial."""
+        os.write(self._orders, wire.encode(given))
+
+    def listen(self) -> Iterator[dict[str, Any]]:
+        """What it says: reports, and how the trial ended; if it has died, that."""
+        data = os.read(self.words, 65536)
+        self.read_output()
+        if not data:
+            yield {"state": "failed", "metrics": {}, "message": self._last_words()}
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+    def end(self) -> None:
+        """Kill it, if it runs."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+        self.read_output()
+        for handle in (self._orders, self.words, self.output):
+            os.close(handle)
+
+    def _last_words(self) -> str:
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        self.read_output()
+        code = os.waitstatus_to_exitcode(status)
+        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exited with {code}"
+        memory = "; memory may be short" if code == -signal.SIGKILL else ""
+        return f"its process {how}{memory}: {self._tail.decode(errors='replace').strip() or 'it said nothing'}"
+
+    def read_output(self) -> None:
+        """Pass on what it printed, and keep the end of it."""
+        while True:
+            try:
+                data = os.read(self.output, 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            sys.stderr.buffer.write(data)
+            sys.stderr.flush()
+            self._tail = (self._tail + data)[-TAIL:]
+
+
+def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
+    """The child: runs what it is given until nothing more comes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+    def say(word: dict[str, Any]) -> None:
+        data = json.dumps(word).encode() + b"\n"
+        while data:
+            data = data[os.write(words, data) :]
+
+    bench.begin()
+    with os.fdopen(orders) as given:
+        for line in given:
+            try:
+                metrics = bench.run(json.loads(line), lambda step, found: say({"step": step, "metrics": found}))
+                say({"state": "complete", "metrics": metrics, "message": ""})
+            except InvalidJob as error:
+                say({"state": "failed", "metrics": {}, "message": str(error)[-TAIL:]})
+            except Exception:
+                traceback.print_exc()
+                say({"state": "failed", "metrics": {}, "message": traceback.format_exc()[-TAIL:]})
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if not bench.reusable:
+                break
+    os._exit(0)

@@ -1,0 +1,28 @@
+"""Two spaces side by side, such as an architecture's and that of the optimizer's parameters."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from adaptrain.search.spaces.base import Architecture, Codes, Features, Space
+
+
+class Product(Space):
+    """An architecture of the one, then one of the other."""
+
+    def __init__(self, one: Space, other: Space) -> None:
+        super().__init__((*one.dimensions, *other.dimensions))
+        self._one, self._other, self._cut = one, other, len(one.dimensions)
+
+    def is_valid(self, architecture: Architecture) -> bool:
+        return self._one.is_valid(architecture[: self._cut]) and self._other.is_valid(architecture[self._cut :])
+
+    def key(self, architecture: Architecture) -> Hashable:
+        return self._one.key(architecture[: self._cut]), self._other.key(architecture[self._cut :])
+
+    def features(self, codes: Codes) -> Features:
+        return np.hstack((self._one.features(codes[:, : self._cut]), self._other.features(codes[:, self._cut :])))
+
+    def choice(self, architecture: Architecture) -> dict[str, Any]:
+        return self._one.choice(architecture[: self._cut]) | self._other.choice(architecture[self._cut :])

@@ -1,0 +1,32 @@
+"""The space that a manifest names."""
+
+from adaptrain_api.search import SearchSpace
+
+from adaptrain.errors import InvalidJob
+from adaptrain.load import call, find
+from adaptrain.search.spaces.base import Space
+from adaptrain.search.spaces.nasbench201 import NasBench201
+from adaptrain.search.spaces.parameters import Parameters
+from adaptrain.search.spaces.product import Product
+
+SPACES: dict[str, type[Space]] = {"nasbench201": NasBench201}
+
+
+def make_space(spec: SearchSpace) -> Space:
+    """
+    Raises:
+        InvalidJob: there is no such space, it doesn't take these arguments, or nothing in it can be built.
+    """
+    try:
+        written = Parameters(spec.parameters) if spec.parameters else None
+    except ValueError as error:
+        raise InvalidJob(f"space.parameters: {error}") from error
+    if spec.name is None:
+        assert written is not None
+        return written
+    named = call("space", SPACES.get(spec.name) or find("space", spec.name), spec.args)
+    if not isinstance(named, Space):
+        raise InvalidJob(
+            f"space.name: {spec.name} must return an adaptrain.search.spaces.base.Space, not {type(named).__name__}"
+        )
+    return named if written is None else Product(named, written)
