@@ -438,6 +438,7 @@ class ArchitectureSearchStatus(Open):
     )
     evaluations_per_minute: Annotated[float | None, Field(description="Of the last minutes.")] = None
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
+    budget: Annotated[Budget | None, Field(description="That the search was run with last.")] = None
     promoted_job: Annotated[str | None, Field(description="The job that trains the winner.")] = None
     start_time: datetime | None = None
     completion_time: datetime | None = None

@@ -636,6 +636,14 @@ class TrainingJobSpec(Model):
     )
 
     @property
+    def source(self) -> Source | None:
+        """Where the workers' files come from, beside the image."""
+        if self.search is not None:
+            given = self.search["spec"]["trial"].get("source")
+            return None if given is None else Source.model_validate(given)
+        return None if self.script is None else self.script.source
+
+    @property
     def torchrun(self) -> bool:
         """Whether the job is a script that is written for torchrun."""
         return self.script is not None and self.script.launcher == "torchrun"

@@ -3,10 +3,10 @@
 from typing import Any
 
 import kopf
-from adaptrain_api import training
+from adaptrain_api import search, training
 
 from adaptrain_operator.core import naming
-from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SERVICE
+from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SEARCH, SERVICE
 from adaptrain_operator.runtime.runtime import Runtime
 
 OWNED = {naming.MANAGED_BY: naming.FIELD_MANAGER}
@@ -23,6 +23,10 @@ def registry(runtime: Runtime, nodes: bool) -> kopf.OperatorRegistry:
     @kopf.on.event(training.GROUP, training.VERSION, training.PLURAL, registry=handlers)
     async def job(event: Any, **_: Any) -> None:
         await runtime.saw(JOB, event)
+
+    @kopf.on.event(training.GROUP, training.VERSION, search.PLURAL, registry=handlers)
+    async def architecture_search(event: Any, **_: Any) -> None:
+        await runtime.saw(SEARCH, event)
 
     @kopf.on.event("", "v1", "pods", registry=handlers, labels=OWNED)
     async def pod(event: Any, **_: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import kopf
+from adaptrain_api.search import POOL
 
 from adaptrain_operator import handlers, logs, metrics
 from adaptrain_operator.core import naming
@@ -28,6 +29,7 @@ from adaptrain_operator.runtime.leases import NodeLeases
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.reconciler import Reconciler
 from adaptrain_operator.runtime.runtime import Runtime
+from adaptrain_operator.runtime.searches import SearchReconciler
 from adaptrain_operator.server import serve
 from adaptrain_operator.settings import Settings
 
@@ -35,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 STUCK = 60.0
 """Seconds without progress after which the kubelet should start us anew."""
+
+
+SEARCHERS = 4
+"""Searches that are decided at once."""
 
 
 class Operator:
@@ -45,7 +51,10 @@ class Operator:
         self._client = client
         self._cache = Cache()
         self._queue: Queue[tuple[str, str]] = Queue()
-        self._runtime = Runtime(client, self._cache, self._queue, settings.namespaces, settings.resync_seconds)
+        self._searches: Queue[tuple[str, str]] = Queue()
+        self._runtime = Runtime(
+            client, self._cache, self._queue, self._searches, settings.namespaces, settings.resync_seconds
+        )
         self._election = Election(
             client, settings.lease_namespace, settings.lease_name, settings.identity, settings.lease_seconds
         )
@@ -89,8 +98,9 @@ class Operator:
         settings, runtime = self._settings, self._runtime
         events, leases = Events(self._client, settings.identity), NodeLeases(self._client)
         self._cache.sees_nodes = await self._may_see_nodes()
-        puller = Puller(changed=lambda key: self._queue.add(key, 0.01), distrusted=lambda key: reconciler.distrust(key))
+        puller = Puller(changed=self._heard, distrusted=lambda key: reconciler.distrust(key))
         reconciler = Reconciler(self._client, self._cache, self._queue, puller, leases, events, settings.default_image)
+        searches = SearchReconciler(self._client, self._cache, self._searches, puller, events)
         tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}
         try:
             await self._list_first(tasks)
@@ -101,7 +111,8 @@ class Operator:
                     "resync": runtime.resync(),
                     "events": events.send(),
                     "gauges": runtime.measure(self._mark),
-                    **{f"worker {n}": runtime.work(reconciler) for n in range(settings.concurrency)},
+                    **{f"worker {n}": runtime.work(self._queue, reconciler) for n in range(settings.concurrency)},
+                    **{f"searcher {n}": runtime.work(self._searches, searches) for n in range(SEARCHERS)},
                 }.items()
             }
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -171,6 +182,14 @@ class Operator:
             problem = None if task.cancelled() else task.exception()
             logger.error("%s ended", task.get_name(), exc_info=problem)
         return 1
+
+    def _heard(self, key: tuple[str, str]) -> None:
+        """A coordinator said something new."""
+        self._queue.add(key, 0.01)
+        namespace, name = key
+        search = namespace, name.removesuffix(POOL)
+        if search != key and self._cache.search(search) is not None:
+            self._searches.add(search, 0.01)
 
     def _mark(self) -> None:
         self._beat = time.monotonic()

@@ -75,9 +75,12 @@ seccompProfile:
 {{- define "adaptrain.rules" -}}
 - apiGroups: [adaptrain.io]
   resources: [adaptivetrainingjobs]
+  verbs: [get, list, watch, create, patch, delete] # it makes those of a search
+- apiGroups: [adaptrain.io]
+  resources: [architecturesearches]
   verbs: [get, list, watch, delete]
 - apiGroups: [adaptrain.io]
-  resources: [adaptivetrainingjobs/status]
+  resources: [adaptivetrainingjobs/status, architecturesearches/status]
   verbs: [patch]
 - apiGroups: [""]
   resources: [pods]

@@ -9,7 +9,16 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.training import AdaptiveTrainingJob, GitSource, ObjectMeta, checkpoint_folder, checkpoint_uri, dump
+from adaptrain_api.search import POOL
+from adaptrain_api.training import (
+    AdaptiveTrainingJob,
+    CheckpointVolume,
+    GitSource,
+    ObjectMeta,
+    checkpoint_folder,
+    checkpoint_uri,
+    dump,
+)
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Job, Object
@@ -45,10 +54,11 @@ def _given(model: Model, exclude: set[str] | None = None) -> Any:
 
 
 def _metadata(job: Job, name: str, component: str) -> Object:
+    searching = {} if job.spec.search is None else {naming.SEARCH_NAME: job.name.removesuffix(POOL)}
     return {
         "name": name,
         "namespace": job.namespace,
-        "labels": naming.labels(job.name, component),
+        "labels": {**naming.labels(job.name, component), **searching},
         "ownerReferences": [naming.owner(job.name, job.uid)],
     }
 
@@ -172,6 +182,17 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
         affinity.setdefault("nodeAffinity", {})["preferredDuringSchedulingIgnoredDuringExecution"] = [
             {"weight": 100, "preference": preferred}
         ]
+    volumes, mounts = _volumes(job), _mounts()
+    storage: dict[str, Any] = {}
+    if spec.search is not None:
+        # What the algorithms compute would take all cores of its node.
+        storage = {"ADAPTRAIN_STORAGE_DIR": "/tmp/study", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        if spec.checkpoint is not None and spec.checkpoint.volume is not None:
+            _mount_checkpoints(spec.checkpoint.volume, volumes, mounts)
+            storage["ADAPTRAIN_STORAGE_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job.namespace, job.name)}"
+        if (secret := (spec.search["spec"].get("storage") or {}).get("postgresql")) is not None:
+            held = {"secretKeyRef": {"name": secret["name"], "key": "url"}}
+            storage["ADAPTRAIN_STORAGE_URL"] = {"valueFrom": held}
     pod["spec"] |= {
         "terminationGracePeriodSeconds": 2,
         "containers": [
@@ -179,7 +200,7 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
                 "name": naming.COORDINATOR,
                 "image": image,
                 "command": ["adaptrain", "coordinator"],
-                "env": _env({**_common_env(), "ADAPTRAIN_COORDINATOR_NUMBER": str(number)}),
+                "env": _env({**_common_env(), "ADAPTRAIN_COORDINATOR_NUMBER": str(number), **storage}),
                 "ports": [
                     {"name": "control", "containerPort": CONTROL_PORT},
                     {"name": "http", "containerPort": HTTP_PORT},
@@ -192,13 +213,13 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
                 },
                 "resources": {
                     "requests": {"cpu": "50m", "memory": "128Mi"},
-                    "limits": {"memory": "256Mi"},
+                    "limits": {"memory": "256Mi" if spec.search is None else "1Gi"},
                 },
-                "volumeMounts": _mounts(),
+                "volumeMounts": mounts,
                 **_container_rules(job),
             }
         ],
-        "volumes": _volumes(job),
+        "volumes": volumes,
         "tolerations": [dump(toleration) for toleration in spec.workers.tolerations] + _node_loss(10),
         **_present(
             nodeSelector=spec.workers.node_selector,
@@ -212,8 +233,8 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
 
 def coordinator_hash(job: Job) -> str:
     """A hash of the user's fields that make the coordinator."""
-    given = [job.spec.image, job.spec.image_pull_policy]
-    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
+    given = [job.spec.image, job.spec.image_pull_policy, *([job.spec.search] if job.spec.search else [])]
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit: str | None = None) -> Object:
@@ -245,16 +266,14 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
     mounts.append({"name": "adaptrain-shm", "mountPath": "/dev/shm"})
     env_from = list(workers.env_from)
     checkpoint = spec.checkpoint
-    if checkpoint is not None and checkpoint.volume is not None:
-        claim = dump(checkpoint.volume.persistent_volume_claim)
-        volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": claim})
-        mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
+    if checkpoint is not None and checkpoint.volume is not None and spec.search is None:
+        _mount_checkpoints(checkpoint.volume, volumes, mounts)
         env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job.namespace, job.name)}"
     if (uri := checkpoint_uri(checkpoint, job.namespace, job.name)) is not None:
         env["ADAPTRAIN_CHECKPOINT_URI"] = uri
     if checkpoint is not None and checkpoint.secret_ref is not None:
         env_from.append({"secretRef": dump(checkpoint.secret_ref)})
-    source = spec.script.source if spec.script is not None else None
+    source = spec.source
     if source is not None:
         held = {"emptyDir": {}} if source.config_map is None else {"configMap": dump(source.config_map)}
         volumes.append({"name": "adaptrain-source", **held})
@@ -293,6 +312,11 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
         ),
     }
     return pod
+
+
+def _mount_checkpoints(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
+    volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": dump(volume.persistent_volume_claim)})
+    mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
 
 
 def _fetching(job: Job, git: GitSource, image: str, commit: str | None) -> Object:

@@ -30,7 +30,8 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
             f'there is no PersistentVolumeClaim "{name}" in namespace {draft.job.namespace}:'
             " create it, or change checkpoint.volume",
         )
-    if spec.workers.max > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
+    mounting = spec.workers.max if spec.search is None else 1  # of a search, its coordinator alone
+    if mounting > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
         return (
             "ClaimOfOneNode",
             f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but workers.max'

@@ -60,7 +60,7 @@ def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
             return f"has not answered for {UNREACHABLE:.0f} seconds"
         draft.plan.wake(UNREACHABLE - silence)
     if _outdated(draft, current):
-        return "runs another image than the job asks for"
+        return "is of another image or search than is asked for"
     return None
 
 
@@ -69,6 +69,8 @@ def _outdated(draft: Draft, current: Pod) -> bool:
     at the first worker and training goes on."""
     if current.template_hash == children.coordinator_hash(draft.job):
         return False
+    if draft.job.spec.search is not None:
+        return True  # evaluators go on while it is replaced: a new budget is heard at once
     wanted = children.template_hash(draft.job)
     ready = draft.ready
     return (

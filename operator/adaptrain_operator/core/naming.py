@@ -9,6 +9,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 JOB_NAME = f"{GROUP}/job-name"
+SEARCH_NAME = f"{GROUP}/search-name"
 ROLE = f"{GROUP}/role"
 COORDINATOR_NUMBER = f"{GROUP}/coordinator"
 
@@ -25,17 +26,20 @@ COORDINATOR = "coordinator"
 SOURCE = "source"
 
 
-def labels(job: str, component: str) -> dict[str, str]:
-    """The labels of a child: the common ones, and those that selectors use."""
+def common_labels(instance: str, component: str) -> dict[str, str]:
+    """The labels that Kubernetes recommends."""
     return {
         "app.kubernetes.io/name": "adaptrain",
-        "app.kubernetes.io/instance": job,
+        "app.kubernetes.io/instance": instance,
         "app.kubernetes.io/component": component,
         "app.kubernetes.io/part-of": "adaptrain",
         MANAGED_BY: FIELD_MANAGER,
-        JOB_NAME: job,
-        ROLE: component,
     }
+
+
+def labels(job: str, component: str) -> dict[str, str]:
+    """The labels of a child: the common ones, and those that selectors use."""
+    return {**common_labels(job, component), JOB_NAME: job, ROLE: component}
 
 
 def selector(job: str, component: str) -> dict[str, str]:
@@ -43,14 +47,14 @@ def selector(job: str, component: str) -> dict[str, str]:
     return {JOB_NAME: job, ROLE: component}
 
 
-def owner(name: str, uid: str) -> dict[str, Any]:
-    """The reference that lets the garbage collector remove a child with its job.
+def owner(name: str, uid: str, kind: str = KIND) -> dict[str, Any]:
+    """The reference that lets the garbage collector remove a child with its job or search.
 
     ``blockOwnerDeletion`` stays false: setting it needs a right on the job's finalizers that we don't ask for.
     """
     return {
         "apiVersion": API_VERSION,
-        "kind": KIND,
+        "kind": kind,
         "name": name,
         "uid": uid,
         "controller": True,

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from adaptrain_api.progress import Progress
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus
+from adaptrain_api.training import KIND, TrainingJobSpec, TrainingJobStatus
 
 from adaptrain_operator.core import naming
 
@@ -222,6 +222,8 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class Job:
     """An AdaptiveTrainingJob."""
+
+    kind: ClassVar[str] = KIND
 
     name: str
     namespace: str

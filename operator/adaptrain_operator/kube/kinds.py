@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adaptrain_api import training
+from adaptrain_api import search, training
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Kind:
 
 
 JOB = Kind(training.KIND, f"/apis/{training.GROUP}/{training.VERSION}", training.PLURAL)
+SEARCH = Kind(search.KIND, f"/apis/{training.GROUP}/{training.VERSION}", search.PLURAL)
 POD = Kind("Pod", "/api/v1", "pods")
 SERVICE = Kind("Service", "/api/v1", "services")
 BUDGET = Kind("PodDisruptionBudget", "/apis/policy/v1", "poddisruptionbudgets")

@@ -11,7 +11,7 @@ from typing import Any
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node, Pod
-from adaptrain_operator.kube.kinds import CHILDREN, JOB, NODE, POD, Kind
+from adaptrain_operator.kube.kinds import CHILDREN, JOB, NODE, POD, SEARCH, Kind
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -31,7 +31,7 @@ class Cache:
     """Objects by kind, namespace and name, and by the job that they belong to."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Key, _Entry]] = {kind.name: {} for kind in (JOB, POD, NODE, *CHILDREN)}
+        self._objects: dict[str, dict[Key, _Entry]] = {kind.name: {} for kind in (JOB, SEARCH, POD, NODE, *CHILDREN)}
         self._of_job: dict[Key, set[tuple[str, Key]]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self.sees_nodes = False
@@ -49,7 +49,7 @@ class Cache:
         if kind is NODE and known is not None and known.value == value:
             known.version = version
             return set()
-        job = key if kind is JOB else _job(meta)
+        job = key if kind is JOB else None if kind is SEARCH else _job(meta)
         self._objects[kind.name][key] = _Entry(uid, version, job, _owner(meta), value)
         if job is not None and kind is not JOB:
             self._of_job.setdefault(job, set()).add((kind.name, key))
@@ -91,6 +91,13 @@ class Cache:
     def job(self, key: Key) -> Object | None:
         entry = self._objects[JOB.name].get(key)
         return None if entry is None else entry.value
+
+    def search(self, key: Key) -> Object | None:
+        entry = self._objects[SEARCH.name].get(key)
+        return None if entry is None else entry.value
+
+    def searches(self) -> list[Key]:
+        return list(self._objects[SEARCH.name])
 
     def jobs(self) -> list[Key]:
         return list(self._objects[JOB.name])
@@ -164,9 +171,9 @@ def _trim(kind: Kind, obj: Object) -> Any:
     if kind is NODE:
         return Node.read(obj)
     meta = {name: value for name, value in obj["metadata"].items() if name in _KEPT}
-    if kind is JOB:
-        return {"metadata": meta, "spec": obj.get("spec") or {}, "status": obj.get("status") or {}}
     meta |= {name: obj["metadata"][name] for name in ("labels", "ownerReferences") if name in obj["metadata"]}
+    if kind in (JOB, SEARCH):
+        return {"metadata": meta, "spec": obj.get("spec") or {}, "status": obj.get("status") or {}}
     # Items of a list come without their kind.
     return {
         "apiVersion": kind.api.removeprefix("/apis/").removeprefix("/api/"),

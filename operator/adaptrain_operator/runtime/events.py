@@ -6,12 +6,9 @@ import logging
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
-from typing import Any
-
-from adaptrain_api.training import KIND
+from typing import Any, Protocol
 
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.observed import Job
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError
@@ -23,8 +20,21 @@ AGAIN_AFTER = 600.0
 REMEMBERED = 4096
 
 
+class Subject(Protocol):
+    """What events are about."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+
+
 class Events:
-    """The same words about the same job are said once in ten minutes."""
+    """The same words about the same job or search are said once in ten minutes."""
 
     def __init__(self, client: Client, identity: str) -> None:
         self._client = client
@@ -32,7 +42,7 @@ class Events:
         self._said: OrderedDict[tuple[str, str, str], float] = OrderedDict()
         self._outbox: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(maxsize=1000)
 
-    def tell(self, job: Job, event: Event) -> None:
+    def tell(self, job: Subject, event: Event) -> None:
         key = (job.uid, event.reason, event.message)
         now = time.time()
         if now - self._said.get(key, 0.0) < AGAIN_AFTER:
@@ -56,7 +66,7 @@ class Events:
             except ApiError as problem:
                 logger.info("an event was lost: %s", problem)
 
-    def _body(self, job: Job, event: Event, now: float) -> dict[str, Any]:
+    def _body(self, job: Subject, event: Event, now: float) -> dict[str, Any]:
         digest = hashlib.sha256(f"{job.uid} {event.reason} {event.message} {now}".encode()).hexdigest()[:16]
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return {
@@ -65,7 +75,7 @@ class Events:
             "metadata": {"name": f"{job.name}.{digest}", "namespace": job.namespace},
             "involvedObject": {
                 "apiVersion": naming.API_VERSION,
-                "kind": KIND,
+                "kind": job.kind,
                 "name": job.name,
                 "namespace": job.namespace,
                 "uid": job.uid,

@@ -265,7 +265,7 @@ class Reconciler:
 
     async def _write_status(self, key: Key, memory: _Memory, raw: Object, wanted: TrainingJobStatus) -> None:
         """Patch what differs, and nothing if nothing does."""
-        before, after = _without_empty(raw["status"]), _without_empty(dump(wanted))
+        before, after = without_empty(raw["status"]), without_empty(dump(wanted))
         change: Object = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
         if not change:
             return
@@ -388,7 +388,7 @@ def _role(name: str) -> str:
     return naming.COORDINATOR if f"-{naming.COORDINATOR}-" in name else naming.WORKER
 
 
-def _without_empty(status: Object) -> Object:
+def without_empty(status: Object) -> Object:
     """The API server fills in empty lists, so absent and empty must mean the same."""
     return {name: value for name, value in status.items() if value not in ([], {}, None)}
 

@@ -10,10 +10,11 @@ from adaptrain_operator import metrics
 from adaptrain_operator.core import naming
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError, Conflict, NotFound
-from adaptrain_operator.kube.kinds import CHILDREN, JOB, NODE, POD, Kind
+from adaptrain_operator.kube.kinds import CHILDREN, JOB, NODE, POD, SEARCH, Kind
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.reconciler import Reconciler
+from adaptrain_operator.runtime.searches import SearchReconciler
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,18 @@ class Runtime:
     """Level-triggered: an event only says which job to look at."""
 
     def __init__(
-        self, client: Client, cache: Cache, queue: Queue[Key], namespaces: tuple[str, ...], resync_seconds: float
+        self,
+        client: Client,
+        cache: Cache,
+        queue: Queue[Key],
+        searches: Queue[Key],
+        namespaces: tuple[str, ...],
+        resync_seconds: float,
     ) -> None:
         self._client = client
         self._cache = cache
         self._queue = queue
+        self._searches = searches
         self._namespaces = namespaces
         self._resync_seconds = resync_seconds
         self._relisted = asyncio.Event()
@@ -50,17 +58,21 @@ class Runtime:
         deleted = event["type"] == "DELETED"
         for job in self._cache.drop(kind, obj) if deleted else self._cache.put(kind, obj):
             self._queue.add(job, COALESCE)
+        if (search := _search(kind, obj)) is not None:
+            self._searches.add(search, COALESCE)
 
     async def list_everything(self) -> None:
         """Make the cache equal to what is. Nothing is decided before this has succeeded once."""
-        for kind in (JOB, POD, *CHILDREN):
-            await self._list(kind, None if kind is JOB else naming.OWNED_SELECTOR)
+        for kind in (JOB, SEARCH, POD, *CHILDREN):
+            await self._list(kind, None if kind in (JOB, SEARCH) else naming.OWNED_SELECTOR)
         if self._cache.sees_nodes:
             await self._list(NODE, None)
         first, self.listed = not self.listed, True
         if first:
             for key in self._cache.jobs():
                 self._queue.add(key)
+        for key in self._cache.searches():
+            self._searches.add(key, 0.0 if first else COALESCE)
         metrics.RESYNCS.labels("ok").inc()
 
     async def _list(self, kind: Kind, selector: str | None) -> None:
@@ -103,10 +115,10 @@ class Runtime:
                 return
             await asyncio.sleep(left)
 
-    async def work(self, reconciler: Reconciler) -> None:
-        """One worker of the queue, for ever."""
+    async def work(self, queue: Queue[Key], reconciler: Reconciler | SearchReconciler) -> None:
+        """One worker of a queue, for ever."""
         while True:
-            key = await self._queue.get()
+            key = await queue.get()
             began = time.monotonic()
             try:
                 async with asyncio.timeout(120):
@@ -114,21 +126,21 @@ class Runtime:
             except (Conflict, NotFound):
                 # Somebody was faster: the cache has been told, look again.
                 metrics.RECONCILES.labels("conflict").inc()
-                self._queue.retry(key)
+                queue.retry(key)
             except (ApiError, TimeoutError) as problem:
                 metrics.RECONCILES.labels("error").inc()
-                delay = self._queue.retry(key)
+                delay = queue.retry(key)
                 logger.warning("tried again in %.1f s: %s", delay, problem, extra={"job": "/".join(key)})
             except Exception:
                 # One job's trouble must not stop the others'.
                 metrics.RECONCILES.labels("error").inc()
-                self._queue.retry(key)
+                queue.retry(key)
                 logger.exception("a decision failed", extra={"job": "/".join(key)})
             else:
                 metrics.RECONCILES.labels("ok").inc()
-                self._queue.succeeded(key)
+                queue.succeeded(key)
             finally:
-                self._queue.done(key)
+                queue.done(key)
                 metrics.RECONCILE_SECONDS.observe(time.monotonic() - began)
 
     async def measure(self, beat: Callable[[], None]) -> None:
@@ -139,3 +151,10 @@ class Runtime:
                 metrics.JOBS.labels(phase).set(count)
             beat()
             await asyncio.sleep(2)
+
+
+def _search(kind: Kind, obj: Object) -> Key | None:
+    """The search that an object is or belongs to."""
+    meta = obj["metadata"]
+    name = meta["name"] if kind is SEARCH else (meta.get("labels") or {}).get(naming.SEARCH_NAME)
+    return None if name is None or kind not in (SEARCH, JOB) else (meta.get("namespace") or "", name)

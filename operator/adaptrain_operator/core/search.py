@@ -1,0 +1,391 @@
+"""What to do for an ArchitectureSearch: a job whose workers are its evaluators, and at the end one for its winner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from adaptrain_api import search as api
+from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
+from adaptrain_api.search import (
+    ArchitectureSearch,
+    ArchitectureSearchSpec,
+    ArchitectureSearchStatus,
+    Gate,
+    TrialCounts,
+    TrialSummary,
+    metrics_named,
+    set_parameter,
+)
+from adaptrain_api.training import Condition, ObjectMeta, TrainingJobSpec, TrainingJobStatus, dump
+from pydantic import ValidationError
+
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.children import contained
+from adaptrain_operator.core.conditions import duration
+from adaptrain_operator.core.draft import Conditions
+from adaptrain_operator.core.observed import Object, moment
+from adaptrain_operator.core.plan import Event
+
+CHOICES_LENGTH = 2000
+"""Of an architecture in the status: ten of them must leave it small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """An ArchitectureSearch."""
+
+    kind: ClassVar[str] = api.KIND
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    deleting: bool
+    spec: ArchitectureSearchSpec
+    status: ArchitectureSearchStatus
+
+    @property
+    def pool(self) -> str:
+        """The name of the job whose workers are the evaluators."""
+        return self.name + api.POOL
+
+    @property
+    def winner(self) -> str:
+        """The name of the job that the winner is promoted to."""
+        return self.name + api.WINNER
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSeen:
+    """Everything besides the search that a decision rests on."""
+
+    jobs: Mapping[str, Object]
+    """Jobs of its namespace that concern it, by name: its own, and a gate's."""
+    progress: SearchProgress | None = None
+    """The newest word of its coordinator."""
+    members: int = 0
+
+
+@dataclass(slots=True)
+class SearchPlan:
+    """The reconciler carries it out in this order: status, delete, apply, events."""
+
+    status: ArchitectureSearchStatus
+    apply: list[Object] = field(default_factory=list)
+    delete: list[Object] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    remove: bool = False
+    requeue_after: float | None = None
+
+    def wake(self, seconds: float) -> None:
+        """Decide again after at most so long."""
+        seconds = max(0.05, seconds)
+        self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)
+
+
+@dataclass(slots=True)
+class _Draft:
+    search: Search
+    seen: SearchSeen
+    now: float
+    plan: SearchPlan
+    conditions: Conditions
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        self.plan.events.append(Event(type, reason, message))
+
+    @property
+    def pool(self) -> Object | None:
+        return _own(self.search, self.seen.jobs.get(self.search.pool))
+
+
+def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
+    """What to do for a search, given everything that was seen of it. Idempotent."""
+    draft = _Draft(
+        search,
+        seen,
+        now,
+        SearchPlan(status=search.status),
+        Conditions(search.status.conditions, search.generation, now),
+    )
+    if search.deleting:
+        return draft.plan
+    if draft.conditions.true("Complete") and _goes_on(draft):
+        draft.conditions.set("Complete", False, "BudgetRaised", "the search goes on: its budget was raised")
+        draft.fields["completion_time"] = None
+    ended = draft.conditions.true("Complete") or draft.conditions.true("Failed")
+    if not ended:
+        _tell_progress(draft)
+        ended = _end(draft)
+    if ended:
+        _after_end(draft)
+    else:
+        _run(draft)
+    draft.plan.status = search.status.model_copy(
+        update={
+            **draft.fields,
+            "conditions": draft.conditions.list(),
+            "observed_generation": search.generation,
+        }
+    )
+    for type, warns in (("Complete", False), ("Failed", True), ("Promoted", False)):
+        condition = draft.conditions.changed(type)
+        if condition is not None and condition.status == "True":
+            draft.event("Warning" if warns else "Normal", condition.reason, condition.message)
+        elif condition is not None and type == "Promoted":
+            draft.event("Warning", condition.reason, condition.message)
+    return draft.plan
+
+
+def _goes_on(draft: _Draft) -> bool:
+    """The budget was raised after the search had used it up."""
+    search, counts = draft.search, draft.search.status.trials or TrialCounts()
+    complete = draft.conditions.get("Complete")
+    assert complete is not None
+    before, trials = search.status.budget or search.spec.budget, search.spec.budget.trials
+    return (
+        complete.reason == "SearchComplete"
+        and search.spec.budget != before
+        and (trials is None or trials > counts.complete + counts.pruned + counts.failed)
+    )
+
+
+def _run(draft: _Draft) -> None:
+    search, spec = draft.search, draft.search.spec
+    started = draft.fields.get("start_time") or search.status.start_time
+    if started is None and not spec.suspend:
+        started = draft.fields["start_time"] = moment(draft.now)
+    limit = spec.active_deadline_seconds
+    if limit is not None and started is not None and not spec.suspend:
+        left = started.timestamp() + limit - draft.now
+        if left <= 0:
+            message = f"the search ran for activeDeadlineSeconds ({limit} s) without completing"
+            _fail(draft, "DeadlineExceeded", message)
+            _after_end(draft)
+            return
+        draft.plan.wake(left)
+    if spec.suspend:
+        draft.conditions.set(
+            "Suspended",
+            True,
+            "SearchSuspended",
+            "evaluators are removed, the study is kept: set suspend to false to go on",
+        )
+        draft.fields["start_time"] = None
+    else:
+        draft.conditions.clear("Suspended", "Resumed", "the search runs again")
+    wanted = pool_job(search)
+    if not contained(wanted, draft.seen.jobs.get(search.pool)):
+        draft.plan.apply.append(wanted)
+    _tell_pods(draft)
+    draft.fields["budget"] = spec.budget
+    draft.plan.wake(5.0)
+
+
+def pool_job(search: Search) -> Object:
+    """The job whose workers are the evaluators."""
+    meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
+    job = api.pool(ArchitectureSearch(metadata=meta, spec=search.spec))
+    return _job(search, search.pool, dump(job)["spec"])
+
+
+def _job(search: Search, name: str, spec: Object) -> Object:
+    return {
+        "apiVersion": naming.API_VERSION,
+        "kind": "AdaptiveTrainingJob",
+        "metadata": {
+            "name": name,
+            "namespace": search.namespace,
+            "labels": {**naming.common_labels(search.name, "search"), naming.SEARCH_NAME: search.name},
+            "ownerReferences": [naming.owner(search.name, search.uid, api.KIND)],
+        },
+        "spec": spec,
+    }
+
+
+def _own(search: Search, job: Object | None) -> Object | None:
+    """A job, if the search made it."""
+    owners = [] if job is None else job["metadata"].get("ownerReferences") or []
+    return job if any(owner["uid"] == search.uid for owner in owners) else None
+
+
+def _status(job: Object) -> TrainingJobStatus:
+    status: TrainingJobStatus = TrainingJobStatus.model_validate(job.get("status") or {})
+    return status
+
+
+def _condition(job: Object, type: str) -> Condition | None:
+    return next((one for one in _status(job).conditions if one.type == type), None)
+
+
+def _tell_pods(draft: _Draft) -> None:
+    """The evaluators' own conditions are the pool's."""
+    search, pool = draft.search, draft.pool
+    wanted = 0 if search.spec.suspend else search.spec.parallelism.max
+    if pool is None:
+        stranger = draft.seen.jobs.get(search.pool)
+        if stranger is not None:
+            message = f"there is a job {search.pool} that this search did not make: rename one of them"
+            draft.conditions.set("PodsReady", False, "NameTaken", message)
+            draft.plan.apply.clear()
+        draft.fields |= {"phase": "Pending", "evaluators": f"0/{wanted}"}
+        return
+    status = _status(pool)
+    draft.fields["evaluators"] = f"{status.ready_replicas or 0}/{wanted}"
+    if search.spec.suspend or wanted == 0:
+        left = bool(status.ready_replicas)
+        draft.fields["phase"] = "Suspended" if search.spec.suspend and not left else "Pending"
+        words = "the search is suspended" if search.spec.suspend else "parallelism.max is 0: raise it to go on"
+        draft.conditions.set("PodsReady", False, "NoEvaluators", words)
+        return
+    draft.fields["phase"] = "Running" if status.phase == "Running" else "Pending"
+    ready = _condition(pool, "PodsReady")
+    if ready is not None:
+        message = ready.message.replace("workers", "evaluators").replace("worker ", "evaluator ")
+        draft.conditions.set("PodsReady", ready.status == "True", ready.reason, message)
+    progress = draft.seen.progress
+    if progress is not None and progress.storage_error:
+        draft.conditions.set("StudyWritable", False, "StorageFailed", progress.storage_error[:800])
+    else:
+        draft.conditions.clear("StudyWritable", "Written", "the study is written")
+
+
+def _tell_progress(draft: _Draft) -> None:
+    progress = draft.seen.progress
+    if progress is None:
+        return
+    spec, fields = draft.search.spec, draft.fields
+    ended = progress.complete + progress.pruned + progress.failed
+    known = draft.search.status.trials or TrialCounts()
+    if ended < known.complete + known.pruned + known.failed:
+        return  # of a coordinator that has just taken over
+    counts = progress.model_dump(include={"complete", "pruned", "failed", "running"})
+    fields["trials"] = TrialCounts(**counts)
+    fields["progress"] = f"{ended}/{spec.budget.trials}" if spec.budget.trials is not None else str(ended)
+    fields["top"] = [_summary(spec, one) for one in progress.top]
+    fields["pareto_size"] = progress.pareto_size
+    fields["evaluations_per_minute"] = float(f"{progress.per_minute:.3g}")
+    if progress.top:
+        metric = spec.objectives[0].metric
+        fields["best"] = f"{metric}={progress.top[0].metrics[metric]:.4g}"
+    left = None if spec.budget.trials is None else max(0, spec.budget.trials - ended)
+    rate = progress.per_minute
+    fields["eta"] = duration(60.0 * left / rate) if left is not None and rate else None
+
+
+def _summary(spec: ArchitectureSearchSpec, one: TrialResult) -> TrialSummary:
+    values = {name: float(f"{one.metrics[name]:.6g}") for name in metrics_named(spec)}
+    return TrialSummary(trial=one.trial, values=values, architecture=one.choices[:CHOICES_LENGTH])
+
+
+def _end(draft: _Draft) -> bool:
+    """Whether the search has ended, well or badly."""
+    pool, progress = draft.pool, draft.seen.progress
+    failed = None if pool is None else _condition(pool, "Failed")
+    if failed is not None and failed.status == "True":
+        _fail(draft, failed.reason, failed.message)
+        return True
+    end = None if progress is None else progress.end
+    if end is None:
+        return False
+    if end.outcome == "failed":
+        _fail(draft, end.reason, end.message)
+        return True
+    _succeed(draft, end)
+    return True
+
+
+def _succeed(draft: _Draft, end: SearchEnd) -> None:
+    draft.conditions.set("Complete", True, end.reason, end.message)
+    draft.conditions.clear("PodsReady", "Complete", "the search is complete")
+    draft.fields |= {"phase": "Succeeded", "completion_time": moment(draft.now), "eta": None}
+    progress, promote = draft.seen.progress, draft.search.spec.promote
+    if promote is None or progress is None:
+        return
+    winner = progress.top[0]
+    refusal = _refusal(promote.gate, winner, draft.seen.jobs)
+    if refusal is not None:
+        draft.conditions.set("Promoted", False, "GateNotPassed", refusal)
+        return
+    try:
+        job = promoted_job(draft.search, winner)
+    except ValueError as error:
+        draft.conditions.set("Promoted", False, "InvalidJob", str(error))
+        return
+    draft.plan.apply.append(job)
+    draft.fields["promoted_job"] = draft.search.winner
+    draft.conditions.set(
+        "Promoted", True, "JobCreated", f"trial {winner.trial} is trained by the job {draft.search.winner}"
+    )
+
+
+def _refusal(gate: Gate | None, winner: TrialResult, jobs: Mapping[str, Object]) -> str | None:
+    """Why the winner doesn't pass; None if it does."""
+    if gate is None:
+        return None
+    value = winner.metrics.get(gate.metric)
+    if value is None:
+        reported = ", ".join(sorted(winner.metrics))
+        return f"trial {winner.trial} reported no {gate.metric}, which the gate names; it reported {reported}"
+    head = f"the winner, trial {winner.trial}, has {gate.metric} {value:.6g}"
+    if gate.at_least is not None and value < gate.at_least:
+        return f"{head}, and the gate wants at least {gate.at_least:g}: nothing was created"
+    if gate.at_most is not None and value > gate.at_most:
+        return f"{head}, and the gate wants at most {gate.at_most:g}: nothing was created"
+    if gate.better_than is None:
+        return None
+    rival = jobs.get(gate.better_than)
+    model = None if rival is None else _status(rival).model
+    if model is None or model.value is None or model.metric != gate.metric:
+        return f"the gate compares with {gate.metric} of the job {gate.better_than}, which has left none"
+    better = value < model.value if gate.at_most is not None or "loss" in gate.metric else value > model.value
+    return None if better else f"{head}, not better than {model.value:.6g} of {gate.better_than}: nothing was created"
+
+
+def promoted_job(search: Search, winner: TrialResult) -> Object:
+    """The job that trains the winner.
+
+    Raises:
+        ValueError: the template, with the winner's model and parameters, is no valid job.
+    """
+    assert search.spec.promote is not None
+    trial = dump(search.spec.trial)
+    spec: Object = {name: trial[name] for name in ("model", "data", "phases") if name in trial}
+    spec |= search.spec.promote.job
+    if winner.model is not None:
+        spec["model"] = winner.model
+    for name, value in winner.parameters.items():
+        set_parameter(spec, name, value)
+    try:
+        TrainingJobSpec.model_validate(spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"promote.job: with the winner in it, {where}: {first['msg']}: correct it") from error
+    return _job(search, search.winner, spec)
+
+
+def _fail(draft: _Draft, reason: str, message: str) -> None:
+    draft.conditions.set("Failed", True, reason, message)
+    draft.conditions.clear("PodsReady", "Failed", "the search has failed")
+    draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now), "eta": None}
+
+
+def _after_end(draft: _Draft) -> None:
+    """The evaluators go; the study stays where it is, and so does the promoted job."""
+    search = draft.search
+    if draft.pool is not None:
+        draft.plan.delete.append(draft.pool)
+    draft.fields["evaluators"] = "0/0"
+    trials = draft.fields.get("trials") or search.status.trials
+    if trials is not None:
+        draft.fields["trials"] = trials.model_copy(update={"running": 0})
+    done = draft.fields.get("completion_time") or search.status.completion_time or moment(draft.now)
+    ttl = search.spec.ttl_seconds_after_finished
+    if ttl is None:
+        return
+    if draft.now >= done.timestamp() + ttl:
+        draft.plan.remove = True
+    else:
+        draft.plan.wake(done.timestamp() + ttl - draft.now)

@@ -1,0 +1,131 @@
+"""Reads what is known of a search, has the core decide, and carries the plan out."""
+
+import logging
+import time
+from typing import Any
+
+from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.training import dump
+from pydantic import ValidationError
+
+from adaptrain_operator.core.draft import Conditions
+from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
+from adaptrain_operator.kube.client import Client
+from adaptrain_operator.kube.errors import Conflict, NotFound, Refused
+from adaptrain_operator.kube.kinds import JOB, SEARCH
+from adaptrain_operator.runtime.cache import Cache, Key
+from adaptrain_operator.runtime.events import Events
+from adaptrain_operator.runtime.queue import Queue
+from adaptrain_operator.runtime.reconciler import Contacts, without_empty
+
+logger = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+REFUSED_AGAIN = 30.0
+
+
+class SearchReconciler:
+    """One per process; searches are worked on concurrently, each by one worker at a time."""
+
+    def __init__(self, client: Client, cache: Cache, queue: Queue[Key], contacts: Contacts, events: Events) -> None:
+        self._client = client
+        self._cache = cache
+        self._queue = queue
+        self._contacts = contacts
+        self._events = events
+
+    async def reconcile(self, key: Key) -> None:
+        """Bring one search closer to what is wanted. Raises what a retry may cure."""
+        raw = self._cache.search(key)
+        if raw is None:
+            return
+        search = _read(raw)
+        if isinstance(search, str):
+            await self._tell(key, raw, "InvalidSpec", search)
+            return
+        plan = decide_search(search, self._observe(search), time.time())
+        await self._write_status(key, raw, plan.status)
+        try:
+            await self._carry_out(key, search, plan)
+        except Refused as problem:
+            logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
+            message = f"the API server refuses its jobs: {problem.message[:500]}: correct the search"
+            await self._tell(key, self._cache.search(key) or raw, "JobRefused", message)
+            self._queue.add(key, REFUSED_AGAIN)
+            return
+        if plan.requeue_after is not None:
+            self._queue.add(key, plan.requeue_after)
+
+    def _observe(self, search: Search) -> SearchSeen:
+        promote = search.spec.promote
+        rival = promote.gate.better_than if promote is not None and promote.gate is not None else None
+        names = [name for name in (search.pool, search.winner, rival) if name is not None]
+        found = {name: self._cache.job((search.namespace, name)) for name in names}
+        contact = self._contacts.contact((search.namespace, search.pool))
+        progress = contact.progress
+        return SearchSeen(
+            jobs={name: job for name, job in found.items() if job is not None},
+            progress=None if progress is None else progress.search,
+            members=0 if progress is None else len(progress.members),
+        )
+
+    async def _carry_out(self, key: Key, search: Search, plan: SearchPlan) -> None:
+        if plan.remove:
+            logger.info("its time to live is over", extra={"job": "/".join(key)})
+            try:
+                await self._client.delete(SEARCH, key[0], key[1], search.uid, background=True)
+            except (NotFound, Conflict):
+                self._cache.gone(SEARCH, key, search.uid)
+            return
+        for job in plan.apply:
+            self._cache.put(JOB, await self._client.apply(JOB, job))
+        for job in plan.delete:
+            meta = job["metadata"]
+            try:
+                await self._client.delete(JOB, key[0], meta["name"], meta["uid"], background=True)
+            except (NotFound, Conflict):
+                self._cache.gone(JOB, (key[0], meta["name"]), meta["uid"])
+        for event in plan.events:
+            self._events.tell(search, event)
+
+    async def _tell(self, key: Key, raw: Object, reason: str, message: str) -> None:
+        """The schema let it pass, and it can't be carried out: say so and leave what runs alone."""
+        status = ArchitectureSearchStatus.model_validate(raw["status"])
+        conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), time.time())
+        conditions.set("PodsReady", False, reason, message)
+        update = {"conditions": conditions.list(), "phase": status.phase or "Pending"}
+        await self._write_status(key, raw, status.model_copy(update=update))
+
+    async def _write_status(self, key: Key, raw: Object, wanted: ArchitectureSearchStatus) -> None:
+        """Patch what differs, and nothing if nothing does."""
+        before, after = without_empty(raw["status"]), without_empty(dump(wanted))
+        change = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
+        if not change:
+            return
+        try:
+            answer = await self._client.patch_status(SEARCH, key[0], key[1], {"status": change})
+        except NotFound:
+            self._cache.gone(SEARCH, key, raw["metadata"]["uid"])
+            raise
+        self._cache.put(SEARCH, answer)
+
+
+def _read(raw: Object) -> Search | str:
+    """A search, or why it can't be read."""
+    meta = raw["metadata"]
+    try:
+        spec = ArchitectureSearchSpec.model_validate(raw["spec"])
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"spec.{where}: {first['msg']}: correct it, or upgrade the operator"
+    return Search(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=meta.get("generation", 0),
+        deleting="deletionTimestamp" in meta,
+        spec=spec,
+        status=ArchitectureSearchStatus.model_validate(raw["status"]),
+    )
