@@ -25,6 +25,13 @@ def test_neighbours_differ_in_one_choice(space: Space) -> None:
         assert all(c in parents for c, parents in zip(child, zip(one, other, strict=True), strict=True))
 
 
+def test_ordered_choices_are_near_those_next_to_them() -> None:
+    space = Space((Dimension("width", (8, 16, 32, 64, 128), "width", ordered=True), Dimension("a", ("x", "y"), "a")))
+    assert space.neighbours((0, 0)) == [(1, 0), (2, 0), (0, 1)]
+    assert space.neighbours((3, 1)) == [(1, 1), (2, 1), (4, 1), (3, 0)]
+    assert space.describe((3, 1)) == {"width": 64, "a": "y"}
+
+
 def test_what_cannot_be_built_is_never_drawn() -> None:
     class NoneWithout(Space):
         def is_valid(self, architecture: tuple[int, ...]) -> bool:

@@ -12,22 +12,26 @@ Architecture = tuple[int, ...]
 Codes = NDArray[np.int64]
 """Architectures as rows: [n, dimensions]."""
 Features = NDArray[np.float64]
-
-STEPS = 2
-"""A neighbour's number is at most so many places away."""
+NEAR = 2
+"""Steps between ordered choices that are neighbours."""
 
 
 @dataclass(frozen=True)
 class Dimension:
     """One choice. Dimensions of the same ``kind`` have the same choices, and what is learned of one holds for all.
 
-    Those that are ``ordered`` are numbers, rising.
+    The choices of an ``ordered`` one are numbers, and the ones next to each other are alike.
     """
 
     name: str
     choices: tuple[Any, ...]
     kind: str
     ordered: bool = False
+
+    def near(self, choice: int) -> range:
+        """The choices that are one step away, this one among them: all, or those up to ``NEAR`` places off."""
+        last = len(self.choices)
+        return range(max(0, choice - NEAR), min(last, choice + NEAR + 1)) if self.ordered else range(last)
 
 
 class Space:
@@ -55,21 +59,21 @@ class Space:
         """The same for all architectures that compute the same: they are never evaluated twice."""
         return architecture
 
-    def features(self, codes: Codes) -> Features:
-        """Numbers that tell more of architectures than their choices do: [n, features], about one in size."""
-        return np.zeros((len(codes), 0))
-
     def describe(self, architecture: Architecture) -> dict[str, Any]:
-        """What was chosen, by dimension."""
-        return {one.name: one.choices[n] for one, n in zip(self.dimensions, architecture, strict=True)}
+        """What is chosen in each dimension, by its name."""
+        return {d.name: d.choices[choice] for d, choice in zip(self.dimensions, architecture, strict=True)}
 
     def choice(self, architecture: Architecture) -> dict[str, Any]:
         """What a trial makes of it: a job's ``model``, ``parameters`` of the trial by name, or both."""
         return {"model": self.model(architecture)}
 
     def model(self, architecture: Architecture) -> dict[str, Any] | None:
-        """It as a job's model, ``{"name": …, "args": …}``; None: only a function knows what to do with it."""
+        """It as a job's ``model``, its name and its args; None: only a function makes something of it."""
         return None
+
+    def features(self, codes: Codes) -> Features:
+        """Numbers that tell more of architectures than their choices do: [n, features], about one in size."""
+        return np.zeros((len(codes), 0))
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Any valid architecture, each with the same probability."""
@@ -79,12 +83,11 @@ class Space:
                 return drawn
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
-        """All valid ones that differ in one choice, in a number by little."""
+        """All valid ones that differ in one choice, by few places where the choices are ordered."""
         found = []
-        for place, size in enumerate(self.sizes):
-            here, ordered = architecture[place], self.dimensions[place].ordered
-            for choice in range(max(0, here - STEPS), min(size, here + STEPS + 1)) if ordered else range(size):
-                if choice != here:
+        for place, dimension in enumerate(self.dimensions):
+            for choice in dimension.near(architecture[place]):
+                if choice != architecture[place]:
                     other = (*architecture[:place], choice, *architecture[place + 1 :])
                     if self.is_valid(other):
                         found.append(other)
