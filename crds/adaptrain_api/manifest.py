@@ -32,7 +32,8 @@ def documents(text: str) -> list[Any]:
     return [document for document in yaml.load_all(text, _Loader) if document is not None]
 
 
-def _scalar(text: str) -> Any:
+def plain(text: str) -> Any:
+    """What a scalar without quotes means."""
     if text in _NULLS:
         return None
     if text in _BOOLEANS:
@@ -63,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
     def construct_plain(self, node: yaml.ScalarNode) -> Any:
-        return _scalar(node.value)
+        return plain(node.value)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from adaptrain_api.base import (
     Boolean,
@@ -17,6 +17,7 @@ from adaptrain_api.base import (
     Open,
     Readings,
     Rule,
+    Rules,
     Text,
     dump,
 )
@@ -53,13 +54,26 @@ SPACES = ("nasbench201",)
 """Built-in spaces whose architectures are models that can be trained."""
 AlgorithmName = Literal["auto", "random", "localSearch", "evolution"]
 OF_ONE_OBJECTIVE = ("localSearch",)
-MOST_VALUES = 1000
+MOST_VALUES, LONGEST_VALUE = 200, 253
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
+
+
+def _scalar(value: object) -> str | int:
+    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    if not fits and not (isinstance(value, str) and len(value) <= LONGEST_VALUE):
+        raise ValueError("must be an integer, or else a string: put it in quotes")
+    assert isinstance(value, int | str)
+    return value
+
+
 Scalar = Annotated[
-    bool | int | float | str,
-    WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True}),
+    str | int,
+    PlainValidator(_scalar),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": LONGEST_VALUE}),
+    Rules(Rule(cel="type(self) == int || type(self) == string", message="must be an integer, or a string in quotes")),
 ]
+"""A value of a parameter. A structural schema has no better word for several types."""
 
 
 class Parameter(Model):
@@ -71,11 +85,17 @@ class Parameter(Model):
             pattern=PARAMETER,
             max_length=253,
             description="The field of the trial that it sets, such as phases[0].optimizer.learningRate or"
-            " model.args.width; for a function, the name of its argument.",
+            " model.args.width; for a callable, one of its choices.",
         ),
     ]
     values: Annotated[
-        list[Scalar] | None, Field(min_length=1, max_length=MOST_VALUES, description="These; or else min and max.")
+        list[Scalar] | None,
+        Field(
+            min_length=1,
+            max_length=MOST_VALUES,
+            description="These; or else min and max. What is no integer goes in quotes, and means what YAML takes it for"
+            " without them: a number, true, false, or text.",
+        ),
     ] = None
     min: Annotated[Number | None, Field(description="Smallest number.")] = None
     max: Annotated[Number | None, Field(description="Largest number.")] = None
@@ -234,12 +254,12 @@ class Trial(Model):
     model: ModelSource | None = None
     data: DataSource | None = None
     phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
-    function: Annotated[
+    callable: Annotated[
         Component | None,
         Field(description="module:callable that takes a trial and returns its metrics, instead of training."),
     ] = None
     source: Annotated[
-        Source | None, Field(description="Files that function and data find to import; absent: the image's.")
+        Source | None, Field(description="Files that callable and data find to import; absent: the image's.")
     ] = None
     timeout_seconds: Annotated[
         Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds after which a trial has failed; absent: none.")
@@ -247,20 +267,20 @@ class Trial(Model):
 
     rules = (
         Rule(
-            cel="has(self.function)"
+            cel="has(self.callable)"
             " ? !has(self.model) && !has(self.data) && !has(self.phases)"
             " : has(self.data) && has(self.phases)",
-            message="give data and phases, or else a function, which has its own",
+            message="give data and phases, or else a callable, which has its own",
             check=lambda self: (
-                {self.data is None, self.phases is None} == {self.function is not None}
-                and (self.function is None or self.model is None)
+                {self.data is None, self.phases is None} == {self.callable is not None}
+                and (self.callable is None or self.model is None)
             ),
         ),
         Rule(
-            cel="!has(self.function) || self.function.contains(':')",
-            message="trial.function must be module:callable",
-            check=lambda self: self.function is None or ":" in self.function,
-            path=".function",
+            cel="!has(self.callable) || self.callable.contains(':')",
+            message="trial.callable must be module:callable",
+            check=lambda self: self.callable is None or ":" in self.callable,
+            path=".callable",
         ),
     )
 
@@ -370,10 +390,10 @@ class ArchitectureSearchSpec(Model):
 
     rules = (
         Rule(
-            cel="has(self.trial.function) || has(self.space.name) != has(self.trial.model)",
+            cel="has(self.trial.callable) || has(self.space.name) != has(self.trial.model)",
             message="the architecture comes from space.name or from trial.model: give one of them",
             check=lambda self: (
-                self.trial.function is not None or (self.space.name is None) != (self.trial.model is None)
+                self.trial.callable is not None or (self.space.name is None) != (self.trial.model is None)
             ),
             path=".trial",
         ),
@@ -390,9 +410,9 @@ class ArchitectureSearchSpec(Model):
             path=".algorithm.name",
         ),
         Rule(
-            cel="!has(self.promote) || !has(self.trial.function) || has(self.space.name)",
+            cel="!has(self.promote) || !has(self.trial.callable) || has(self.space.name)",
             message="promote needs an architecture that a job can train: give space.name, or trial.data and phases",
-            check=lambda self: self.promote is None or self.trial.function is None or self.space.name is not None,
+            check=lambda self: self.promote is None or self.trial.callable is None or self.space.name is not None,
             path=".promote",
         ),
         *(

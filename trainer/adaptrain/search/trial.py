@@ -77,8 +77,8 @@ class Bench:
         """
         trial = spec.trial
         torch.set_num_threads(1)  # a pool of threads would not survive the fork
-        if trial.function is not None:
-            return cls(spec, None, find("trial.function", trial.function))
+        if trial.callable is not None:
+            return cls(spec, None, find("trial.callable", trial.callable))
         assert trial.data is not None
         chosen = any(one.name.split(".")[0] == "data" for one in spec.space.parameters)
         return cls(spec, None if chosen else load_data(trial.data), None)
@@ -159,7 +159,7 @@ def _metrics(returned: Any, spec: ArchitectureSearchSpec) -> Metrics:
     if isinstance(returned, Mapping):
         return {str(name): float(value) for name, value in returned.items()}
     names = ", ".join(one.metric for one in spec.objectives)
-    raise InvalidJob(f"trial.function returned {type(returned).__name__}: it has to return a mapping with {names}")
+    raise InvalidJob(f"trial.callable returned {type(returned).__name__}: it has to return a mapping with {names}")
 
 
 def _costs(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from adaptrain_api.manifest import plain
 from adaptrain_api.search import Parameter
 
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
@@ -23,7 +24,7 @@ class Parameters(Space):
 def values(parameter: Parameter) -> tuple[Any, ...]:
     """What a parameter may be, in order; whole numbers as integers."""
     if parameter.values is not None:
-        return tuple(dict.fromkeys(parameter.values))
+        return tuple(dict.fromkeys(plain(v) if isinstance(v, str) else v for v in parameter.values))
     assert parameter.min is not None
     assert parameter.max is not None
     low, high = parameter.min, parameter.max
