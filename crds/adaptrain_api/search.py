@@ -93,8 +93,8 @@ class Parameter(Model):
         Field(
             min_length=1,
             max_length=MOST_VALUES,
-            description="These; or else min and max. What is no integer goes in quotes, and means what YAML takes it for"
-            " without them: a number, true, false, or text.",
+            description="These; or else min and max. What is no integer goes in quotes, and means what it would in"
+            " YAML without them: a number, true, false, or text.",
         ),
     ] = None
     min: Annotated[Number | None, Field(description="Smallest number.")] = None

@@ -109,6 +109,8 @@ class Generator:
     def mend(self, spec: dict[str, Any]) -> None:
         """Make it probable that the rules over several fields hold."""
         draw, own = self.draw, ("model", "data", "phases")
+        if "search" in spec and draw.random() < 0.9:
+            del spec["search"]
         if draw.random() < 0.2:
             for field in own:
                 spec.pop(field, None)

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
 from pydantic import ValidationError
 
@@ -141,7 +142,7 @@ class Reconciler:
         if memory.job is not None and memory.version == meta["resourceVersion"]:
             return memory.job
         try:
-            spec = TrainingJobSpec.model_validate(raw["spec"])
+            spec = _spec(raw)
         except ValidationError as problem:
             logger.warning("a job can't be read: %s", problem, extra={"job": f"{meta['namespace']}/{meta['name']}"})
             memory.job = None
@@ -162,7 +163,7 @@ class Reconciler:
     async def _tell_invalid(self, key: Key, memory: _Memory, raw: Object) -> None:
         """The schema let it pass, this operator can't read it: say so and leave what runs alone."""
         try:
-            TrainingJobSpec.model_validate(raw["spec"])
+            _spec(raw)
             return
         except ValidationError as problem:
             first = problem.errors()[0]
@@ -378,6 +379,17 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     failures.sort(key=lambda failure: not isinstance(failure, Refused))
     if failures:
         raise failures[0]
+
+
+def _spec(raw: Object) -> TrainingJobSpec:
+    """
+    Raises:
+        ValidationError: it breaks a rule of the API, or is of a search that does.
+    """
+    spec: TrainingJobSpec = TrainingJobSpec.model_validate(raw["spec"])
+    if spec.search is not None:
+        ArchitectureSearch.model_validate(spec.search)
+    return spec
 
 
 def _single(claim: Claim) -> bool:
