@@ -182,6 +182,8 @@ def _context() -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
     # An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
-    context.set_forkserver_preload(["adaptrain.worker", "adaptrain.training", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training", "torch._dynamo"]
+    )
     os.environ.update(THREADS)  # read when torch is loaded
     return context

@@ -1,7 +1,7 @@
 """Which evaluator tries what: a state machine without I/O or a clock, which the coordinator drives.
 
 A trial is given out, and told once: by whoever has it, or, if that one is lost, by whoever gets it next. Numbers count
-up and are never used twice. What a lost evaluator had is given out again before anything new is asked for.
+up, and no two trials that end have the same. What a lost evaluator had is given out again before anything new is asked for.
 """
 
 import math
@@ -96,12 +96,13 @@ class Dispatch:
             return again
         if self._spent(now, len(self.ended) + len(self.pending)):
             return None
+        while self._next in self.ended or self._next in self.pending:
+            self._next += 1
         number = self._next
         proposal = self._new(number)
         if proposal is None:
             self._exhausted = True
             return None
-        self._next += 1
         self._keys.add(self._key(proposal.architecture))
         given = Assignment(number, proposal.architecture, proposal.why, evaluator, now)
         self.pending[number] = given
@@ -128,7 +129,6 @@ class Dispatch:
         if has is None:
             self.pending[number] = Assignment(number, architecture, why, evaluator, now)
             self._keys.add(self._key(architecture))
-            self._next = max(self._next, number + 1)
             return True
         if has.evaluator not in (None, evaluator) or has.architecture != architecture:
             return False
@@ -231,7 +231,6 @@ class Dispatch:
         if one.number in self.ended:
             return
         self.ended[one.number] = one
-        self._next = max(self._next, one.number + 1)
         self._times.append(one.ended)
         began = one.ended - one.seconds
         self._began = began if self._began is None else min(self._began, began)

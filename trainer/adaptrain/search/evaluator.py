@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from adaptrain_api.progress import CONTROL_PORT, Result
 from adaptrain_api.search import ArchitectureSearch
@@ -27,7 +27,7 @@ from adaptrain_api.training import AdaptiveTrainingJob
 from adaptrain.elastic import wire
 from adaptrain.errors import InvalidJob, Refused
 from adaptrain.process import Farewell, WorkerSettings
-from adaptrain.search.trial import Bench
+from adaptrain.search.trial import Function, Metrics, Report
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,26 @@ def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell)
     """
     search = ArchitectureSearch.model_validate(job.spec.search)
     sys.path.insert(0, "")  # what trial.source brought is in the working directory
-    return Evaluator(told, search, Bench.prepare(search.spec), farewell).run()
+    bench: Bench
+    if search.spec.trial.callable is not None:
+        bench = Function(search.spec)
+    else:
+        from adaptrain.search.training import Training  # with torch, which a function may do without
+
+        bench = Training(search.spec)
+    return Evaluator(told, search, bench, farewell).run()
+
+
+class Bench(Protocol):
+    """What runs trials."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a process should run more than one."""
+
+    def begin(self) -> None: ...
+
+    def run(self, given: wire.Frame, report: Report) -> Metrics: ...
 
 
 class _Cut(Exception):

@@ -24,7 +24,8 @@ class Parameters(Space):
 def values(parameter: Parameter) -> tuple[Any, ...]:
     """What a parameter may be, in order; whole numbers as integers."""
     if parameter.values is not None:
-        return tuple(dict.fromkeys(plain(v) if isinstance(v, str) else v for v in parameter.values))
+        meant = [plain(value) if isinstance(value, str) else value for value in parameter.values]
+        return tuple({(type(value), value): value for value in meant}.values())
     assert parameter.min is not None
     assert parameter.max is not None
     low, high = parameter.min, parameter.max

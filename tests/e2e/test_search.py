@@ -1,0 +1,111 @@
+"""Searches in local processes that are killed: the same programs that run in pods."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.e2e.local_searches import ended, numbers, running, search, told
+
+
+def test_kills_lose_no_trial_and_repeat_none(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    kills = {"evaluator": 0, "coordinator": 0}
+    trials = 60
+    with running(search(budget={"trials": trials}, parallelism={"max": 3}), tmp_path) as (local, keeper):
+        due = [5 + 7 * n for n in range(7)]
+
+        def disturb(done: int) -> None:
+            if due and done >= due[0]:
+                due.pop(0)
+                if len(due) % 3 == 1 and local.coordinator is not None:
+                    local.coordinator.kill()
+                    kills["coordinator"] += 1
+                elif local.alive():
+                    local.signal(chance.choice(local.alive()), signal.SIGKILL)
+                    kills["evaluator"] += 1
+
+        found = ended(keeper, disturb)
+    assert kills["evaluator"] >= 3
+    assert kills["coordinator"] >= 2
+    assert found.complete == trials
+    study = told(tmp_path)
+    assert sorted(numbers(study)) == list(range(trials))
+    assert len({tuple(trial.user_attrs["architecture"]) for trial in study}) == trials
+    assert found.top[0].metrics["score"] == max(trial.value for trial in study)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "evolution", "localSearch"])
+def test_one_evaluator_asks_the_same_whatever_is_killed(tmp_path: Path, algorithm: str) -> None:
+    one = search(budget={"trials": 25}, parallelism={"max": 1}, algorithm={"name": algorithm}, seed=3)
+    with running(one, tmp_path / "calm") as (_, keeper):
+        ended(keeper)
+    with running(one, tmp_path / "disturbed") as (local, keeper):
+        due = [4, 9, 14, 19]
+
+        def disturb(done: int) -> None:
+            if due and done >= due[0]:
+                due.pop(0)
+                if len(due) % 2:
+                    local.signal(local.alive()[0], signal.SIGKILL)
+                if local.coordinator is not None:
+                    local.coordinator.kill()
+
+        ended(keeper, disturb)
+    calm, disturbed = told(tmp_path / "calm"), told(tmp_path / "disturbed")
+    assert [t.params for t in calm] == [t.params for t in disturbed]
+    assert numbers(disturbed) == list(range(25))
+
+
+def test_a_search_goes_on_where_it_was_stopped_and_with_a_larger_budget(tmp_path: Path) -> None:
+    for trials in (10, 25):
+        with running(search(budget={"trials": trials}), tmp_path) as (_, keeper):
+            assert ended(keeper).complete == trials
+    assert sorted(numbers(told(tmp_path))) == list(range(25))
+
+
+WAYS = ["good", "raises", "dies", "killed", "nan", "forgets", "sleeps", "text"]
+WORDS = {
+    "raises": "RuntimeError: this architecture is bad",
+    "dies": "its process exited with 3",
+    "killed": "was killed by signal 9 (SIGKILL); memory may be short",
+    "nan": "reported no finite score",
+    "forgets": "reported no finite score, which objectives or constraints name; it reported other",
+    "sleeps": "longer than trial.timeoutSeconds (1 s)",
+    "text": "has to return a mapping with score",
+}
+
+
+def naughty(**spec: Any) -> Any:
+    return search(
+        space={"parameters": [{"name": "way", "values": WAYS}]},
+        algorithm={"name": "random"},
+        trial={"callable": "tests.e2e.searched:naughty", "timeoutSeconds": 1},
+        **spec,
+    )
+
+
+def test_a_bad_trial_costs_itself_and_says_why(tmp_path: Path) -> None:
+    """And a space that is used up ends the search before its budget does."""
+    with running(naughty(), tmp_path) as (local, keeper):
+        found = ended(keeper)
+        assert len(local.workers) == 2, "no evaluator was lost"
+    assert (found.complete, found.failed) == (1, len(WORDS))
+    assert found.end is not None
+    assert "every architecture of the space was tried" in found.end.message
+    failed = {t.params["way"]: t.user_attrs["message"] for t in told(tmp_path) if t.state == TrialState.FAIL}
+    assert failed.keys() == WORDS.keys()
+    for way, words in WORDS.items():
+        assert words in failed[way]
+
+
+def test_too_many_bad_trials_end_the_search_with_their_last_words(tmp_path: Path) -> None:
+    with running(naughty(maxFailedTrials=2), tmp_path) as (_, keeper):
+        found = ended(keeper)
+    assert found.end is not None
+    assert (found.end.outcome, found.end.reason) == ("failed", "TooManyFailedTrials")
+    last = [t for t in told(tmp_path) if t.state == TrialState.FAIL][-1]
+    assert last.user_attrs["message"].strip().splitlines()[-1] in found.end.message

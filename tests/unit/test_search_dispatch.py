@@ -1,0 +1,155 @@
+"""Who tries what, and how a search ends."""
+
+import random
+from typing import Any
+
+import pytest
+from adaptrain.search.algorithms.registry import make_algorithm
+from adaptrain.search.dispatch import MOST_ATTEMPTS, Dispatch
+from adaptrain.search.spaces.registry import make_space
+from adaptrain.search.study import Ended
+from adaptrain_api.search import ArchitectureSearchSpec
+
+
+def spec(**given: Any) -> ArchitectureSearchSpec:
+    base: dict[str, Any] = {
+        "space": {"parameters": [{"name": f"c{n}", "values": [0, 1, 2]} for n in range(4)]},
+        "objectives": [{"metric": "score", "goal": "maximize"}],
+        "algorithm": {"name": "random"},
+        "budget": {"trials": 20},
+        "trial": {"callable": "m:f"},
+    }
+    return ArchitectureSearchSpec.model_validate(base | given)
+
+
+def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Dispatch:
+    wanted = spec(**given)
+    algorithm = make_algorithm(wanted.algorithm, make_space(wanted.space), wanted.seed, len(wanted.objectives))
+    return Dispatch(wanted, algorithm, history or [], known or [])
+
+
+def run(d: Dispatch, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
+    given = d.take(evaluator, now)
+    assert given is not None
+    found = {"score": float(sum(given.architecture)), **metrics}
+    ended = d.tell(evaluator, given.number, "complete", found, "", now + 1)
+    assert ended is not None
+    return ended
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
+    """Any order of asking, telling, coming back and being lost; and coordinators that know no more than the study."""
+    chance = random.Random(seed)
+    d, history = dispatch(seed=seed), list[Ended]()
+    has: dict[str, Any] = {}
+    for now in range(10000):
+        who = chance.choice("abc")
+        match chance.choice(["work", "work", "work", "lost", "coordinator"]):
+            case "work" if who in has:
+                one = has.pop(who)
+                ended = d.tell(who, one.number, "complete", {"score": 1.0}, "", now)
+                assert ended is not None
+                assert d.tell(who, one.number, "complete", {"score": 2.0}, "", now) is None, "told once more"
+                history.append(ended)
+            case "work" if (given := d.take(who, now)) is not None:
+                has[who] = given
+            case "lost" if who in has:
+                assert not d.lost(who, now, orderly=True)
+                del has[who]
+            case "coordinator":
+                d = dispatch(history, seed=seed)
+                for one, given in list(has.items()):
+                    if not d.back(one, given.number, given.architecture, given.why, now):
+                        del has[one]
+        if d.verdict(now) is not None:
+            break
+    assert sorted(one.number for one in history) == list(range(20))
+    assert len({one.architecture for one in history}) == 20
+
+
+def test_what_was_lost_is_given_out_first() -> None:
+    d = dispatch()
+    lost, other = d.take("a", 0), d.take("b", 0)
+    assert lost is not None
+    assert other is not None
+    d.lost("a", 1)
+    again = d.take("c", 2)
+    assert again is not None
+    assert (again.number, again.architecture) == (lost.number, lost.architecture)
+    assert d.tell("a", lost.number, "complete", {"score": 1}, "", 3) is None, "it is another's now"
+
+
+def test_a_trial_that_kills_its_evaluators_fails() -> None:
+    d = dispatch()
+    for n in range(MOST_ATTEMPTS):
+        assert d.take(f"e{n}", n) is not None
+        failed = d.lost(f"e{n}", n)
+    assert [one.state for one in failed] == ["failed"]
+    assert "5 evaluators were lost with it" in failed[0].message
+
+
+def test_a_used_up_space_ends_the_search() -> None:
+    d = dispatch(space={"parameters": [{"name": "a", "values": [1, 2, 3]}]})
+    for _ in range(3):
+        run(d)
+    assert d.take("a", 0) is None
+    verdict = d.verdict(0)
+    assert verdict is not None
+    assert verdict.message == "3 trials ended: every architecture of the space was tried"
+
+
+def test_budgets() -> None:
+    seconds = dispatch(budget={"seconds": 10})
+    run(seconds, now=0)
+    assert seconds.verdict(9) is None
+    assert seconds.verdict(10) is not None
+    spent = dispatch(budget={"evaluatorSeconds": 3})
+    for now in range(3):
+        run(spent, now=now)
+    assert spent.take("a", 3) is None
+    assert spent.verdict(3) is not None
+    few = dispatch(budget={"trials": 2})
+    assert few.take("a", 0) is not None
+    assert few.take("b", 0) is not None
+    assert few.take("c", 0) is None, "as many as the budget has are under way"
+    assert few.verdict(0) is None
+
+
+def test_constraints_that_nothing_meets() -> None:
+    d = dispatch(budget={"trials": 3}, constraints=[{"metric": "size", "atMost": 10}])
+    for _ in range(3):
+        run(d, size=11.0)
+    verdict = d.verdict(0)
+    assert verdict is not None
+    assert verdict.reason == "ConstraintsNotMet"
+    assert "none of 3 trials meets all constraints (size ≤ 10): relax them, or raise the budget" in verdict.message
+
+
+def test_the_best_meets_the_constraints() -> None:
+    d = dispatch(constraints=[{"metric": "size", "atMost": 10}])
+    for n in range(12):
+        run(d, size=float(9 + n % 3), score=float(n))
+    assert d.top[0].metrics["score"] == 10.0
+    assert all(one.metrics["size"] <= 10 for one in d.top)
+
+
+def test_the_front_is_what_nothing_surpasses() -> None:
+    goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}]
+    d = dispatch(objectives=goals)
+    chance = random.Random(0)
+    for _ in range(20):
+        run(d, score=float(chance.randrange(6)), size=float(chance.randrange(6)))
+    points = [(one.metrics["score"], one.metrics["size"]) for one in d.ended.values()]
+    best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] <= p[1] for q in points)}
+    assert {(one.metrics["score"], one.metrics["size"]) for one in d.front} == best
+    assert len(d.front) == sum(p in best for p in points)
+
+
+def test_another_search_teaches_and_is_not_repeated() -> None:
+    first = dispatch()
+    known = [run(first) for _ in range(20)]
+    second = dispatch(known=known)
+    mine = [run(second) for _ in range(20)]
+    assert not {one.architecture for one in mine} & {one.architecture for one in known}
+    assert second.verdict(0) is not None

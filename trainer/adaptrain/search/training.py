@@ -1,0 +1,139 @@
+"""A trial that trains: an architecture is trained as a job would train it, by this process alone."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
+from adaptrain_api.search import Trial as TrialSpec
+from adaptrain_api.training import ModelSource, dump
+from torch.utils.flop_counter import FlopCounterMode
+
+from adaptrain.data import DataSet, load_data
+from adaptrain.elastic.control import Epochs, Identity
+from adaptrain.elastic.device import own_device
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.trace import Trace
+from adaptrain.errors import InvalidJob
+from adaptrain.metrics import WorkerMetrics
+from adaptrain.models import build_model
+from adaptrain.phases.supervised import SupervisedTask
+
+Metrics = dict[str, float]
+Report = Callable[[int, Metrics], None]
+
+LATENCY_RUNS = 20
+LATENCY_WARM_UP = 5
+
+
+class Training:
+    """What trials that train share, loaded once.
+
+    Raises:
+        InvalidJob: there is no such data set.
+    """
+
+    def __init__(self, spec: ArchitectureSearchSpec) -> None:
+        torch.set_num_threads(1)  # a pool of threads would not survive the fork
+        assert spec.trial.data is not None
+        chosen = any(one.name.split(".")[0] == "data" for one in spec.space.parameters)
+        self._spec = spec
+        self._data = None if chosen else load_data(spec.trial.data)
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a process should run more than one trial: a GPU's driver takes seconds to start."""
+        return torch.cuda.is_available()
+
+    def begin(self) -> None:
+        """In a process that is about to run trials."""
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+    def run(self, given: dict[str, Any], report: Report) -> Metrics:
+        """Train what the coordinator gave; ``report`` is called with epochs and metrics.
+
+        Raises:
+            InvalidJob: it can't be built or trained as it is.
+        """
+        trial, model = resolve(self._spec.trial, given.get("model"), given.get("parameters", {}))
+        assert trial.data is not None
+        assert trial.phases is not None
+        data = self._data if self._data is not None else load_data(trial.data)
+        device = own_device()
+        task = SupervisedTask(
+            trial.phases[0],
+            lambda: build_model(model, data).to(device),
+            data,
+            self._spec.seed,
+            WorkerMetrics("", ""),
+            Trace(None, ""),
+        )
+        group = _alone()
+        reported = 0
+        while not task.finished:
+            task.unit(group)
+            counters = task.state.counters
+            if counters.metrics and counters.evaluated_step > reported:
+                reported = counters.evaluated_step
+                report(counters.epoch, dict(counters.metrics))
+        counters = task.state.counters
+        found = {**counters.metrics, **counters.best}
+        if (loss := task.report()["loss"]) is not None:
+            found["train/loss"] = loss
+        return found | dict(_costs(task.state.model, data, device, metrics_named(self._spec)))
+
+
+def resolve(
+    trial: TrialSpec, model: dict[str, Any] | None, parameters: Mapping[str, Any]
+) -> tuple[TrialSpec, ModelSource]:
+    """A trial with the chosen model and parameters in their places.
+
+    Raises:
+        InvalidJob: a parameter's name or value doesn't fit.
+    """
+    raw = dump(trial)
+    if model is not None:
+        raw["model"] = model
+    try:
+        for name, value in parameters.items():
+            set_parameter(raw, name, value)
+        chosen = TrialSpec.model_validate(raw)
+        assert chosen.model is not None
+    except ValueError as error:
+        raise InvalidJob(f"space.parameters: with {dict(parameters)} the trial can't be run: {error}") from error
+    return chosen, chosen.model
+
+
+def _costs(
+    model: torch.nn.Module, data: DataSet, device: torch.device, wanted: list[str]
+) -> Iterator[tuple[str, float]]:
+    """Of those that are wanted: parameters, FLOPs of one sample's forward pass, and its median latency, seconds."""
+    if "parameters" in wanted:
+        yield "parameters", float(sum(p.numel() for p in model.parameters()))
+    dtype = next(model.parameters()).dtype
+    sample = torch.zeros(1, *data.shape, dtype=dtype, device=device)
+    model.eval()
+    with torch.no_grad():
+        if "flops" in wanted:
+            with FlopCounterMode(display=False) as counter:
+                model(sample)
+            yield "flops", float(counter.get_total_flops())
+        if "latency" in wanted:
+            times = []
+            for _ in range(LATENCY_WARM_UP + LATENCY_RUNS):
+                began = time.perf_counter()
+                model(sample)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - began)
+            yield "latency", statistics.median(times[LATENCY_WARM_UP:])
+
+
+def _alone() -> Group:
+    """A group of one, without any connection."""
+    sockets = GroupSockets()
+    return Group(Epochs(Identity("alone", "alone", "127.0.0.1", 0), sockets), sockets, 1, 0, 1, None)
