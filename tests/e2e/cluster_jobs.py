@@ -30,7 +30,7 @@ JOBS = "/apis/adaptrain.io/v1alpha1"
 POLL_SECONDS = 0.1
 BATCH = 64
 MODELS = "e2e-models"
-CRD = "adaptivetrainingjobs.adaptrain.io"
+CRDS = ("adaptivetrainingjobs.adaptrain.io", "architecturesearches.adaptrain.io")
 OWNER = ("meta.helm.sh/release-name", "meta.helm.sh/release-namespace")
 
 Object = dict[str, Any]
@@ -426,12 +426,15 @@ def installed(namespace: str = "adaptrain-e2e") -> Iterator[Site]:
         cluster, Api(cluster.kubeconfig), f"{namespace}-jobs", namespace, "adaptrain-e2e", keeper, images["trainer"]
     )
     sleeping = _put_to_sleep(site)
-    found, before = site.api("GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}")
+    before = {}
+    for crd in CRDS:
+        found, definition = site.api("GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd}")
+        before[crd] = definition["metadata"].get("annotations", {}) if found == 200 else {}
     try:
         _install(site, images["operator"])
         yield site
     finally:
-        _uninstall(site, before["metadata"].get("annotations", {}) if found == 200 else None)
+        _uninstall(site, before)
         for where, name, size in sleeping:
             site.kubectl("scale", "deployment", name, "-n", where, f"--replicas={size}")
 
@@ -509,19 +512,19 @@ def _pull(site: Site) -> None:
         site.api("DELETE", path)
 
 
-def _uninstall(site: Site, annotations: dict[str, str] | None) -> None:
-    """Jobs first, while somebody obeys them; the CRD stays, with the owner that it had."""
-    site.kubectl("delete", "atj", "--all", "-n", site.namespace, "--wait=false")
+def _uninstall(site: Site, annotations: dict[str, dict[str, str]]) -> None:
+    """Jobs first, while somebody obeys them; the CRDs stay, with the owner that they had."""
+    for kind in ("asearch", "atj"):
+        site.kubectl("delete", kind, "--all", "-n", site.namespace, "--wait=false", "--ignore-not-found")
     helm = [str(site.cluster.tool("helm")), "--kubeconfig", str(site.cluster.kubeconfig)]
     subprocess.run([*helm, "uninstall", site.release, "-n", site.system], capture_output=True, timeout=120)
     pods = ("pods", "--all", "-n", site.namespace)
     site.kubectl("delete", *pods, "--grace-period=0", "--force", "--ignore-not-found", "--wait=false")
     for name in (site.namespace, site.system):
         site.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
-    before = annotations or {}
-    site.kubectl(
-        "annotate", "crd", CRD, "--overwrite", *(f"{n}={before[n]}" if n in before else f"{n}-" for n in OWNER)
-    )  # fmt: skip
+    for crd, before in annotations.items():
+        owner = [f"{n}={before[n]}" if n in before else f"{n}-" for n in OWNER]
+        site.kubectl("annotate", "crd", crd, "--overwrite", *owner)
     for name in (site.namespace, site.system):
         path = f"/api/v1/namespaces/{name}"
         until(f"{name} is gone", lambda path=path: site.api("GET", path)[0] == 404, 90)

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/adaptrain"
-CRD = "adaptivetrainingjobs.adaptrain.io"
+CRDS = ("adaptivetrainingjobs.adaptrain.io", "architecturesearches.adaptrain.io")
 MONITORING = ["--api-versions", "monitoring.coreos.com/v1"]
 
 Object = dict[str, Any]
@@ -89,8 +89,10 @@ BAD_VALUES = {
 }
 
 NAMESPACED = {
-    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "delete"},
+    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("adaptrain.io", "architecturesearches"): {"get", "list", "watch", "delete"},
     ("adaptrain.io", "adaptivetrainingjobs/status"): {"patch"},
+    ("adaptrain.io", "architecturesearches/status"): {"patch"},
     ("", "pods"): {"get", "list", "watch", "create", "delete"},
     ("", "services"): {"list", "watch", "create", "patch", "delete"},
     ("policy", "poddisruptionbudgets"): {"list", "watch", "create", "patch", "delete"},

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.test_chart import CHART, CRD, NAMESPACED, Object, helm, images, kubeconfig, kubectl, run
+from tests.e2e.test_chart import CHART, CRDS, NAMESPACED, Object, helm, images, kubeconfig, kubectl, run
 
 __all__ = ["helm", "images", "kubeconfig", "kubectl"]
 
@@ -95,16 +95,19 @@ def release(helm: str, kubectl: list[str], kubeconfig: str, images: tuple[str, s
     flags = ["--kubeconfig", kubeconfig] if kubeconfig else []
     made = Release(f"r{tail}", namespace, served, [helm, *flags], kubectl, values)
     owner = ("meta.helm.sh/release-name", "meta.helm.sh/release-namespace")
-    found = subprocess.run([*kubectl, "get", "crd", CRD, "-o", "json"], capture_output=True, text=True)
-    before = json.loads(found.stdout)["metadata"].get("annotations", {}) if found.returncode == 0 else {}
+    before: dict[str, dict[str, str]] = {}
+    for crd in CRDS:
+        found = subprocess.run([*kubectl, "get", "crd", crd, "-o", "json"], capture_output=True, text=True)
+        before[crd] = json.loads(found.stdout)["metadata"].get("annotations", {}) if found.returncode == 0 else {}
     yield made
     subprocess.run([*made.helm, "uninstall", made.name, "--namespace", namespace], capture_output=True, timeout=120)
     for name in (namespace, served):
         subprocess.run([*kubectl, "delete", "namespace", name, "--wait=false"], capture_output=True, timeout=60)
-    # Others on this cluster may use the CRD as well: it stays, as it was, and with the owner that it had.
+    # Others on this cluster may use the CRDs as well: they stay, as they were, and with the owner that they had.
     run(*kubectl, "apply", "--server-side", "--force-conflicts", "-f", CHART / "files/crds")
-    restored = [f"{name}={before[name]}" if name in before else f"{name}-" for name in owner]
-    run(*kubectl, "annotate", "crd", CRD, "--overwrite", *restored)
+    for crd, had in before.items():
+        restored = [f"{name}={had[name]}" if name in had else f"{name}-" for name in owner]
+        run(*kubectl, "annotate", "crd", crd, "--overwrite", *restored)
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +179,7 @@ def test_operator_may_do_nothing_else(installed: Release) -> None:
 
     nodes = {"nodes": {"list", "watch"}}
     wanted = {f"{name}.{group}".removesuffix("."): verbs for (group, name), verbs in NAMESPACED.items()}
-    status = "adaptivetrainingjobs/status"
-    wanted = {name.replace(f"{status}.adaptrain.io", "adaptivetrainingjobs.adaptrain.io/status"): verbs
-              for name, verbs in wanted.items()}  # fmt: skip
+    wanted = {name.replace("/status.adaptrain.io", ".adaptrain.io/status"): verbs for name, verbs in wanted.items()}
     assert rights(installed.served) == wanted | nodes
     assert rights(installed.namespace) == nodes | {"leases.coordination.k8s.io": {"create", "get", "update"}}
     assert rights("kube-node-lease") == nodes | {"leases.coordination.k8s.io": {"get"}}
@@ -214,7 +215,7 @@ def test_upgrade_brings_a_changed_crd_and_keeps_jobs(installed: Release, tmp_pat
     assert text.count("description: Optimizer steps applied.") >= 1
     file.write_text(text.replace("description: Optimizer steps applied.", "description: Steps of the optimizer."))
     installed.upgrade(chart, logLevel="DEBUG")
-    (version,) = installed.get("crd", CRD)["spec"]["versions"]
+    (version,) = installed.get("crd", CRDS[0])["spec"]["versions"]
     columns = {column["name"]: column.get("description") for column in version["additionalPrinterColumns"]}
     assert columns["Step"] == "Steps of the optimizer."
     after = installed.get("adaptivetrainingjob", "kept", namespace=installed.served)["metadata"]["uid"]
@@ -224,7 +225,8 @@ def test_upgrade_brings_a_changed_crd_and_keeps_jobs(installed: Release, tmp_pat
 
 def test_uninstall_keeps_crd_and_jobs(installed: Release) -> None:
     run(*installed.helm, "uninstall", installed.name, "--namespace", installed.namespace, "--wait")
-    assert installed.get("crd", CRD)["metadata"].get("deletionTimestamp") is None
+    for crd in CRDS:
+        assert installed.get("crd", crd)["metadata"].get("deletionTimestamp") is None
     assert installed.get("adaptivetrainingjob", "kept", namespace=installed.served)["metadata"]["name"] == "kept"
     left = installed.get("deployments,services,configmaps,roles,rolebindings,networkpolicies,poddisruptionbudgets")
     assert [one["metadata"]["name"] for one in left["items"]] == ["kube-root-ca.crt"]

@@ -130,10 +130,10 @@ def test_warm_starts_are_of_the_same_space(tmp_path: Path) -> None:
     one.history()
     one.record([trial(0)])
     assert study(tmp_path, owner="b", name="default.two").known("default.one") == [trial(0)]
-    with pytest.raises(InvalidJob, match="no study 'default.none'; it has default.one, default.three, default.two"):
+    with pytest.raises(InvalidJob, match=r"no study 'default\.none'; it has default\.one, default"):
         study(tmp_path, owner="c", name="default.three").known("default.none")
     other = {"parameters": [{"name": "a", "values": [1, 2]}]}
-    with pytest.raises(InvalidJob, match="the study 'default.one' is of another space or of other objectives"):
+    with pytest.raises(InvalidJob, match=r"the study 'default\.one' is of another space or of other objectives"):
         study(tmp_path, owner="d", name="default.four", space=other).known("default.one")
 
 

@@ -1,7 +1,7 @@
 """Which evaluator tries what: a state machine without I/O or a clock, which the coordinator drives.
 
 A trial is given out, and told once: by whoever has it, or, if that one is lost, by whoever gets it next. Numbers count
-up, and no two trials that end have the same. What a lost evaluator had is given out again before anything new is asked for.
+up, and no two trials that end have the same. What a lost evaluator had is given out again before anything new.
 """
 
 import math

@@ -1,0 +1,230 @@
+"""What the operator does for a search: pure decisions."""
+
+import copy
+from typing import Any
+
+import pytest
+from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
+from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.training import dump
+from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
+
+from tests.unit.test_api_rules import PHASE
+
+NOW = 1_800_000_000.0
+END = SearchEnd(outcome="complete", reason="SearchComplete", message="10 trials ended: the budget is used up")
+BEST = TrialResult(
+    trial=4,
+    metrics={"val/accuracy": 0.98},
+    choices='{"model.args.width":16}',
+    parameters={"model.args.width": 16},
+)
+DONE = SearchProgress(complete=9, failed=1, top=[BEST], pareto_size=1, per_minute=30.0, end=END)
+
+
+class World:
+    """A search and its jobs, as they would be after each plan was carried out."""
+
+    def __init__(self, **spec: Any) -> None:
+        base: dict[str, Any] = {
+            "space": {"parameters": [{"name": "model.args.width", "values": [8, 16]}]},
+            "objectives": [{"metric": "val/accuracy", "goal": "maximize"}],
+            "budget": {"trials": 10},
+            "parallelism": {"max": 3},
+            "trial": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE]},
+        }
+        self.spec = base | spec
+        self.status = ArchitectureSearchStatus()
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.generation = 1
+        self.progress: SearchProgress | None = None
+        self.now = NOW
+
+    def change(self, **spec: Any) -> None:
+        self.spec |= spec
+        self.generation += 1
+
+    def decide(self) -> SearchPlan:
+        """Decide once, and carry it out."""
+        search = Search(
+            "digits",
+            "ns",
+            "uid",
+            self.generation,
+            False,
+            ArchitectureSearchSpec.model_validate(self.spec),
+            ArchitectureSearchStatus.model_validate(dump(self.status)),
+        )
+        plan = decide_search(search, SearchSeen(copy.deepcopy(self.jobs), self.progress), self.now)
+        self.status = plan.status
+        for job in plan.apply:
+            before = self.jobs.get(job["metadata"]["name"], {"status": {}})
+            self.jobs[job["metadata"]["name"]] = {**job, "status": before["status"]}
+        for job in plan.delete:
+            del self.jobs[job["metadata"]["name"]]
+        return plan
+
+    def settle(self) -> SearchPlan:
+        """Decide until nothing more is done."""
+        for _ in range(5):
+            plan = self.decide()
+            if not plan.apply and not plan.delete:
+                return plan
+        raise AssertionError("it is never content")
+
+    def says(self, type: str) -> tuple[str, str, str]:
+        (one,) = (one for one in self.status.conditions if one.type == type)
+        return one.status, one.reason, one.message
+
+
+def test_evaluators_are_the_workers_of_a_job() -> None:
+    world = World(evaluators={"resources": {"limits": {"nvidia.com/gpu": 1}}}, seed=5, image="a:b")
+    world.settle()
+    pool = world.jobs["digits-pool"]
+    assert pool["spec"]["workers"]["replicas"] == 3
+    assert pool["spec"]["workers"]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert pool["spec"]["image"] == "a:b"
+    assert pool["spec"]["search"]["spec"]["seed"] == 5
+    assert (
+        pool["metadata"]["ownerReferences"][0] | {"kind": "ArchitectureSearch", "uid": "uid"}
+        == (pool["metadata"]["ownerReferences"][0])
+    )
+    assert world.status.phase == "Pending"
+
+
+def test_progress_is_told() -> None:
+    world = World()
+    world.progress = SearchProgress(complete=4, running=3, top=[BEST], pareto_size=1, per_minute=12.0)
+    world.settle()
+    assert world.status.progress == "4/10"
+    assert world.status.best == "val/accuracy=0.98"
+    assert world.status.eta == "30s"
+    assert [one.trial for one in world.status.top] == [4]
+    world.progress = SearchProgress()
+    world.settle()
+    assert world.status.progress == "4/10", "a coordinator that has just started knows less"
+
+
+def test_the_end_removes_the_evaluators_and_keeps_the_result() -> None:
+    world = World()
+    world.settle()
+    world.progress = DONE
+    world.settle()
+    assert world.jobs == {}
+    assert world.status.phase == "Succeeded"
+    assert world.says("Complete")[1] == "SearchComplete"
+    world.progress = None
+    world.settle()
+    assert world.status.progress == "10/10"
+
+
+def test_a_larger_budget_lets_it_go_on() -> None:
+    world = World()
+    world.settle()
+    world.progress = DONE
+    world.settle()
+    world.change(parallelism={"max": 1})
+    world.settle()
+    assert world.jobs == {}, "nothing is left to try"
+    world.change(budget={"trials": 12})
+    world.progress = None
+    world.settle()
+    assert world.jobs["digits-pool"]["spec"]["search"]["spec"]["budget"] == {"trials": 12}
+    assert world.says("Complete")[:2] == ("False", "BudgetRaised")
+    assert world.status.completion_time is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (None, ""),
+        ({"atLeast": 0.98}, ""),
+        ({"atLeast": 0.99}, "has val/accuracy 0.98, and the gate wants at least 0.99: nothing was created"),
+        ({"atMost": 0.97}, "and the gate wants at most 0.97: nothing was created"),
+        ({"betterThan": "rival"}, ""),
+        ({"betterThan": "champion"}, "not better than 0.99 of champion: nothing was created"),
+        ({"betterThan": "nobody"}, "compares with val/accuracy of the job nobody, which has left none"),
+        ({"metric": "f1", "atLeast": 0}, "reported no f1, which the gate names; it reported val/accuracy"),
+    ],
+)
+def test_who_passes_the_gate_is_promoted(gate: dict[str, Any] | None, words: str) -> None:
+    promote: dict[str, Any] = {"job": {"workers": {"min": 2, "max": 2}}}
+    if gate is not None:
+        promote["gate"] = {"metric": "val/accuracy"} | gate
+    world = World(promote=promote)
+    for name, value in (("rival", 0.9), ("champion", 0.99)):
+        model = {"path": "p", "metric": "val/accuracy", "value": value, "step": 1}
+        world.jobs[name] = {"metadata": {"name": name}, "status": {"model": model}}
+    world.progress = DONE
+    world.settle()
+    status, _, message = world.says("Promoted")
+    assert (status, "digits-winner" in world.jobs) == (("False", False) if words else ("True", True))
+    assert words in message
+    if not words:
+        spec = world.jobs["digits-winner"]["spec"]
+        assert spec["model"] == {"name": "mlp", "args": {"width": 16}}
+        assert spec["workers"] == {"min": 2, "max": 2}
+        assert world.status.promoted_job == "digits-winner"
+
+
+def test_a_template_that_is_no_job_creates_nothing() -> None:
+    world = World(promote={"job": {"workers": {"min": 0}}})
+    world.progress = DONE
+    world.settle()
+    assert "digits-winner" not in world.jobs
+    assert world.says("Promoted")[1] == "InvalidJob"
+    assert "promote.job: with the winner in it, workers.min" in world.says("Promoted")[2]
+
+
+def test_suspension_keeps_the_pool_without_workers() -> None:
+    world = World()
+    world.settle()
+    world.change(suspend=True)
+    world.settle()
+    assert world.jobs["digits-pool"]["spec"]["suspend"] is True
+    assert world.status.phase == "Suspended"
+    world.change(suspend=False, parallelism={"max": 0})
+    world.settle()
+    assert world.jobs["digits-pool"]["spec"]["suspend"] is True
+    assert world.says("PodsReady")[1:] == ("NoEvaluators", "parallelism.max is 0: raise it to go on")
+
+
+def test_what_ends_the_pool_ends_the_search() -> None:
+    world = World()
+    world.settle()
+    failed = {
+        "type": "Failed",
+        "status": "True",
+        "reason": "InvalidManifest",
+        "message": "space.args.depth: unknown",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    world.jobs["digits-pool"]["status"] = {"conditions": [failed]}
+    world.settle()
+    assert world.status.phase == "Failed"
+    assert world.says("Failed")[1:] == ("InvalidManifest", "space.args.depth: unknown")
+    assert world.jobs == {}
+
+
+def test_a_name_that_is_taken_is_said() -> None:
+    world = World()
+    world.jobs["digits-pool"] = {"metadata": {"name": "digits-pool", "ownerReferences": []}, "spec": {}, "status": {}}
+    plan = world.decide()
+    assert not plan.apply
+    assert world.says("PodsReady")[1] == "NameTaken"
+
+
+def test_deadlines_and_time_to_live() -> None:
+    world = World(activeDeadlineSeconds=100, ttlSecondsAfterFinished=50)
+    world.settle()
+    world.now += 99
+    world.settle()
+    assert world.status.phase != "Failed"
+    world.now += 2
+    world.settle()
+    assert world.says("Failed")[1] == "DeadlineExceeded"
+    assert world.jobs == {}
+    world.now += 49
+    assert not world.settle().remove
+    world.now += 2
+    assert world.settle().remove
