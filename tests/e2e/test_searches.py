@@ -1,124 +1,27 @@
 """Searches on real nodes: evaluators in pods, the study on a volume, the winner trained by a job of its own."""
 
 import json
-import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, signal_pod, until
+from tests.e2e.cluster_jobs import JOBS, Object, Site, until
+from tests.e2e.cluster_searches import ClusterSearch, apply_search
 from tests.e2e.local_searches import numbers, told
-
-FUNCTION = """
-import time
-
-def score(trial):
-    time.sleep(0.1)
-    return {"score": float(sum((0.0, 1.0, 0.4, 2.0)[n] for n in trial.choices.values()))}
-"""
-
-
-@dataclass
-class ClusterSearch:
-    """A search on the cluster."""
-
-    site: Site
-    name: str
-    folder: Path
-
-    @property
-    def path(self) -> str:
-        return f"{JOBS}/namespaces/{self.site.namespace}/architecturesearches/{self.name}"
-
-    @property
-    def status(self) -> Object:
-        found: Object = self.site.api.get(self.path).get("status") or {}
-        return found
-
-    def condition(self, type: str) -> Object:
-        return next((one for one in self.status.get("conditions", []) if one["type"] == type), {})
-
-    def pods(self, role: str) -> list[Object]:
-        selector = f"adaptrain.io/search-name={self.name},adaptrain.io/role={role}"
-        found = self.site.pods(self.site.namespace, selector)
-        return [
-            pod
-            for pod in found
-            if pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
-        ]
-
-    @property
-    def ended(self) -> int:
-        trials = self.status.get("trials") or {}
-        return sum(trials.get(state, 0) for state in ("complete", "pruned", "failed"))
-
-    def patch(self, **spec: Any) -> None:
-        status, body = self.site.api("PATCH", self.path, {"spec": spec}, kind="application/merge-patch+json")
-        assert status == 200, body
-
-    def reached(self, trials: int, seconds: float = 90) -> None:
-        until(f"{trials} trials", lambda: self.ended >= trials, seconds, self.tell)
-
-    def succeeded(self, seconds: float = 120) -> Object:
-        def look() -> bool:
-            assert self.status.get("phase") != "Failed", self.tell()
-            return bool(self.status.get("phase") == "Succeeded")
-
-        until("the search succeeds", look, seconds, self.tell)
-        return self.status
-
-    def tell(self) -> str:
-        lines = [json.dumps(self.status, indent=1)]
-        pods = self.site.pods(self.site.namespace, f"adaptrain.io/search-name={self.name}")
-        for pod in pods:
-            lines.append(f"{name_of(pod)}: {json.dumps(pod['status'].get('containerStatuses'))}")
-            lines.append(self.site.kubectl("logs", name_of(pod), "-n", self.site.namespace, "--tail=20"))
-        return "\n".join(lines)
-
-    def kill(self, role: str) -> None:
-        """SIGKILL the process of one of its pods."""
-        pod = until(f"a {role} runs", lambda: self.pods(role), told=self.tell)[0]
-        signal_pod(pod, signal.SIGKILL)
 
 
 @pytest.fixture
 def searching(site: Site) -> Iterator[Callable[..., ClusterSearch]]:
-    """Apply a search of a function over four choices in each of six places; ``spec`` replaces parts of it."""
     made: list[ClusterSearch] = []
 
     def apply(name: str, **spec: Any) -> ClusterSearch:
-        folder = site.claim(name) / f"{site.namespace}.{name}-pool"
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o777)
-        data = {"scored.py": FUNCTION}
-        site.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scored"}, "data": data})
-        base: Object = {
-            "space": {"parameters": [{"name": f"c{n}", "values": [0, 1, 2, 3]} for n in range(6)]},
-            "objectives": [{"metric": "score", "goal": "maximize"}],
-            "algorithm": {"name": "evolution"},
-            "budget": {"trials": 60},
-            "parallelism": {"max": 2},
-            "evaluators": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},
-            "trial": {"callable": "scored:score", "source": {"configMap": {"name": "scored"}}},
-            "storage": {"volume": {"persistentVolumeClaim": {"claimName": name}}},
-            "imagePullPolicy": "Always",
-        }
-        manifest = {
-            "apiVersion": "adaptrain.io/v1alpha1",
-            "kind": "ArchitectureSearch",
-            "metadata": {"name": name},
-            "spec": base | spec,
-        }
-        site.apply(manifest)
-        made.append(ClusterSearch(site, name, folder))
+        made.append(apply_search(site, name, **spec))
         return made[-1]
 
     yield apply
     for one in made:
-        site.api("DELETE", one.path)
+        one.remove()
 
 
 def test_kills_suspension_and_a_larger_budget_lose_no_trial(searching: Callable[..., ClusterSearch]) -> None:
