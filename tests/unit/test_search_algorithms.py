@@ -11,13 +11,15 @@ from adaptrain.search.algorithms.base import Algorithm
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
+from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 from adaptrain.search.spaces.nasbench201 import NasBench201
 
 Make = Callable[[Space, int], Algorithm]
-ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto]
-BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto]
+
+ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto, TPE, GP, NSGA2]
+BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2]
 
 
 def space(dimensions: int = 8, choices: int = 4) -> Space:
@@ -55,12 +57,13 @@ def test_auto_finds_the_best() -> None:
 @pytest.mark.parametrize("make", ALGORITHMS)
 def test_a_resumed_search_asks_the_same(make: Make) -> None:
     """From the history alone."""
+    trials = 14 if make is GP else 30  # it takes its time
     whole = make(space(), 3)
-    asked = run(whole, 30)
+    asked = run(whole, trials)
     resumed = make(space(), 3)
     for architecture in asked[:8]:
         resumed.tell(architecture, score(architecture))
-    assert run(resumed, 30, begin=8) == asked[8:]
+    assert run(resumed, trials, begin=8) == asked[8:]
 
 
 @pytest.mark.parametrize("make", ALGORITHMS)
@@ -85,6 +88,43 @@ def test_failures_and_a_space_that_is_used_up(make: Make) -> None:
         architecture = algorithm.ask(number).architecture
         algorithm.tell(architecture, math.nan if sum(architecture) == 1 else score(architecture))
     assert {architecture for architecture, _ in algorithm.told} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def front(algorithm: OptunaAlgorithm, trials: int, begin: int = 0) -> list[Architecture]:
+    """Of two objectives that are against each other, where the first may be 5 at most."""
+    asked = []
+    for number in range(begin, trials):
+        asked.append(one := algorithm.ask(number, asked[-2:-1]).architecture)
+        algorithm.tell(one, (float(one.count(1)), float(one.count(2))), max(0.0, one.count(1) - 5.0))
+    return asked
+
+
+@pytest.mark.parametrize("make", [TPE, NSGA2])
+def test_several_objectives_with_a_constraint(make: type[OptunaAlgorithm]) -> None:
+    """More hypervolume than random search, and what is told alone decides what is asked."""
+
+    def volume(asked: list[Architecture]) -> int:
+        good = [(one.count(1), one.count(2)) for one in asked if one.count(1) <= 5]
+        return sum(any(a > x and b > y for a, b in good) for x in range(8) for y in range(8))
+
+    found, drawn = [], []
+    for seed in range(4):
+        found.append(volume(front(make(space(), seed, objectives=2), 120)))
+        drawn.append(volume(run(RandomSearch(space(), seed), 120)))
+    assert np.mean(found) > np.mean(drawn) + 2
+
+    asked = front(make(space(), 0, objectives=2), 50)
+    resumed = make(space(), 0, objectives=2)
+    for one in asked[:30]:
+        resumed.tell(one, (float(one.count(1)), float(one.count(2))), max(0.0, one.count(1) - 5.0))
+    assert resumed.ask(30, asked[28:29]).architecture == asked[30]
+
+
+def test_what_breaks_a_constraint_is_not_picked() -> None:
+    algorithm = TPE(space(2, 2), 0)
+    for one in ((0, 0), (0, 1), (1, 1)):
+        algorithm.tell(one, float(sum(one)), violation=float(sum(one) > 1))
+    assert algorithm.pick() == (0, 1)
 
 
 def test_noise_is_looked_through() -> None:
