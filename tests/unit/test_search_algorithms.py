@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from adaptrain.search.algorithms.auto import Auto, log_expected_improvement, spread
 from adaptrain.search.algorithms.base import Algorithm
+from adaptrain.search.algorithms.controller import PPO, Policy, Reinforce
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
@@ -18,8 +19,8 @@ from adaptrain.search.spaces.nasbench201 import NasBench201
 
 Make = Callable[[Space, int], Algorithm]
 
-ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto, TPE, GP, NSGA2]
-BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2]
+ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto, TPE, GP, NSGA2, Reinforce, PPO]
+BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2, Reinforce, PPO]
 
 
 def space(dimensions: int = 8, choices: int = 4) -> Space:
@@ -184,3 +185,41 @@ def test_expected_improvement() -> None:
     far = log_expected_improvement(np.array([-10.0, -20.0, -40.0]), np.ones(3), 0.0)
     assert np.isfinite(far).all()
     assert (np.diff(far) < 0).all()
+
+
+def test_the_policy_climbs_the_gradient_of_what_it_is_rewarded_for() -> None:
+    rng = np.random.default_rng(0)
+    policy = Policy(cells := NasBench201())
+    policy.bias += rng.standard_normal(policy.bias.shape)
+    policy.weights += rng.standard_normal(policy.weights.shape) * policy._before
+    hot, rewards, entropy = policy.hot([cells.random(rng) for _ in range(5)]), rng.standard_normal(5), 0.3
+
+    def objective() -> float:
+        log = policy.log_chances(hot)
+        return float(np.mean(rewards * (log * hot).sum(1) - entropy * (np.exp(log) * log).sum(1)))
+
+    assert np.exp(policy.log_chances(hot)).sum(1) == pytest.approx(np.full(5, 6))
+    bias, weights, step = policy.bias.copy(), policy.weights.copy(), 1e-6
+    policy.climb(hot, policy.log_chances(hot), rewards, 1.0, entropy)
+    climbed_bias, climbed_weights = policy.bias - bias, policy.weights - weights
+    for part, climbed, places in (
+        (policy.bias, climbed_bias, [(3,), (17,)]),
+        (policy.weights, climbed_weights, [(29, 0), (12, 8), (0, 29)]),
+    ):
+        for place in places:
+            policy.bias[:], policy.weights[:] = bias, weights
+            part[place] += step * (place != (0, 29))  # an earlier choice doesn't depend on a later one
+            above = objective()
+            policy.bias[:], policy.weights[:] = bias, weights
+            assert climbed[place] == pytest.approx((above - objective()) / step, rel=1e-3, abs=1e-5)
+
+
+def test_proximal_steps_end_where_the_policy_has_moved_enough() -> None:
+    chances = []
+    for rounds in (10, 1000):
+        algorithm = PPO(space(1, 2), 0, rate=0.3, entropy=0.0, batch=2, epochs=rounds)
+        for architecture, value in (((0,), 0.0), ((1,), 1.0)):
+            algorithm.tell(architecture, value)
+        chances.append(float(np.exp(algorithm.policy.log_chances(algorithm.policy.hot([(1,)])))[0, 1]))
+    assert 0.6 < chances[0] < 0.7
+    assert chances[1] == chances[0]

@@ -21,9 +21,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from adaptrain.search.algorithms.base import Algorithm, Proposal
 from adaptrain.search.spaces.base import Architecture, Space
 
-WALK = 100
-"""So many mutations lead away from an architecture that was tried, at most."""
-
 
 class OptunaAlgorithm(Algorithm):
     """
@@ -75,15 +72,7 @@ class OptunaAlgorithm(Algorithm):
             trial = self._study.ask(self._distributions)
             self._storage.keep(self._study._study_id, self._good)
         found = tuple(int(trial.params[dimension.name]) for dimension in self.space.dimensions)
-        return Proposal(self._fresh(found, rng))
-
-    def _fresh(self, found: Architecture, rng: np.random.Generator) -> Architecture:
-        """Optuna may ask for what was tried, or can't be built: then one that is near."""
-        for _ in range(WALK):
-            if self.space.is_valid(found) and self.space.key(found) not in self.seen:
-                return found
-            found = self.space.mutate(found, rng)
-        return self.unseen(rng)
+        return Proposal(self.fresh(found, rng))  # Optuna may ask for what was tried, or can't be built
 
     def _add(self, architecture: Architecture, state: TrialState, **more: Any) -> None:
         params = {dimension.name: choice for dimension, choice in zip(self.space.dimensions, architecture, strict=True)}
