@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from adaptrain.search.algorithms.auto import Auto, log_expected_improvement, spread
 from adaptrain.search.algorithms.base import Algorithm
+from adaptrain.search.algorithms.controller import PPO, Policy, Reinforce
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
+from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 from adaptrain.search.spaces.nasbench201 import NasBench201
 
 Make = Callable[[Space, int], Algorithm]
-ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto]
-BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto]
+
+ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto, TPE, GP, NSGA2, Reinforce, PPO]
+BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2, Reinforce, PPO]
 
 
 def space(dimensions: int = 8, choices: int = 4) -> Space:
@@ -55,12 +58,13 @@ def test_auto_finds_the_best() -> None:
 @pytest.mark.parametrize("make", ALGORITHMS)
 def test_a_resumed_search_asks_the_same(make: Make) -> None:
     """From the history alone."""
+    trials = 14 if make is GP else 30  # it takes its time
     whole = make(space(), 3)
-    asked = run(whole, 30)
+    asked = run(whole, trials)
     resumed = make(space(), 3)
     for architecture in asked[:8]:
         resumed.tell(architecture, score(architecture))
-    assert run(resumed, 30, begin=8) == asked[8:]
+    assert run(resumed, trials, begin=8) == asked[8:]
 
 
 @pytest.mark.parametrize("make", ALGORITHMS)
@@ -85,6 +89,43 @@ def test_failures_and_a_space_that_is_used_up(make: Make) -> None:
         architecture = algorithm.ask(number).architecture
         algorithm.tell(architecture, math.nan if sum(architecture) == 1 else score(architecture))
     assert {architecture for architecture, _ in algorithm.told} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def front(algorithm: OptunaAlgorithm, trials: int, begin: int = 0) -> list[Architecture]:
+    """Of two objectives that are against each other, where the first may be 5 at most."""
+    asked = []
+    for number in range(begin, trials):
+        asked.append(one := algorithm.ask(number, asked[-2:-1]).architecture)
+        algorithm.tell(one, (float(one.count(1)), float(one.count(2))), max(0.0, one.count(1) - 5.0))
+    return asked
+
+
+@pytest.mark.parametrize("make", [TPE, NSGA2])
+def test_several_objectives_with_a_constraint(make: type[OptunaAlgorithm]) -> None:
+    """More hypervolume than random search, and what is told alone decides what is asked."""
+
+    def volume(asked: list[Architecture]) -> int:
+        good = [(one.count(1), one.count(2)) for one in asked if one.count(1) <= 5]
+        return sum(any(a > x and b > y for a, b in good) for x in range(8) for y in range(8))
+
+    found, drawn = [], []
+    for seed in range(4):
+        found.append(volume(front(make(space(), seed, objectives=2), 120)))
+        drawn.append(volume(run(RandomSearch(space(), seed), 120)))
+    assert np.mean(found) > np.mean(drawn) + 2
+
+    asked = front(make(space(), 0, objectives=2), 50)
+    resumed = make(space(), 0, objectives=2)
+    for one in asked[:30]:
+        resumed.tell(one, (float(one.count(1)), float(one.count(2))), max(0.0, one.count(1) - 5.0))
+    assert resumed.ask(30, asked[28:29]).architecture == asked[30]
+
+
+def test_what_breaks_a_constraint_is_not_picked() -> None:
+    algorithm = TPE(space(2, 2), 0)
+    for one in ((0, 0), (0, 1), (1, 1)):
+        algorithm.tell(one, float(sum(one)), violation=float(sum(one) > 1))
+    assert algorithm.pick() == (0, 1)
 
 
 def test_noise_is_looked_through() -> None:
@@ -144,3 +185,41 @@ def test_expected_improvement() -> None:
     far = log_expected_improvement(np.array([-10.0, -20.0, -40.0]), np.ones(3), 0.0)
     assert np.isfinite(far).all()
     assert (np.diff(far) < 0).all()
+
+
+def test_the_policy_climbs_the_gradient_of_what_it_is_rewarded_for() -> None:
+    rng = np.random.default_rng(0)
+    policy = Policy(cells := NasBench201())
+    policy.bias += rng.standard_normal(policy.bias.shape)
+    policy.weights += rng.standard_normal(policy.weights.shape) * policy._before
+    hot, rewards, entropy = policy.hot([cells.random(rng) for _ in range(5)]), rng.standard_normal(5), 0.3
+
+    def objective() -> float:
+        log = policy.log_chances(hot)
+        return float(np.mean(rewards * (log * hot).sum(1) - entropy * (np.exp(log) * log).sum(1)))
+
+    assert np.exp(policy.log_chances(hot)).sum(1) == pytest.approx(np.full(5, 6))
+    bias, weights, step = policy.bias.copy(), policy.weights.copy(), 1e-6
+    policy.climb(hot, policy.log_chances(hot), rewards, 1.0, entropy)
+    climbed_bias, climbed_weights = policy.bias - bias, policy.weights - weights
+    for part, climbed, places in (
+        (policy.bias, climbed_bias, [(3,), (17,)]),
+        (policy.weights, climbed_weights, [(29, 0), (12, 8), (0, 29)]),
+    ):
+        for place in places:
+            policy.bias[:], policy.weights[:] = bias, weights
+            part[place] += step * (place != (0, 29))  # an earlier choice doesn't depend on a later one
+            above = objective()
+            policy.bias[:], policy.weights[:] = bias, weights
+            assert climbed[place] == pytest.approx((above - objective()) / step, rel=1e-3, abs=1e-5)
+
+
+def test_proximal_steps_end_where_the_policy_has_moved_enough() -> None:
+    chances = []
+    for rounds in (10, 1000):
+        algorithm = PPO(space(1, 2), 0, rate=0.3, entropy=0.0, batch=2, epochs=rounds)
+        for architecture, value in (((0,), 0.0), ((1,), 1.0)):
+            algorithm.tell(architecture, value)
+        chances.append(float(np.exp(algorithm.policy.log_chances(algorithm.policy.hot([(1,)])))[0, 1]))
+    assert 0.6 < chances[0] < 0.7
+    assert chances[1] == chances[0]

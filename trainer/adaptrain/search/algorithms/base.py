@@ -65,3 +65,11 @@ class Algorithm:
             if self.space.key(drawn := self.space.random(rng)) not in self.seen:
                 return drawn
         return drawn
+
+    def fresh(self, found: Architecture, rng: np.random.Generator, steps: int = 100) -> Architecture:
+        """This one, or if it was tried or can't be built, one that so many mutations lead to."""
+        for _ in range(steps):
+            if self.space.is_valid(found) and self.space.key(found) not in self.seen:
+                return found
+            found = self.space.mutate(found, rng)
+        return self.unseen(rng)
