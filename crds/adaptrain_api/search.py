@@ -50,10 +50,10 @@ POOL, WINNER = "-pool", "-winner"
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-SPACES = ("nasbench201",)
-"""Built-in spaces whose architectures are models that can be trained."""
-AlgorithmName = Literal["auto", "random", "localSearch", "evolution"]
-OF_ONE_OBJECTIVE = ("localSearch",)
+SPACES = ("nasbench201", "nasbenchgraph", "topology")
+"""Built-in spaces."""
+AlgorithmName = Literal["auto", "random", "localSearch", "evolution", "tpe", "gp", "nsga2", "reinforce", "ppo", "neat"]
+OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat")
 MOST_VALUES, LONGEST_VALUE = 200, 253
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
@@ -286,9 +286,15 @@ class Trial(Model):
 
 
 class Pruning(Model):
-    """Which trials are stopped early, judged by the first objective's values on their way."""
+    """Which trials are stopped early, judged by the objective's values on their way."""
 
-    name: Annotated[Literal["median"], Field(description="median: worse than the median of others at the same step.")]
+    name: Annotated[
+        Literal["median", "successiveHalving", "hyperband"],
+        Field(
+            description="median: who is worse than the median of the others then. successiveHalving: who is not among"
+            " the best at certain steps. hyperband: the same, with several sets of steps."
+        ),
+    ]
     args: Annotated[FreeForm, Field(description="Keyword arguments of the rule.")] = {}
 
 
@@ -405,8 +411,20 @@ class ArchitectureSearchSpec(Model):
         ),
         Rule(
             cel=f"size(self.objectives) == 1 || !(self.algorithm.name in [{', '.join(map(repr, OF_ONE_OBJECTIVE))}])",
-            message="this algorithm takes one objective: use auto, evolution or random for several",
+            message="this algorithm takes one objective: use auto, nsga2, tpe or evolution for several",
             check=lambda self: len(self.objectives) == 1 or self.algorithm.name not in OF_ONE_OBJECTIVE,
+            path=".algorithm.name",
+        ),
+        Rule(
+            cel="!has(self.pruning) || size(self.objectives) == 1",
+            message="pruning judges by one objective: remove it, or leave one objective",
+            check=lambda self: self.pruning is None or len(self.objectives) == 1,
+            path=".pruning",
+        ),
+        Rule(
+            cel="self.algorithm.name != 'neat' || (has(self.space.name) && self.space.name == 'topology')",
+            message="neat grows networks: set space.name to topology",
+            check=lambda self: self.algorithm.name != "neat" or self.space.name == "topology",
             path=".algorithm.name",
         ),
         Rule(

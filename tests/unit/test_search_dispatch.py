@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 import pytest
-from adaptrain.search.algorithms.registry import make_algorithm
+from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import MOST_ATTEMPTS, Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
@@ -25,7 +25,7 @@ def spec(**given: Any) -> ArchitectureSearchSpec:
 def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Dispatch:
     wanted = spec(**given)
     algorithm = make_algorithm(wanted.algorithm, make_space(wanted.space), wanted.seed, len(wanted.objectives))
-    return Dispatch(wanted, algorithm, history or [], known or [])
+    return Dispatch(wanted, algorithm, make_pruner(wanted.pruning), history or [], known or [])
 
 
 def run(d: Dispatch, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:

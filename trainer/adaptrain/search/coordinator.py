@@ -19,7 +19,7 @@ from adaptrain_api.search import ArchitectureSearch
 
 from adaptrain.elastic import http, wire
 from adaptrain.metrics import SearchMetrics
-from adaptrain.search.algorithms.registry import make_algorithm
+from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended, State, Study, finite, one_line, open_store
@@ -66,7 +66,7 @@ class SearchCoordinator:
         self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
         history = self._study.history()
         known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
-        self._dispatch = Dispatch(spec, searcher, history, known)
+        self._dispatch = Dispatch(spec, searcher, make_pruner(spec.pruning), history, known)
         self._evaluators: dict[str, _Evaluator] = {}
         self._silent: dict[str, Silent] = {}
         self._told: list[Ended] = []
@@ -206,8 +206,9 @@ class SearchCoordinator:
                 return self._give(evaluator)
             case "report":
                 metrics = finite(frame["metrics"])
-                self._dispatch.report(evaluator.id, int(frame["trial"]), int(frame["step"]), metrics)
-                return {"do": "go", "trial": int(frame["trial"])}
+                number = int(frame["trial"])
+                stop = self._dispatch.report(evaluator.id, number, int(frame["step"]), metrics)
+                return {"do": "stop", "trial": number} if stop else None
             case "tell":
                 number, state = int(frame["trial"]), str(frame["state"])
                 if state not in STATES:

@@ -15,6 +15,7 @@ from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.algorithms.pruning import Pruner
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.study import Ended, State, violations
 
@@ -52,12 +53,18 @@ class Verdict:
 class Dispatch:
     """
     Args:
+        pruner: which trials are stopped early; None: none.
         history: what the study holds, in its order.
         known: trials of another search to learn from, which don't count.
     """
 
     def __init__(
-        self, spec: ArchitectureSearchSpec, searcher: Searcher, history: list[Ended], known: list[Ended]
+        self,
+        spec: ArchitectureSearchSpec,
+        searcher: Searcher,
+        pruner: Pruner | None,
+        history: list[Ended],
+        known: list[Ended],
     ) -> None:
         self.spec = spec
         self.pending: dict[int, Assignment] = {}
@@ -70,6 +77,8 @@ class Dispatch:
         """Those of them that none surpasses in one objective and equals in the others."""
         self._exhausted = False
         self._searcher = searcher
+        self._pruner = pruner
+        self._sign = 1.0 if spec.objectives[0].goal == "maximize" else -1.0
         self._keys: set[Hashable] = set()
         self._next = 0
         self._began: float | None = None
@@ -78,6 +87,9 @@ class Dispatch:
         for one in known:
             self._learn(one)
         for one in history:
+            if pruner is not None:
+                for step, value in one.steps.items():
+                    pruner.report(one.number, step, self._sign * value)
             self._end(one)
 
     def take(self, evaluator: str, now: float) -> Assignment | None:
@@ -153,12 +165,14 @@ class Dispatch:
         self._end(ended)
         return ended
 
-    def report(self, evaluator: str, number: int, step: int, metrics: dict[str, float]) -> None:
-        """A trial's metrics on its way."""
+    def report(self, evaluator: str, number: int, step: int, metrics: dict[str, float]) -> bool:
+        """A trial's metrics on its way. Returns whether it shall be stopped."""
         one = self.pending.get(number)
         value = metrics.get(self.spec.objectives[0].metric)
-        if one is not None and one.evaluator == evaluator and value is not None:
-            one.steps[step] = value
+        if one is None or one.evaluator != evaluator or value is None:
+            return False
+        one.steps[step] = value
+        return self._pruner is not None and self._pruner.report(number, step, self._sign * value)
 
     def tell(
         self, evaluator: str, number: int, state: State, metrics: dict[str, float], message: str, now: float

@@ -40,8 +40,6 @@ STATES: dict[State, TrialState] = {
     "failed": TrialState.FAIL,
 }
 JOURNAL = "study.journal"
-CONSTRAINTS = "constraints"
-"""Where Optuna keeps how far a trial is from meeting each constraint; none is above 0 if it meets them all."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +165,10 @@ class Study:
         if holder > self._number:
             raise Superseded(f"coordinator {holder} has taken over the study from coordinator {self._number}")
 
+    def _violations(self, one: Ended) -> dict[str, float]:
+        names = [constraint.metric for constraint in self._spec.constraints]
+        return dict(zip(names, violations(self._spec, one.metrics), strict=True))
+
     def _frozen(self, one: Ended) -> FrozenTrial:
         described = self._space.describe(one.architecture)
         complete = one.state == "complete"
@@ -185,7 +187,7 @@ class Study:
                 "why": one.why,
                 **({"message": one.message} if one.message else {}),
             },
-            system_attrs={CONSTRAINTS: violations(self._spec, one.metrics)} if complete else {},
+            constraints=self._violations(one) if complete and self._spec.constraints else None,
         )
         frozen.datetime_start = datetime.fromtimestamp(one.ended - one.seconds, UTC)
         frozen.datetime_complete = at

@@ -58,7 +58,7 @@ class Auto(Algorithm):
             mean, deviation = self._model.predict(seen, self.space.features(seen))
             hopeful: Architecture = tuple(seen[int(np.argmax(mean + deviation))].tolist())
             return Proposal(hopeful, {"again": True, "mean": float(mean.max())})
-        asked = np.array(pool)
+        asked: Codes = np.array(pool)
         mean, deviation = self._model.predict(asked, self.space.features(asked))
         gain = log_expected_improvement(mean, deviation, self._incumbent(codes, values))
         best = int(np.argmax(gain))

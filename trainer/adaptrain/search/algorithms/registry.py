@@ -1,27 +1,57 @@
-"""The algorithm that a manifest names."""
+"""The algorithm and the pruner that a manifest names."""
 
-from adaptrain_api.search import AlgorithmName, SearchAlgorithm
+from adaptrain_api.search import AlgorithmName, Pruning, SearchAlgorithm
 
+from adaptrain.errors import InvalidJob
 from adaptrain.load import call
 from adaptrain.search.algorithms.auto import Auto
 from adaptrain.search.algorithms.base import Algorithm
+from adaptrain.search.algorithms.controller import PPO, Reinforce
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.local_search import LocalSearch
+from adaptrain.search.algorithms.neat import Neat
 from adaptrain.search.algorithms.objectives import Searcher, Single
+from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
+from adaptrain.search.algorithms.pruning import Hyperband, Median, Pruner, SuccessiveHalving
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Space
+from adaptrain.search.spaces.topology import Topology
 
 ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {
     "auto": Auto,
     "random": RandomSearch,
     "localSearch": LocalSearch,
     "evolution": RegularizedEvolution,
+    "tpe": TPE,
+    "gp": GP,
+    "nsga2": NSGA2,
+    "reinforce": Reinforce,
+    "ppo": PPO,
+    "neat": Neat,
+}
+PRUNERS: dict[str, type[Pruner]] = {
+    "median": Median,
+    "successiveHalving": SuccessiveHalving,
+    "hyperband": Hyperband,
 }
 
 
 def make_algorithm(spec: SearchAlgorithm, space: Space, seed: int, objectives: int) -> Searcher:
     """
     Raises:
+        InvalidJob: it doesn't take these arguments, or not this space.
+    """
+    chosen = ALGORITHMS[spec.name]
+    if isinstance(space, Topology) and chosen is not Neat:
+        raise InvalidJob(f"algorithm.name: {spec.name} needs a space of choices: set it to neat, or change space.name")
+    if issubclass(chosen, OptunaAlgorithm):
+        return call("algorithm", chosen, spec.args, space=space, seed=seed, objectives=objectives)
+    return Single(call("algorithm", chosen, spec.args, space=space, seed=seed), objectives)
+
+
+def make_pruner(spec: Pruning | None) -> Pruner | None:
+    """
+    Raises:
         InvalidJob: it doesn't take these arguments.
     """
-    return Single(call("algorithm", ALGORITHMS[spec.name], spec.args, space=space, seed=seed), objectives)
+    return None if spec is None else call("pruning", PRUNERS[spec.name], spec.args)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Architecture = tuple[int, ...]
-"""The number of the choice in each dimension."""
+Architecture = tuple[Any, ...]
+"""The number of the choice in each dimension; in a space without dimensions, whatever it is made of."""
 Codes = NDArray[np.int64]
 """Architectures as rows: [n, dimensions]."""
 Features = NDArray[np.float64]
