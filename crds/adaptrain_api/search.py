@@ -52,8 +52,10 @@ METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
 SPACES = ("nasbench201", "nasbenchgraph", "topology")
 """Built-in spaces."""
-AlgorithmName = Literal["auto", "random", "localSearch", "evolution", "tpe", "gp", "nsga2", "reinforce", "ppo", "neat"]
-OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat")
+AlgorithmName = Literal[
+    "auto", "random", "localSearch", "evolution", "tpe", "gp", "nsga2", "reinforce", "ppo", "neat", "predictor"
+]
+OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
 MOST_VALUES, LONGEST_VALUE = 200, 253
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]

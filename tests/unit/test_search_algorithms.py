@@ -13,13 +13,25 @@ from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
 from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
+from adaptrain.search.algorithms.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 from adaptrain.search.spaces.nasbench201 import NasBench201
 
 Make = Callable[[Space, int], Algorithm]
 
-ALGORITHMS: list[Make] = [RandomSearch, RegularizedEvolution, LocalSearch, Auto, TPE, GP, NSGA2, Reinforce, PPO]
+ALGORITHMS: list[Make] = [
+    RandomSearch,
+    RegularizedEvolution,
+    LocalSearch,
+    Auto,
+    TPE,
+    GP,
+    NSGA2,
+    Reinforce,
+    PPO,
+    Predictor,
+]
 BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2, Reinforce, PPO]
 
 
@@ -44,6 +56,19 @@ def run(algorithm: Algorithm, trials: int, begin: int = 0) -> list[Architecture]
 
 def best(make: Make, seeds: int = 10, dimensions: int = 8) -> float:
     return float(np.mean([max(map(score, run(make(space(dimensions), seed), 60))) for seed in range(seeds)]))
+
+
+def test_what_a_predictor_is_unsure_of_is_what_it_has_not_seen() -> None:
+    cells, rng = NasBench201(), np.random.default_rng(0)
+    seen, unseen = ([cells.random(rng) for _ in range(60)] for _ in range(2))
+    values = np.array([sum(cell) + 3.0 * (cell[3] == 3) for cell in seen])
+    ensemble = Ensemble(cells, 0)
+    for cell in seen:
+        ensemble.add(cell)
+    ensemble.train((values - values.mean()) / values.std(), 150)
+    mean, deviation = ensemble.predict(seen)
+    assert float(np.corrcoef(mean, values)[0, 1]) > 0.9
+    assert ensemble.predict(unseen)[1].mean() > deviation.mean()
 
 
 @pytest.mark.parametrize("make", BETTER_THAN_RANDOM)

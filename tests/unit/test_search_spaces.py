@@ -78,6 +78,29 @@ def test_graph_networks_that_compute_the_same_have_one_key() -> None:
     assert not space.is_valid((chain, skip, skip, skip, skip))
 
 
+def test_graphs_tell_what_feeds_what() -> None:
+    none, skip, conv, _, pool = range(5)
+    feeds, operations = NasBench201().graph((conv, none, pool, skip, none, conv))
+    # Input and output, and edges 0->1, 1->2, 0->3, 2->3, which are nodes 1, 3, 4, 6.
+    assert set(zip(*np.nonzero(feeds), strict=True)) == {(0, 1), (0, 4), (1, 3), (3, 6), (4, 7), (6, 7)}
+    assert operations.tolist() == [5, conv, none, pool, skip, none, conv, 6]
+
+    feeds, operations = NasBenchGraph().graph((STRUCTURES.index((0, 0, 1, 1)), 3, 1, 4, 1))
+    assert set(zip(*np.nonzero(feeds), strict=True)) == {(0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 5), (4, 5)}
+    assert operations.tolist() == [9, 3, 1, 4, 1, 10]
+
+
+@pytest.mark.parametrize("space", [*SPACES, Space((Dimension("a", ("x", "y"), "a"), Dimension("b", ("z",), "b")))])
+def test_graphs_are_as_large_and_have_an_output(space: Space) -> None:
+    rng = np.random.default_rng(0)
+    graphs = [space.graph(space.random(rng)) for _ in range(30)]
+    assert len({feeds.shape for feeds, _ in graphs}) == 1
+    for feeds, operations in graphs:
+        assert len(feeds) == len(operations)
+        assert 0 <= operations.min() <= operations.max() < space.operations
+        assert not np.linalg.matrix_power(feeds.astype(int), len(feeds)).any()  # no cycle
+
+
 def test_features_count_what_lies_on_the_ways() -> None:
     space = NasBench201()
     none, skip, conv, _, pool = range(5)

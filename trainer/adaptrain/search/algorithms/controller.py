@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 BASELINE = 0.9
 """How much of the moving average stays from trial to trial."""
-TRIES = 20
+TRIES = 5
 """So often the policy is drawn from until the architecture is new."""
 FAILED = -1.0
 """The reward of one that failed, in standard deviations."""

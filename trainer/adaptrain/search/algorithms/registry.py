@@ -29,6 +29,7 @@ ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {
     "ppo": PPO,
     "neat": Neat,
 }
+"""And ``predictor``, which takes torch."""
 PRUNERS: dict[str, type[Pruner]] = {
     "median": Median,
     "successiveHalving": SuccessiveHalving,
@@ -41,12 +42,18 @@ def make_algorithm(spec: SearchAlgorithm, space: Space, seed: int, objectives: i
     Raises:
         InvalidJob: it doesn't take these arguments, or not this space.
     """
-    chosen = ALGORITHMS[spec.name]
+    chosen = ALGORITHMS[spec.name] if spec.name != "predictor" else _predictor()
     if isinstance(space, Topology) and chosen is not Neat:
         raise InvalidJob(f"algorithm.name: {spec.name} needs a space of choices: set it to neat, or change space.name")
     if issubclass(chosen, OptunaAlgorithm):
         return call("algorithm", chosen, spec.args, space=space, seed=seed, objectives=objectives)
     return Single(call("algorithm", chosen, spec.args, space=space, seed=seed), objectives)
+
+
+def _predictor() -> type[Algorithm]:
+    from adaptrain.search.algorithms.predictor import Predictor
+
+    return Predictor
 
 
 def make_pruner(spec: Pruning | None) -> Pruner | None:

@@ -12,6 +12,8 @@ Architecture = tuple[Any, ...]
 Codes = NDArray[np.int64]
 """Architectures as rows: [n, dimensions]."""
 Features = NDArray[np.float64]
+Graph = tuple[NDArray[np.bool_], NDArray[np.int64]]
+"""Whether a node feeds another one [from, to], and what each does, as a number below the space's ``operations``."""
 NEAR = 2
 """Steps between ordered choices that are neighbours."""
 
@@ -74,6 +76,20 @@ class Space:
     def features(self, codes: Codes) -> Features:
         """Numbers that tell more of architectures than their choices do: [n, features], about one in size."""
         return np.zeros((len(codes), 0))
+
+    @property
+    def operations(self) -> int:
+        """How many kinds of nodes there are in graphs."""
+        return sum(self.sizes) + 1
+
+    def graph(self, architecture: Architecture) -> Graph:
+        """What it computes, always with as many nodes; where nothing is known of that, each choice is a node of its own
+        kind that feeds an output."""
+        nodes = len(self.sizes)
+        feeds = np.zeros((nodes + 1, nodes + 1), dtype=bool)
+        feeds[:nodes, nodes] = True
+        starts = np.cumsum((0, *self.sizes))
+        return feeds, np.array([*(starts[:-1] + architecture), starts[-1]])
 
     def random(self, rng: np.random.Generator) -> Architecture:
         """Any valid architecture, each with the same probability."""

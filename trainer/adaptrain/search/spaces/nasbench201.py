@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP = 0, 1
@@ -32,6 +32,23 @@ class NasBench201(Space):
             for way in _ways(tuple(cell)):
                 row[self._ways[way]] += 1
         return found
+
+    @property
+    def operations(self) -> int:
+        return len(OPERATIONS) + 2
+
+    def graph(self, architecture: Architecture) -> Graph:
+        """Input, edges' operations, output; an operation feeds those on the edges that leave its edge's end. What is on
+        no way from input to output feeds nothing."""
+        on_ways = {edge for path in PATHS if NONE not in (architecture[e] for e in path) for edge in path}
+        feeds = np.zeros((len(EDGES) + 2, len(EDGES) + 2), dtype=bool)
+        for n, (start, end) in enumerate(EDGES):
+            if n in on_ways:
+                feeds[0, n + 1] = start == 0
+                feeds[n + 1, -1] = end == 3
+                for other, (after, _) in enumerate(EDGES):
+                    feeds[n + 1, other + 1] = after == end and other in on_ways
+        return feeds, np.array([len(OPERATIONS), *architecture, len(OPERATIONS) + 1])
 
     def key(self, architecture: Architecture) -> Hashable:
         return _computed(architecture)

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
 
 LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 SKIP = LAYERS.index("skip")
@@ -32,6 +32,19 @@ class NasBenchGraph(Space):
 
     def key(self, architecture: Architecture) -> Hashable:
         return _tree(architecture)
+
+    @property
+    def operations(self) -> int:
+        return len(LAYERS) + 2
+
+    def graph(self, architecture: Architecture) -> Graph:
+        """Input, layers, output."""
+        structure, layers = STRUCTURES[architecture[0]], architecture[1:]
+        feeds = np.zeros((6, 6), dtype=bool)
+        for n, start in enumerate(structure, 1):
+            feeds[start, n] = True
+            feeds[n, 5] = n not in structure
+        return feeds, np.array([len(LAYERS), *layers, len(LAYERS) + 1])
 
     def features(self, codes: Codes) -> Features:
         """How often each layer lies at each depth, follows each other one, and is the output; skips left out."""

@@ -56,20 +56,19 @@ class Topology(Space):
 
     def is_valid(self, architecture: Architecture) -> bool:
         """Whether no signal comes back to where it was, and none leaves an output or enters an input."""
-        ends = {a for a, *_ in architecture}, {b for _, b, *_ in architecture}
-        return (
-            not ends[0] & set(self._targets) and not ends[1] & set(self._sources) and _order(architecture) is not None
-        )
+        genes = genes_of(architecture)
+        ends = {a for a, _ in genes}, {b for _, b in genes}
+        return not ends[0] & set(self._targets) and not ends[1] & set(self._sources) and _order(genes) is not None
 
     def key(self, architecture: Architecture) -> Hashable:
-        return tuple((a, b, weight) for a, b, weight, enabled in architecture if enabled)
+        return tuple((place, weight) for place, (weight, enabled) in genes_of(architecture).items() if enabled)
 
     def mutate(self, architecture: Architecture, rng: np.random.Generator) -> Architecture:
         """With a node or a connection more, or with other weights."""
         genes, chance = dict(genes_of(architecture)), rng.random()
         if chance < ADD_NODE:
             self._split(genes, rng)
-        elif chance < ADD_NODE + ADD_CONNECTION and (free := self._free(architecture)):
+        elif chance < ADD_NODE + ADD_CONNECTION and (free := self._free(genes)):
             genes[free[int(rng.integers(len(free)))]] = _new(rng), True
         else:
             for place, (weight, enabled) in genes.items():
@@ -90,8 +89,9 @@ class Topology(Space):
 
     def network(self, genome: Architecture) -> Callable[[Floats], Floats]:
         """What it computes: [n, inputs] -> [n, outputs]."""
-        order, enters = cast(list[int], _order(genome)), dict[int, list[tuple[int, float]]]()
-        for a, b, weight, enabled in genome:
+        genes, enters = genes_of(genome), dict[int, list[tuple[int, float]]]()
+        order = cast(list[int], _order(genes))
+        for (a, b), (weight, enabled) in genes.items():
             if enabled:
                 enters.setdefault(b, []).append((a, weight))
 
@@ -122,15 +122,11 @@ class Topology(Space):
         digest = hashlib.blake2b(f"{a}-{b}-{again}".encode(), digest_size=6).digest()
         return self._targets.stop + int.from_bytes(digest)
 
-    def _free(self, genome: Architecture) -> list[tuple[int, int]]:
+    def _free(self, genes: Genes) -> list[tuple[int, int]]:
         """Connections that could be added: those along the order in which nodes are computed."""
-        order = cast(list[int], _order(genome))
-        order = [
-            *self._sources,
-            *(n for n in order if n not in self._sources and n not in self._targets),
-            *self._targets,
-        ]
-        genes = genes_of(genome)
+        order = cast(list[int], _order(genes))
+        hidden = [node for node in order if node not in self._sources and node not in self._targets]
+        order = [*self._sources, *hidden, *self._targets]
         return [
             (a, b)
             for n, a in enumerate(order)
@@ -142,22 +138,23 @@ class Topology(Space):
 @lru_cache(maxsize=1 << 12)
 def genes_of(genome: Architecture) -> Genes:
     """By what they connect; not to be changed."""
-    return {(a, b): (weight, enabled) for a, b, weight, enabled in genome}
+    return {(a, b): (weight, enabled) for a, b, weight, enabled in cast(Genome, genome)}
 
 
-def _genome(genes: Genes) -> Genome:
-    return tuple((a, b, weight, enabled) for (a, b), (weight, enabled) in sorted(genes.items()))
+def _genome(genes: Genes) -> Architecture:
+    genome: Genome = tuple((a, b, weight, enabled) for (a, b), (weight, enabled) in sorted(genes.items()))
+    return cast(Architecture, genome)
 
 
 def _new(rng: np.random.Generator) -> float:
     return WIDTH * float(rng.standard_normal())
 
 
-def _order(genome: Architecture) -> list[int] | None:
+def _order(genes: Genes) -> list[int] | None:
     """Nodes, each after all that lead to it by genes, enabled or not; nothing if there is a cycle."""
     into: dict[int, int] = {}
     out: dict[int, list[int]] = {}
-    for a, b, *_ in genome:
+    for a, b in genes:
         into[b] = into.get(b, 0) + 1
         into.setdefault(a, 0)
         out.setdefault(a, []).append(b)
