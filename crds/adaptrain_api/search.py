@@ -53,6 +53,18 @@ PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0
 SPACES = ("nasbench201", "nasbenchgraph", "topology")
 """Built-in spaces."""
 AlgorithmName = Literal[
+    "auto",
+    "random",
+    "localSearch",
+    "evolution",
+    "tpe",
+    "gp",
+    "nsga2",
+    "reinforce",
+    "ppo",
+    "neat",
+    "predictor",
+]
     "auto", "random", "localSearch", "evolution", "tpe", "gp", "nsga2", "reinforce", "ppo", "neat", "predictor"
 ]
 OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
