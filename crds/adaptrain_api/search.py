@@ -65,8 +65,6 @@ AlgorithmName = Literal[
     "neat",
     "predictor",
 ]
-    "auto", "random", "localSearch", "evolution", "tpe", "gp", "nsga2", "reinforce", "ppo", "neat", "predictor"
-]
 OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
 MOST_VALUES, LONGEST_VALUE = 200, 253
 

@@ -100,7 +100,7 @@ class Operator:
         self._cache.sees_nodes = await self._may_see_nodes()
         puller = Puller(changed=self._heard, distrusted=lambda key: reconciler.distrust(key))
         reconciler = Reconciler(self._client, self._cache, self._queue, puller, leases, events, settings.default_image)
-        searches = SearchReconciler(self._client, self._cache, self._searches, puller, events)
+        searches = SearchReconciler(self._client, self._cache, self._searches, self._queue, puller, events)
         tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}
         try:
             await self._list_first(tasks)

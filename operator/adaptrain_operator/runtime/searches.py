@@ -28,10 +28,19 @@ REFUSED_AGAIN = 30.0
 class SearchReconciler:
     """One per process; searches are worked on concurrently, each by one worker at a time."""
 
-    def __init__(self, client: Client, cache: Cache, queue: Queue[Key], contacts: Contacts, events: Events) -> None:
+    def __init__(
+        self,
+        client: Client,
+        cache: Cache,
+        queue: Queue[Key],
+        jobs: Queue[Key],
+        contacts: Contacts,
+        events: Events,
+    ) -> None:
         self._client = client
         self._cache = cache
         self._queue = queue
+        self._jobs = jobs
         self._contacts = contacts
         self._events = events
 
@@ -79,7 +88,9 @@ class SearchReconciler:
                 self._cache.gone(SEARCH, key, search.uid)
             return
         for job in plan.apply:
-            self._cache.put(JOB, await self._client.apply(JOB, job))
+            # The watch will bring nothing new of it.
+            for changed in self._cache.put(JOB, await self._client.apply(JOB, job)):
+                self._jobs.add(changed)
         for job in plan.delete:
             meta = job["metadata"]
             try:
