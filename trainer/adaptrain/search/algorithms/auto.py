@@ -62,6 +62,9 @@ class Auto(Algorithm):
             return Proposal(hopeful, {"again": True, "mean": float(worth.max())})
         asked = np.array(pool)
         mean, deviation = self._model.predict(asked, self.space.features(asked))
+        if not self.noisy:
+            # What the model takes for noise is then part of what will be seen.
+            deviation = np.hypot(deviation, self._model.noise)
         gain = log_expected_improvement(mean, deviation, float(worth.max()))
         best = int(np.argmax(gain))
         return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
@@ -109,8 +112,11 @@ class Auto(Algorithm):
         space = self.space
         found = [near for parent in parents for near in space.neighbours(parent)]
         for _ in range(MUTANTS):
-            parent = parents[int(rng.integers(len(parents)))]
-            found.append(space.mutate(space.mutate(parent, rng), rng))
+            mutant = list(parents[int(rng.integers(len(parents)))])
+            for place in rng.integers(len(mutant), size=2):
+                mutant[place] = int(rng.integers(space.sizes[place]))
+            if space.is_valid(tuple(mutant)):
+                found.append(tuple(mutant))
         found += [space.random(rng) for _ in range(RANDOM)]
         fresh: dict[Hashable, Architecture] = {}
         for one in found:

@@ -82,6 +82,11 @@ class GaussianProcess:
         variance = np.exp(self.parameters["scale"][0]) - np.einsum("ij,ij->j", solved, solved)
         return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one look."""
+        return float(np.exp(0.5 * self.parameters["noise"][0]))
+
     def _one_hot(self, codes: Codes) -> Floats:
         hot = np.zeros((len(codes), int(self._offsets[-1])))
         hot[np.arange(len(codes))[:, None], codes + self._offsets[:-1]] = 1.0
