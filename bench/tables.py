@@ -8,6 +8,7 @@ import numpy as np
 from adaptrain.search.algorithms.base import Algorithm, Proposal
 from adaptrain.search.spaces.base import Architecture, Space
 from adaptrain.search.spaces.nasbench201 import OPERATIONS, NasBench201
+from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
 
 Looks = dict[Architecture, list[float]]
 """What each run of an architecture reached."""
@@ -22,6 +23,18 @@ def nasbench201(dataset: str) -> Looks:
     found = {}
     for cell in product(range(len(OPERATIONS)), repeat=6):
         found[cell] = [float(look) for look in runs["".join(str(order[c]) for c in cell)]["val_acc"]]
+    return found
+
+
+def nasbenchgraph(dataset: str, measure: str = "valid_perf") -> dict[Architecture, float]:
+    """Accuracy, %, of each architecture in NAS-Bench-Graph, mean of three runs: validation, or ``perf``: test."""
+    from nas_bench_graph import Arch, light_read
+
+    runs, space, found = light_read(dataset), NasBenchGraph(), {}
+    for one in product(*map(range, space.sizes)):
+        if space.is_valid(one):
+            known_as = Arch(list(STRUCTURES[one[0]]), [LAYERS[layer] for layer in one[1:]]).valid_hash()
+            found[one] = 100.0 * float(runs[known_as][measure])
     return found
 
 

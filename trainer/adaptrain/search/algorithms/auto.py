@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 SOFT = 0.15
 """c above: without it the best one would be infinitely better than all."""
+NOISY_SOFT = 1.0
+"""c under noise, where the best ones differ by luck, which is not to be spread out."""
 PARENTS = 10
 AGAIN = 0.25
 """Under noise, so often an architecture is looked at that was looked at before."""
@@ -48,27 +50,24 @@ class Auto(Algorithm):
         known = self._learn()
         if known is None:
             return Proposal(self.unseen(rng))
-        codes, raw, values = known
-        order = np.argsort(-raw, kind="stable")
+        codes, values = known
+        thought = self._model.predict(codes, self.space.features(codes)) if self.noisy else None
+        worth = values if thought is None else thought[0]
+        order = np.argsort(-worth, kind="stable")
         pool = self._candidates([tuple(code) for code in codes[order[:PARENTS]].tolist()], rng)
         if not pool:
             return Proposal(self.unseen(rng))
-        if self.noisy and rng.random() < AGAIN:
-            seen = np.unique(codes, axis=0)
-            mean, deviation = self._model.predict(seen, self.space.features(seen))
-            hopeful: Architecture = tuple(seen[int(np.argmax(mean + deviation))].tolist())
-            return Proposal(hopeful, {"again": True, "mean": float(mean.max())})
-        asked: Codes = np.array(pool)
+        if thought is not None and rng.random() < AGAIN:
+            hopeful: Architecture = tuple(codes[int(np.argmax(thought[0] + thought[1]))].tolist())
+            return Proposal(hopeful, {"again": True, "mean": float(worth.max())})
+        asked = np.array(pool)
         mean, deviation = self._model.predict(asked, self.space.features(asked))
-        gain = log_expected_improvement(mean, deviation, self._incumbent(codes, values))
+        if not self.noisy:
+            # What the model takes for noise is then part of what will be seen.
+            deviation = np.hypot(deviation, self._model.noise)
+        gain = log_expected_improvement(mean, deviation, float(worth.max()))
         best = int(np.argmax(gain))
         return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
-
-    def _incumbent(self, codes: Codes, values: Floats) -> float:
-        """What is to be improved upon: the best value, or under noise the best that it is thought to be."""
-        if not self.noisy:
-            return float(values.max())
-        return float(self._model.predict(codes, self.space.features(codes))[0].max())
 
     def pick(self) -> Architecture:
         """Which of those that were tried is thought to be the best."""
@@ -80,8 +79,8 @@ class Auto(Algorithm):
         best: Architecture = tuple(codes[int(np.argmax(mean))].tolist())
         return best
 
-    def _learn(self) -> tuple[Codes, Floats, Floats] | None:
-        """Architectures, their values, and these as the model sees them, once it has learned from them.
+    def _learn(self) -> tuple[Codes, Floats] | None:
+        """Architectures and their values as the model sees them, once it has learned from them.
 
         The model is fitted at certain lengths of the history, whenever it is asked: so it depends on nothing else.
         """
@@ -89,30 +88,35 @@ class Auto(Algorithm):
         if len(good) < self.start:
             return None
         while self._next_fit <= len(good):
-            self._model.fit(
-                *self._data(good[: self._next_fit])[1:], STEPS if self._next_fit > self.start else FIRST_STEPS
-            )
+            self._model.fit(*self._data(good[: self._next_fit]), STEPS if self._next_fit > self.start else FIRST_STEPS)
             self._next_fit = max(self._next_fit + 1, math.ceil(self._next_fit * GROWTH))
-        raw, codes, features, values = self._data(good)
-        self._model.condition(codes, features, values)
-        return codes, raw, values
+        codes, features, values, looks = self._data(good)
+        self._model.condition(codes, features, values, looks)
+        return codes, values
 
-    def _data(self, good: list[tuple[Architecture, float]]) -> tuple[Floats, Codes, Features, Floats]:
-        """Raw values, architectures, their features and what the model sees: of the best and the newest, if many."""
-        if len(good) > MOST:
-            order = sorted(range(len(good)), key=lambda i: -good[i][1])
-            kept = {*order[: MOST // 2], *range(len(good) - MOST // 2, len(good))}
-            good = [good[i] for i in sorted(kept)]
-        codes = np.array([architecture for architecture, _ in good])
-        raw = np.array([value for _, value in good])
-        return raw, codes, self.space.features(codes), spread(raw)
+    def _data(self, good: list[tuple[Architecture, float]]) -> tuple[Codes, Features, Floats, Floats]:
+        """Architectures, features, means as the model sees them, looks: of the best and the newest, if many."""
+        looks: dict[Architecture, list[float]] = {}
+        for architecture, value in good:
+            looks.setdefault(architecture, []).append(value)
+        known = [(architecture, float(np.mean(each)), len(each)) for architecture, each in looks.items()]
+        if len(known) > MOST:
+            order = sorted(range(len(known)), key=lambda i: -known[i][1])
+            kept = {*order[: MOST // 2], *range(len(known) - MOST // 2, len(known))}
+            known = [known[i] for i in sorted(kept)]
+        codes = np.array([architecture for architecture, _, _ in known])
+        values = spread(np.array([mean for _, mean, _ in known]), NOISY_SOFT if self.noisy else SOFT)
+        return codes, self.space.features(codes), values, np.array([float(count) for _, _, count in known])
 
     def _candidates(self, parents: list[Architecture], rng: np.random.Generator) -> list[Architecture]:
         space = self.space
         found = [near for parent in parents for near in space.neighbours(parent)]
         for _ in range(MUTANTS):
-            parent = parents[int(rng.integers(len(parents)))]
-            found.append(space.mutate(space.mutate(parent, rng), rng))
+            mutant = list(parents[int(rng.integers(len(parents)))])
+            for place in rng.integers(len(mutant), size=2):
+                mutant[place] = int(rng.integers(space.sizes[place]))
+            if space.is_valid(tuple(mutant)):
+                found.append(tuple(mutant))
         found += [space.random(rng) for _ in range(RANDOM)]
         fresh: dict[Hashable, Architecture] = {}
         for one in found:
@@ -121,11 +125,11 @@ class Auto(Algorithm):
         return list(fresh.values())
 
 
-def spread(values: Floats) -> Floats:
-    """The values as the model sees them, standardized."""
+def spread(values: Floats, soft: float = SOFT) -> Floats:
+    """The values as the model sees them, standardized; ``soft`` is c above."""
     best = values.max()
     width = max(float(best - np.median(values)), 1e-12)
-    seen = -np.log(best - values + SOFT * width)
+    seen = -np.log(best - values + soft * width)
     found: Floats = (seen - seen.mean()) / max(float(seen.std()), 1e-12)
     return found
 

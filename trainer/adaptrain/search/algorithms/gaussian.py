@@ -5,6 +5,8 @@ dimension, and of their features, weighted as a whole:
 
     k(x, y) = s exp(-sum_d w_d |E_d(x_d) - E_d(y_d)|^2 - v |phi(x) - phi(y)|^2)
 
+What was looked at n times is known by its mean, whose noise is an n-th of one look's.
+
 Weights, embeddings (shared by dimensions of the same kind), scale and noise are those of the largest marginal
 likelihood with a weak prior, found by gradient ascent that goes on from where the last fit ended.
 """
@@ -51,27 +53,27 @@ class GaussianProcess:
         self._adam = {name: (np.zeros_like(v), np.zeros_like(v)) for name, v in self.parameters.items()}
         self._steps = 0
 
-    def fit(self, codes: Codes, features: Features, values: Floats, steps: int) -> None:
+    def fit(self, codes: Codes, features: Features, values: Floats, looks: Floats, steps: int) -> None:
         """Take so many steps towards the likeliest parameters."""
         hot, apart = self._one_hot(codes), _squared_distances(features, features)
         for _ in range(steps):
-            self._climb(self._gradient(hot, apart, codes, values))
+            self._climb(self._gradient(hot, apart, codes, values, looks))
 
-    def condition(self, codes: Codes, features: Features, values: Floats) -> None:
-        """Predict from these data."""
+    def condition(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> None:
+        """Predict from these data: ``values`` are means of so many ``looks``."""
         self._codes, self._features = codes, features
         covariance = self._covariance(codes, codes, _squared_distances(features, features))
-        self._alpha, self._inverse = self._solve(covariance, values)
+        self._alpha, self._inverse = self._solve(covariance, values, looks)
 
-    def log_likelihood(self, codes: Codes, features: Features, values: Floats) -> float:
+    def log_likelihood(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> float:
         """Of the values, without its constant (Rasmussen and Williams, equation 5.8)."""
         covariance = self._covariance(codes, codes, _squared_distances(features, features))
-        alpha, inverse = self._solve(covariance, values)
+        alpha, inverse = self._solve(covariance, values, looks)
         return float(-0.5 * values @ alpha + np.log(np.diag(inverse)).sum())
 
-    def gradient(self, codes: Codes, features: Features, values: Floats) -> dict[str, Floats]:
+    def gradient(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> dict[str, Floats]:
         """Of the likelihood, by the parameters."""
-        return self._gradient(self._one_hot(codes), _squared_distances(features, features), codes, values)
+        return self._gradient(self._one_hot(codes), _squared_distances(features, features), codes, values, looks)
 
     def predict(self, codes: Codes, features: Features) -> tuple[Floats, Floats]:
         """Mean and standard deviation, without noise."""
@@ -79,6 +81,11 @@ class GaussianProcess:
         solved = self._inverse @ between.T
         variance = np.exp(self.parameters["scale"][0]) - np.einsum("ij,ij->j", solved, solved)
         return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one look."""
+        return float(np.exp(0.5 * self.parameters["noise"][0]))
 
     def _one_hot(self, codes: Codes) -> Floats:
         hot = np.zeros((len(codes), int(self._offsets[-1])))
@@ -99,21 +106,21 @@ class GaussianProcess:
         found: Floats = np.exp(exponent)
         return found
 
-    def _solve(self, covariance: Floats, values: Floats) -> tuple[Floats, Floats]:
+    def _solve(self, covariance: Floats, values: Floats, looks: Floats) -> tuple[Floats, Floats]:
         """K^-1 y, and the inverse of K's Cholesky factor."""
-        noisy = covariance + (np.exp(self.parameters["noise"][0]) + JITTER) * np.eye(len(values))
+        noisy = covariance + np.diag(np.exp(self.parameters["noise"][0]) / looks + JITTER)
         inverse = np.linalg.inv(np.linalg.cholesky(noisy))
         return inverse.T @ (inverse @ values), inverse
 
-    def _gradient(self, hot: Floats, apart: Floats, codes: Codes, values: Floats) -> dict[str, Floats]:
+    def _gradient(self, hot: Floats, apart: Floats, codes: Codes, values: Floats, looks: Floats) -> dict[str, Floats]:
         covariance = self._covariance(codes, codes, apart)
-        alpha, inverse = self._solve(covariance, values)
+        alpha, inverse = self._solve(covariance, values, looks)
         # d log p / dK = (alpha alpha^T - K^-1) / 2 (Rasmussen and Williams, equation 5.9)
         slope = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)
         through = slope * covariance
         gradient: dict[str, Floats] = {
             "scale": np.array([through.sum()]),
-            "noise": np.array([np.trace(slope) * np.exp(self.parameters["noise"][0])]),
+            "noise": np.array([(np.diag(slope) / looks).sum() * np.exp(self.parameters["noise"][0])]),
             "features": np.array([-(through * apart).sum() * np.exp(self.parameters["features"][0])]),
         }
         met = hot.T @ through @ hot
