@@ -10,9 +10,10 @@ from adaptrain.elastic.state import check_model
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
 from adaptrain.models.mlp import mlp
+from adaptrain.models.nasbench201 import nasbench201
 from adaptrain.models.resnet import resnet
 
-BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet": resnet}
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "nasbench201": nasbench201, "resnet": resnet}
 
 
 def build_model(source: ModelSource, data: DataSet) -> nn.Module:

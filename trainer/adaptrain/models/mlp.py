@@ -4,7 +4,8 @@ import math
 
 from torch import nn
 
-from adaptrain.models.arguments import floating, positive
+from adaptrain.arguments import positive
+from adaptrain.models.arguments import floating
 
 
 def mlp(shape: tuple[int, ...], classes: int, width: int = 128, depth: int = 2, dtype: str = "float32") -> nn.Module:
