@@ -49,7 +49,7 @@ def ascending(name: str, value: object, check: Callable[[str, Any], Any] = posit
     return tuple(sorted(several(name, value, check)))
 
 
-def layers(value: object, fields: Mapping[str, tuple[Callable[[str, Any], Any], Any]]) -> list[dict[str, Any]]:
+def layers_of(value: object, fields: Mapping[str, tuple[Callable[[str, Any], Any], Any]]) -> list[dict[str, Any]]:
     """The argument ``layers``: a list with at least one object, each of ``fields``: their checks, and what absent ones
     are."""
     if not isinstance(value, list | tuple) or not value:

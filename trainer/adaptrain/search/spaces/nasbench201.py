@@ -27,7 +27,7 @@ class NasBench201(Space):
     """
 
     def __init__(self, cells: int = 5, width: int = 16) -> None:
-        self._size = {"cells": positive("cells", cells), "width": positive("width", width)}
+        self.size = {"cells": positive("cells", cells), "width": positive("width", width)}
         super().__init__(tuple(Dimension(f"{a}->{b}", OPERATIONS, "operation") for a, b in EDGES))
         working = range(SKIP + 1, len(OPERATIONS))
         self._ways = {way: n for n, way in enumerate(w for k in range(4) for w in product(working, repeat=k))}
@@ -44,7 +44,7 @@ class NasBench201(Space):
     def model(self, architecture: Architecture) -> dict[str, Any]:
         edges = [f"{OPERATIONS[o]}~{start}" for (start, _), o in zip(EDGES, architecture, strict=True)]
         nodes = "+".join("|" + "|".join(node) + "|" for node in (edges[:1], edges[1:3], edges[3:]))
-        return {"name": "nasbench201", "args": {"cell": nodes, **self._size}}
+        return {"name": "nasbench201", "args": {"cell": nodes, **self.size}}
 
     def key(self, architecture: Architecture) -> Hashable:
         return _computed(architecture)
