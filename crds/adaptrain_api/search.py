@@ -50,7 +50,7 @@ POOL, WINNER = "-pool", "-winner"
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-SPACES = ("nasbench201",)
+SPACES = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer")
 """Built-in spaces whose architectures are models that can be trained."""
 AlgorithmName = Literal["auto", "random", "localSearch", "evolution"]
 OF_ONE_OBJECTIVE = ("localSearch",)

@@ -5,11 +5,20 @@ from adaptrain_api.search import SearchSpace
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
 from adaptrain.search.spaces.base import Space
+from adaptrain.search.spaces.cells import Darts, Nasnet
+from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
 
-SPACES: dict[str, type[Space]] = {"nasbench201": NasBench201}
+SPACES: dict[str, type[Space]] = {
+    "nasbench201": NasBench201,
+    "nasnet": Nasnet,
+    "darts": Darts,
+    "cnn": Cnn,
+    "mlp": Mlp,
+    "transformer": Transformer,
+}
 
 
 def make_space(spec: SearchSpace) -> Space:
