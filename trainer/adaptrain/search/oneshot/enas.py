@@ -58,7 +58,7 @@ def enas(
     controller_steps: int = 10,
     controller_rate: float = 0.0035,
 ) -> Found:
-    """The ranking is by the likelihood of the half that compares, with the shared weights.
+    """The ranking is by the accuracy on the half that compares, with the shared weights.
 
     Args:
         samples: to train on, of which half compare architectures.

@@ -20,7 +20,7 @@ def spos(
     rate: float = 0.05,
     evaluations: int = 200,
 ) -> Found:
-    """The ranking is by the likelihood of the half that compares, with the shared weights.
+    """The ranking is by the accuracy on the half that compares, with the shared weights.
 
     Args:
         samples: to train on, of which half compare architectures.
