@@ -50,8 +50,10 @@ POOL, WINNER = "-pool", "-winner"
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-SPACES = ("nasbench201", "nasbenchgraph", "topology")
-"""Built-in spaces."""
+TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer")
+"""Built-in spaces whose architectures are models that can be trained."""
+SPACES = (*TRAINED, "nasbenchgraph", "topology")
+"""All built-in spaces."""
 AlgorithmName = Literal[
     "auto",
     "random",
@@ -426,6 +428,17 @@ class ArchitectureSearchSpec(Model):
             message="this algorithm takes one objective: use auto, nsga2, tpe or evolution for several",
             check=lambda self: len(self.objectives) == 1 or self.algorithm.name not in OF_ONE_OBJECTIVE,
             path=".algorithm.name",
+        ),
+        Rule(
+            cel="has(self.trial.callable) || !has(self.space.name)"
+            " || !(self.space.name in ['nasbenchgraph', 'topology'])",
+            message="architectures of this space are no models that a job trains: give trial.callable",
+            check=lambda self: (
+                self.trial.callable is not None
+                or self.space.name is None
+                or self.space.name not in set(SPACES) - set(TRAINED)
+            ),
+            path=".trial",
         ),
         Rule(
             cel="!has(self.pruning) || size(self.objectives) == 1",

@@ -285,17 +285,22 @@ class Workers(PodTemplate):
         return self.min if self.replicas is None else self.replicas
 
 
+MODELS = ("resnet", "mlp", "cnn", "transformer", "nasbench201", "nasnet", "darts")
+
+
 class ModelSource(Model):
     """What is trained."""
 
-    name: Annotated[Component, Field(description="resnet, mlp, or module:callable of a torch.nn.Module in the image.")]
+    name: Annotated[
+        Component, Field(description=f"{', '.join(MODELS)}, or module:callable of a torch.nn.Module in the image.")
+    ]
     args: Annotated[FreeForm, Field(description="Keyword arguments of the model.")] = {}
 
     rules = (
         Rule(
-            cel="self.name in ['resnet', 'mlp'] || self.name.contains(':')",
-            message="model.name must be resnet, mlp, or module:callable from the image",
-            check=lambda self: self.name in ("resnet", "mlp") or ":" in self.name,
+            cel=f"self.name in {list(MODELS)} || self.name.contains(':')",
+            message=f"model.name must be {', '.join(MODELS)}, or module:callable from the image",
+            check=lambda self: self.name in MODELS or ":" in self.name,
             path=".name",
         ),
     )

@@ -1,14 +1,17 @@
 """Search spaces: what is near what, and which architectures are the same."""
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import pytest
 from adaptrain.search.spaces.base import Dimension, Space
+from adaptrain.search.spaces.cells import Darts, Nasnet, TwoCells, canonical
+from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
 
-SPACES = [NasBench201(), NasBenchGraph()]
+SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
@@ -66,6 +69,73 @@ def test_cells_that_compute_the_same_have_one_key() -> None:
     two = (conv, conv, none, none, skip, skip)
     assert len({space.key(one) for one in (once, twice_used, two)}) == 3
     assert len({space.key(one) for one in product(range(5), repeat=6)}) == 5629
+
+
+def test_cells_whose_nodes_are_in_another_order_have_one_key() -> None:
+    one = ((("a", 0), ("b", 1)), (("a", 0), ("a", 1)), (("c", 2), ("c", 3)))
+    swapped = ((("a", 1), ("a", 0)), (("a", 0), ("b", 1)), (("c", 2), ("c", 3)))
+    other = ((("a", 0), ("b", 1)), (("a", 0), ("a", 1)), (("c", 2), ("c", 2)))
+    assert canonical(one) == canonical(swapped) != canonical(other)
+    # Two nodes made alike are two: what is applied to one and to both of them differs.
+    twin = (("a", 0), ("a", 1))
+    of_one, of_other = ((twin, twin, (("c", n), ("d", n))) for n in (2, 3))
+    assert canonical(of_one) == canonical(of_other) != canonical((twin, twin, (("c", 2), ("d", 3))))
+
+
+@pytest.mark.parametrize("space", [Nasnet(), Darts()], ids=lambda space: type(space).__name__)
+def test_renumbered_nodes_never_change_the_key(space: TwoCells) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        cell = space.cells(space.random(rng))[0]
+        order = [int(n) for n in rng.permutation(len(cell))]
+        while any(start - 2 in order[place:] for place, n in enumerate(order) for _, start in cell[n]):
+            order = [int(n) for n in rng.permutation(len(cell))]
+        new = {0: 0, 1: 1} | {old + 2: place + 2 for place, old in enumerate(order)}
+        again = tuple(((b, new[j]), (a, new[i])) for (a, i), (b, j) in (cell[old] for old in order))
+        assert canonical(again) == canonical(cell)
+
+
+def test_darts_cells_are_encoded_and_read_back() -> None:
+    space, rng = Darts(), np.random.default_rng(0)
+    for one in (space.random(rng) for _ in range(20)):
+        assert space.encode(space.cells(one)) == one
+
+
+def test_layers_beyond_the_depth_count_for_nothing() -> None:
+    space = Cnn(depths=[1, 3], widths=[8, 16], kernels=[3], strides=[1], skips=[False])
+    shallow, deep = (0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0), (1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0)
+    assert space.key(shallow) == space.key((*shallow[:9], 0, *shallow[10:]))
+    assert space.key(deep) != space.key((*deep[:9], 0, *deep[10:]))
+    assert len(space.neighbours(shallow)) == 2  # the other depth, the other width of its layer
+    assert len(space.neighbours(deep)) == 4
+    assert space.model(shallow)["args"] == {"layers": [{"width": 16, "kernel": 3, "stride": 1, "skip": False}]}
+    assert space.features(np.array([shallow, deep]))[:, :2].tolist() == [[0, 1 / 3], [1 / 3, 2 / 3]]
+
+
+def test_a_transformers_heads_divide_its_width() -> None:
+    space = Transformer(widths=[6, 8], heads=[2, 3, 4])
+    rng = np.random.default_rng(0)
+    for one in (space.random(rng) for _ in range(50)):
+        args = space.model(one)["args"]
+        assert all(args["width"] % layer["heads"] == 0 for layer in args["layers"])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Cnn(kernels=[3, 4]), r"kernels\[1\] must be odd"),
+        (lambda: Cnn(widths=[]), "widths must be a list with at least one item"),
+        (lambda: Cnn(widths=[8, 8]), "widths must not hold an item twice"),
+        (lambda: Mlp(activations=["sin"]), r"activations\[0\] must be one of relu, gelu, silu, tanh, not 'sin'"),
+        (lambda: Transformer(widths=[6], heads=[4]), r"none of \[4\] divides one of \[6\]"),
+        (lambda: Nasnet(operations=["conv_9x9"]), r"operations\[0\] must be one of identity, .*not 'conv_9x9'"),
+        (lambda: Darts(cells=2), "cells must be an integer of at least 3"),
+        (lambda: NasBench201(cells=0), "cells must be an integer of at least 1"),
+    ],
+)
+def test_a_wrong_argument_of_a_space(make: Callable[[], Space], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 def test_graph_networks_that_compute_the_same_have_one_key() -> None:

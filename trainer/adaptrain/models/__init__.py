@@ -9,10 +9,23 @@ from adaptrain.data import DataSet
 from adaptrain.elastic.state import check_model
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
+from adaptrain.models.cnn import cnn
+from adaptrain.models.darts import darts
 from adaptrain.models.mlp import mlp
+from adaptrain.models.nasbench201 import nasbench201
+from adaptrain.models.nasnet import nasnet
 from adaptrain.models.resnet import resnet
+from adaptrain.models.transformer import transformer
 
-BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet": resnet}
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "darts": darts,
+    "mlp": mlp,
+    "nasbench201": nasbench201,
+    "nasnet": nasnet,
+    "resnet": resnet,
+    "transformer": transformer,
+}
 
 
 def build_model(source: ModelSource, data: DataSet) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Number formats by name."""
+"""Arguments that models share."""
 
 import torch
 
@@ -14,12 +14,12 @@ def floating(name: str) -> torch.dtype:
     return torch.float32 if name == "float32" else torch.float64
 
 
-def positive(name: str, value: object) -> int:
-    """An integer of at least 1.
+def channels(model: str, shape: tuple[int, ...]) -> int:
+    """Channels of images of this shape.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none of images.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
-        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-    return int(value)
+    if len(shape) != 3:
+        raise ValueError(f"{model} needs images of 3 dimensions, the data set's inputs have {len(shape)}: use mlp")
+    return shape[0]

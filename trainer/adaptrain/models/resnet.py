@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adaptrain.models.arguments import floating, positive
+from adaptrain.arguments import positive
+from adaptrain.models.arguments import channels, floating
 
 
 class Block(nn.Module):
@@ -41,14 +42,12 @@ def resnet(
         dtype: float32 or float64.
     """
     depth, width, groups = positive("depth", depth), positive("width", width), positive("groups", groups)
-    if len(shape) != 3:
-        raise ValueError(f"resnet needs images of 3 dimensions, the data set's inputs have {len(shape)}: use mlp")
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 (8, 14, 20, …), not {depth}")
     if width % groups:
         raise ValueError(f"width {width} must be a multiple of groups {groups}")
     layers: list[nn.Module] = [
-        nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
+        nn.Conv2d(channels("resnet", shape), width, 3, padding=1, bias=False),
         nn.GroupNorm(groups, width),
         nn.ReLU(),
     ]

@@ -10,7 +10,6 @@ import torch
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
 from adaptrain_api.search import Trial as TrialSpec
 from adaptrain_api.training import ModelSource, dump
-from torch.utils.flop_counter import FlopCounterMode
 
 from adaptrain.data import DataSet, load_data
 from adaptrain.elastic.control import Epochs, Identity
@@ -21,6 +20,7 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
+from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
 
 Metrics = dict[str, float]
@@ -113,15 +113,13 @@ def _costs(
 ) -> Iterator[tuple[str, float]]:
     """Of those that are wanted: parameters, FLOPs of one sample's forward pass, and its median latency, seconds."""
     if "parameters" in wanted:
-        yield "parameters", float(sum(p.numel() for p in model.parameters()))
+        yield "parameters", float(count_parameters(model))
     dtype = next(model.parameters()).dtype
     sample = torch.zeros(1, *data.shape, dtype=dtype, device=device)
     model.eval()
     with torch.no_grad():
         if "flops" in wanted:
-            with FlopCounterMode(display=False) as counter:
-                model(sample)
-            yield "flops", float(counter.get_total_flops())
+            yield "flops", float(count_flops(model, sample[0]))
         if "latency" in wanted:
             times = []
             for _ in range(LATENCY_WARM_UP + LATENCY_RUNS):

@@ -60,7 +60,7 @@ class Auto(Algorithm):
         if thought is not None and rng.random() < AGAIN:
             hopeful: Architecture = tuple(codes[int(np.argmax(thought[0] + thought[1]))].tolist())
             return Proposal(hopeful, {"again": True, "mean": float(worth.max())})
-        asked = np.array(pool)
+        asked: Codes = np.array(pool)
         mean, deviation = self._model.predict(asked, self.space.features(asked))
         if not self.noisy:
             # What the model takes for noise is then part of what will be seen.

@@ -3,9 +3,11 @@
 from collections.abc import Hashable
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 
+from adaptrain.arguments import positive
 from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -17,9 +19,15 @@ PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
 
 
 class NasBench201(Space):
-    """5^6 cells."""
+    """5^6 cells.
 
-    def __init__(self) -> None:
+    Args:
+        cells: in each stage of the model.
+        width: channels of the model's first stage.
+    """
+
+    def __init__(self, cells: int = 5, width: int = 16) -> None:
+        self.size = {"cells": positive("cells", cells), "width": positive("width", width)}
         super().__init__(tuple(Dimension(f"{a}->{b}", OPERATIONS, "operation") for a, b in EDGES))
         working = range(SKIP + 1, len(OPERATIONS))
         self._ways = {way: n for n, way in enumerate(w for k in range(4) for w in product(working, repeat=k))}
@@ -49,6 +57,11 @@ class NasBench201(Space):
                 for other, (after, _) in enumerate(EDGES):
                     feeds[n + 1, other + 1] = after == end and other in on_ways
         return feeds, np.array([len(OPERATIONS), *architecture, len(OPERATIONS) + 1])
+
+    def model(self, architecture: Architecture) -> dict[str, Any]:
+        edges = [f"{OPERATIONS[o]}~{start}" for (start, _), o in zip(EDGES, architecture, strict=True)]
+        nodes = "+".join("|" + "|".join(node) + "|" for node in (edges[:1], edges[1:3], edges[3:]))
+        return {"name": "nasbench201", "args": {"cell": nodes, **self.size}}
 
     def key(self, architecture: Architecture) -> Hashable:
         return _computed(architecture)

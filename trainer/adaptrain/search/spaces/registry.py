@@ -5,13 +5,24 @@ from adaptrain_api.search import SearchSpace
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
 from adaptrain.search.spaces.base import Space
+from adaptrain.search.spaces.cells import Darts, Nasnet
+from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import NasBenchGraph
 from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
 from adaptrain.search.spaces.topology import Topology
 
-SPACES: dict[str, type[Space]] = {"nasbench201": NasBench201, "nasbenchgraph": NasBenchGraph, "topology": Topology}
+SPACES: dict[str, type[Space]] = {
+    "nasbench201": NasBench201,
+    "nasnet": Nasnet,
+    "darts": Darts,
+    "cnn": Cnn,
+    "mlp": Mlp,
+    "transformer": Transformer,
+    "nasbenchgraph": NasBenchGraph,
+    "topology": Topology,
+}
 
 
 def make_space(spec: SearchSpace) -> Space:

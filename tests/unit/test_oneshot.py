@@ -1,0 +1,103 @@
+"""Searches in a supernet: what it computes, DARTS's gradient beside its equations, the same for a seed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from adaptrain.data.digits import digits
+from adaptrain.search.oneshot.base import Found, Samples, loss, seeded
+from adaptrain.search.oneshot.darts import alpha_gradient, darts
+from adaptrain.search.oneshot.enas import enas
+from adaptrain.search.oneshot.spos import spos
+from adaptrain.search.oneshot.supernet import Supernet, supernet
+from adaptrain.search.spaces.cells import Darts
+from adaptrain.search.spaces.nasbench201 import NasBench201
+
+SMALL: list[Any] = [NasBench201(cells=1, width=4), Darts(nodes=2, cells=3, width=2)]
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return digits().train.fetch(torch.arange(0, 1000, 50))
+
+
+class Toy(Supernet):
+    """Logits (w₀ · softmax(α)₀ x, w₁ · softmax(α)₁ x): gradients can be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.5, -0.3], dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return x[:, None] * self.w * weights[0, 0]
+
+
+@pytest.mark.parametrize("space", SMALL, ids=lambda space: type(space).__name__)
+def test_a_supernet_derives_the_architecture_that_it_weights(space: Any) -> None:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    net = supernet(space, (1, 8, 8), 10)
+    x = torch.rand(4, 1, 8, 8)
+    for one in (space.random(rng) for _ in range(10)):
+        assert net.derive(net.weights(one)) == one
+    weights = net.weights(space.random(rng))
+    assert not torch.equal(net(x, weights), net(x, net.weights(space.random(rng))))
+    mixed = torch.full(net.shape, 0.5, requires_grad=True)
+    net(x, mixed).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert mixed.grad is not None
+    none = net.operations.index("none")
+    assert (mixed.grad[..., none] == 0).all()
+    assert (mixed.grad.abs().sum((0, 1)) > 0).sum() == len(net.operations) - 1
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.3])
+def test_the_gradient_of_the_logits_looks_a_step_ahead(ahead: float) -> None:
+    """Beside autograd through the step itself (equation 6)."""
+    torch.manual_seed(0)
+    net = Toy()
+    alpha = torch.tensor([[[0.2, -0.1]]], dtype=torch.float64, requires_grad=True)
+    train, compare = ((torch.randn(8, dtype=torch.float64), torch.randint(0, 2, (8,))) for _ in range(2))
+    before = net.w.detach().clone()
+    ours = alpha_gradient(net, alpha, train, compare, ahead)
+    torch.testing.assert_close(net.w.detach(), before)
+    slope = torch.autograd.grad(loss(net, train, alpha.softmax(2)), net.w, create_graph=True)[0]
+    stepped = torch.nn.functional.cross_entropy(
+        compare[0][:, None] * (net.w - ahead * slope) * alpha.softmax(2)[0, 0], compare[1]
+    )
+    exact = torch.autograd.grad(stepped, alpha)[0]
+    torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-6)
+
+
+SEARCHES: dict[str, Callable[..., Found]] = {"darts": darts, "enas": enas, "spos": spos}
+
+
+@pytest.mark.parametrize("space", SMALL, ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples) -> None:
+    more = {"spos": {"evaluations": 25}, "enas": {"controller_steps": 2}}.get(name, {})
+    state = torch.get_rng_state()
+    one, again, other = (SEARCHES[name](space, samples, 10, 1, seed, **more) for seed in (1, 1, 2))
+    assert one == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.ranking[0][0] == one.architecture
+    assert [score for _, score in one.ranking] == sorted((score for _, score in one.ranking), reverse=True)
+    assert all(space.is_valid(architecture) for architecture, _ in one.ranking)
+
+
+def test_too_few_samples_are_refused(samples: Samples) -> None:
+    with pytest.raises(ValueError, match="needs at least 4 training samples, not 3"):
+        spos(SMALL[0], (samples[0][:3], samples[1][:3]), 10, 1, 0)
+
+
+def test_auxiliary_skips_count_only_while_they_are_set() -> None:
+    with seeded(0, "test"):
+        net = supernet(SMALL[0], (1, 8, 8), 10)
+    x, nothing = torch.rand(4, 1, 8, 8), torch.zeros(net.shape)
+    bare = net(x, nothing)
+    net.set_auxiliary(1.0)
+    beside = net(x, nothing)
+    assert not torch.allclose(bare, beside)
+    net.set_auxiliary(0.0)
+    assert torch.equal(net(x, nothing), bare)
