@@ -167,7 +167,7 @@ def test_graphs_are_as_large_and_have_an_output(space: Space) -> None:
     assert len({feeds.shape for feeds, _ in graphs}) == 1
     for feeds, operations in graphs:
         assert len(feeds) == len(operations)
-        assert 0 <= operations.min() <= operations.max() < space.operations
+        assert 0 <= operations.min() <= operations.max() < space.graph_operations
         assert not np.linalg.matrix_power(feeds.astype(int), len(feeds)).any()  # no cycle
 
 

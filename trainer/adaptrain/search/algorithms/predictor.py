@@ -91,7 +91,7 @@ class Ensemble:
     def __init__(self, space: Space, seed: int) -> None:
         self._space = space
         self._generator = torch.Generator().manual_seed(seed)
-        self._sizes = [space.operations, *[WIDTH] * LAYERS]
+        self._sizes = [space.graph_operations, *[WIDTH] * LAYERS]
         self._parameters: list[Tensor] = []
         for before, after in zip(self._sizes, self._sizes[1:], strict=False):
             # Of a node itself, of those that feed it, and of those that it feeds.
@@ -144,7 +144,7 @@ class Ensemble:
 
     def _encoded(self, architecture: Architecture) -> tuple[Tensor, Tensor]:
         adjacency, operations = self._space.graph(architecture)
-        hot = np.eye(self._space.operations, dtype=np.float32)[operations]
+        hot = np.eye(self._space.graph_operations, dtype=np.float32)[operations]
         return torch.from_numpy(adjacency.T.astype(np.float32)), torch.from_numpy(hot)
 
     def _drawn(self, before: int, after: int) -> Tensor:

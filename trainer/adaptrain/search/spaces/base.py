@@ -78,7 +78,7 @@ class Space:
         return np.zeros((len(codes), 0))
 
     @property
-    def operations(self) -> int:
+    def graph_operations(self) -> int:
         """How many kinds of nodes there are in graphs."""
         return sum(self.sizes) + 1
 

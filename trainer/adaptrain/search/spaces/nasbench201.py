@@ -42,7 +42,7 @@ class NasBench201(Space):
         return found
 
     @property
-    def operations(self) -> int:
+    def graph_operations(self) -> int:
         return len(OPERATIONS) + 2
 
     def graph(self, architecture: Architecture) -> Graph:

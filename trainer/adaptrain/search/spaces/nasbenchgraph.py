@@ -34,7 +34,7 @@ class NasBenchGraph(Space):
         return _tree(architecture)
 
     @property
-    def operations(self) -> int:
+    def graph_operations(self) -> int:
         return len(LAYERS) + 2
 
     def graph(self, architecture: Architecture) -> Graph:
