@@ -10,6 +10,9 @@ from adaptrain.search.spaces.cells import Darts, Nasnet, TwoCells, canonical
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
+from adaptrain.search.spaces.parameters import Parameters
+from adaptrain.search.spaces.registry import make_space
+from adaptrain_api.search import Parameter, SearchSpace
 
 SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
 
@@ -178,3 +181,17 @@ def test_features_count_what_lies_on_the_ways() -> None:
     counts = space.features(cells)
     assert counts.sum(1).tolist() == [0, 2, 4]
     assert counts[2].max() == 4  # four ways without an operation
+
+
+def test_a_product_is_as_its_parts_are() -> None:
+    """What is no neighbour in a part is none in the product."""
+    part, more = Cnn(), Parameters([Parameter(name="rate", min=1, max=9, count=5)])
+    both = make_space(SearchSpace(name="cnn", parameters=[Parameter(name="rate", min=1, max=9, count=5)]))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one = both.random(rng)
+        a, b = one[:-1], one[-1:]
+        expected = {(*near, *b) for near in part.neighbours(a)} | {(*a, *near) for near in more.neighbours(b)}
+        assert set(both.neighbours(one)) == expected
+        assert both.choice(one) == {**part.choice(a), **more.choice(b)}
+        assert both.is_valid(both.crossover(one, both.random(rng), rng))

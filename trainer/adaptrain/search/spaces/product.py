@@ -24,5 +24,17 @@ class Product(Space):
     def features(self, codes: Codes) -> Features:
         return np.hstack((self._one.features(codes[:, : self._cut]), self._other.features(codes[:, self._cut :])))
 
+    def random(self, rng: np.random.Generator) -> Architecture:
+        return (*self._one.random(rng), *self._other.random(rng))
+
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        one, other = architecture[: self._cut], architecture[self._cut :]
+        near = [(*another, *other) for another in self._one.neighbours(one)]
+        return near + [(*one, *another) for another in self._other.neighbours(other)]
+
+    def crossover(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture:
+        first = self._one.crossover(one[: self._cut], other[: self._cut], rng)
+        return (*first, *self._other.crossover(one[self._cut :], other[self._cut :], rng))
+
     def choice(self, architecture: Architecture) -> dict[str, Any]:
         return self._one.choice(architecture[: self._cut]) | self._other.choice(architecture[self._cut :])
