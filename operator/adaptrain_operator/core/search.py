@@ -68,11 +68,10 @@ class SearchSeen:
 
 @dataclass(slots=True)
 class SearchPlan:
-    """The reconciler carries it out in this order: status, delete, apply, events."""
+    """The reconciler carries it out in this order: status, apply, events."""
 
     status: ArchitectureSearchStatus
     apply: list[Object] = field(default_factory=list)
-    delete: list[Object] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     remove: bool = False
     requeue_after: float | None = None
@@ -175,9 +174,7 @@ def _run(draft: _Draft) -> None:
         draft.fields["start_time"] = None
     else:
         draft.conditions.clear("Suspended", "Resumed", "the search runs again")
-    wanted = pool_job(search)
-    if not contained(wanted, draft.seen.jobs.get(search.pool)):
-        draft.plan.apply.append(wanted)
+    _apply_pool(draft, pool_job(search))
     _tell_pods(draft)
     draft.fields["budget"] = spec.budget
     draft.plan.wake(5.0)
@@ -188,6 +185,11 @@ def pool_job(search: Search) -> Object:
     meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
     job = api.pool(ArchitectureSearch(metadata=meta, spec=search.spec))
     return _job(search, search.pool, dump(job)["spec"])
+
+
+def _apply_pool(draft: _Draft, wanted: Object) -> None:
+    if not contained(wanted, draft.seen.jobs.get(draft.search.pool)):
+        draft.plan.apply.append(wanted)
 
 
 def _job(search: Search, name: str, spec: Object) -> Object:
@@ -373,10 +375,15 @@ def _fail(draft: _Draft, reason: str, message: str) -> None:
 
 
 def _after_end(draft: _Draft) -> None:
-    """The evaluators go; the study stays where it is, and so does the promoted job."""
+    """The evaluators go; the study stays where it is, and so does the promoted job.
+
+    The pool's job stays, too, without pods: it knows which number the next coordinator has.
+    """
     search = draft.search
     if draft.pool is not None:
-        draft.plan.delete.append(draft.pool)
+        wanted = pool_job(search)
+        wanted["spec"]["suspend"] = True
+        _apply_pool(draft, wanted)
     draft.fields["evaluators"] = "0/0"
     trials = draft.fields.get("trials") or search.status.trials
     if trials is not None:

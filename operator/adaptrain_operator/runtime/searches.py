@@ -91,12 +91,6 @@ class SearchReconciler:
             # The watch will bring nothing new of it.
             for changed in self._cache.put(JOB, await self._client.apply(JOB, job)):
                 self._jobs.add(changed)
-        for job in plan.delete:
-            meta = job["metadata"]
-            try:
-                await self._client.delete(JOB, key[0], meta["name"], meta["uid"], background=True)
-            except (NotFound, Conflict):
-                self._cache.gone(JOB, (key[0], meta["name"]), meta["uid"])
         for event in plan.events:
             self._events.tell(search, event)
 
