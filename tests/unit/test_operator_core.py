@@ -874,6 +874,39 @@ def test_an_image_that_cannot_be_pulled_is_told(world: World, reason: str) -> No
     assert "trainer:1" in world.condition("PodsReady")[2]
 
 
+def test_files_that_are_missing_are_told_and_a_slow_image_is_not() -> None:
+    """What a node says of a pod whose ConfigMap is missing, and of one whose image it still pulls."""
+    script = {"command": ["python", "train.py"], "source": {"configMap": {"name": "code"}}}
+    secret = {"name": "keys", "secret": {"secretName": "mine"}}
+    may_be_absent = {"name": "more", "configMap": {"name": "other", "optional": True}}
+    world = World(model=None, data=None, phases=None, script=script, workers={"volumes": [secret, may_be_absent]})
+    world.settle(start=False)
+    worker = world.pods["job-worker-0"]
+    worker["spec"] = {**worker["spec"], "nodeName": "a"}
+
+    def prepared(status: str) -> tuple[str, str, str]:
+        condition = {"type": "PodReadyToStartContainers", "status": status, "lastTransitionTime": stamp(world.now)}
+        creating = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+        worker["status"] = {"phase": "Pending", "conditions": [condition], "containerStatuses": [creating]}
+        plan = world.step()
+        assert world.condition("PodsReady")[1] == "WorkersStarting"
+        world.now += 6
+        if status == "False":
+            assert plan.requeue_after is not None
+            assert plan.requeue_after <= 5, "nothing changes any more that it would hear of"
+        world.step()
+        return world.condition("PodsReady")
+
+    assert prepared("True")[1] == "WorkersStarting"
+    status, reason, message = prepared("False")
+    assert (status, reason) == ("False", "VolumesNotMounted")
+    assert message.startswith("0 of 2 workers running; worker 0 is pending: node a has not mounted its volumes since ")
+    assert message.endswith(
+        'check that there is ConfigMap "code" (script.source) and Secret "mine" (workers.volumes "keys") in namespace'
+        " ns, else see kubectl describe pod job-worker-0 -n ns"
+    )
+
+
 def test_refused_pods_are_told_and_not_hammered(world: World) -> None:
     world.spec = make_spec(workers={"replicas": 3})
     world.problem = Problem("QuotaExceeded", "exceeded quota: pods=2", world.now, world.now + 8)

@@ -15,6 +15,8 @@ SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
 CHANGES_KEPT = 10
 LATE = 60.0
 """Seconds after which a worker that runs and has not joined is named."""
+UNPREPARED = 5.0
+"""Seconds after which a worker is named whose node can't mount what its files are to come from."""
 
 
 def claim_problem(draft: Draft) -> tuple[str, str] | None:
@@ -95,6 +97,9 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
         if found is not None and pod.uid not in ready:
             draft.conditions.set("PodsReady", False, found[0], f"{head}; worker {pod.number} is pending: {found[1]}")
             return
+    if (stuck := _unprepared(draft, ready)) is not None:
+        draft.conditions.set("PodsReady", False, "VolumesNotMounted", f"{head}; {stuck}")
+        return
     if len(ready) >= wanted:
         draft.conditions.set("PodsReady", True, "AllWorkersRunning", head)
         return
@@ -104,6 +109,39 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
             draft.conditions.set("PodsReady", False, found[0], f"{head}; the coordinator is pending: {found[1]}")
             return
     draft.conditions.set("PodsReady", False, *_waiting(draft, head))
+
+
+def _unprepared(draft: Draft, ready: set[str]) -> str | None:
+    """Which worker's node waits, perhaps for an object that is missing: the kubelet knows, and we may not read them.
+
+    An image is only pulled after that, however long it takes.
+    """
+    wanted = _mounted(draft)
+    for pod in draft.active:
+        if not wanted or pod.node is None or pod.unprepared_since is None or pod.uid in ready:
+            continue
+        if (left := pod.unprepared_since + UNPREPARED - draft.now) > 0:
+            draft.plan.wake(left)
+            continue
+        return (
+            f"worker {pod.number} is pending: node {pod.node} has not mounted its volumes since"
+            f" {moment(pod.unprepared_since):%H:%M:%S} UTC: check that there is {' and '.join(wanted)} in namespace"
+            f" {draft.job.namespace}, else see kubectl describe pod {pod.name} -n {draft.job.namespace}"
+        )
+    return None
+
+
+def _mounted(draft: Draft) -> list[str]:
+    """The ConfigMaps and Secrets without which a worker can't be started, and where the job names them."""
+    spec, found = draft.job.spec, []
+    if spec.script is not None and spec.script.source is not None and spec.script.source.config_map is not None:
+        found.append(f'ConfigMap "{spec.script.source.config_map.name}" (script.source)')
+    for volume in spec.workers.volumes:
+        for kind, field, key in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
+            held = volume.get(field)
+            if isinstance(held, dict) and not held.get("optional"):
+                found.append(f'{kind} "{held.get(key)}" (workers.volumes "{volume["name"]}")')
+    return found
 
 
 def _waiting(draft: Draft, head: str) -> tuple[str, str]:

@@ -60,6 +60,8 @@ class Pod:
     template_hash: str
     avoided_nodes: frozenset[str]
     unschedulable: str | None
+    unprepared_since: float | None
+    """Since when its node has not mounted its volumes, or has no network for it; absent: it has, or was not told to."""
     waiting: tuple[str, str] | None
     """Why the container doesn't start: reason and message."""
     exit: Exit | None
@@ -92,6 +94,8 @@ class Pod:
         state = next((one for one in prepared if one.get("terminated", {}).get("exitCode") != 0), state)
         running = state.get("running", {}) if len(fetched) == len(prepared) else {}
         scheduled = conditions.get("PodScheduled", {})
+        prepared_for = conditions.get("PodReadyToStartContainers", {})
+        unprepared = status.get("phase") == "Pending" and prepared_for.get("status") == "False"
         annotations = meta.get("annotations") or {}
         avoided = annotations.get(naming.AVOIDED_NODES, "")
         number = re.search(r"-(\d+)$", meta["name"])
@@ -113,6 +117,7 @@ class Pod:
             template_hash=annotations.get(naming.TEMPLATE_HASH, ""),
             avoided_nodes=frozenset(filter(None, avoided.split(","))),
             unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else None,
+            unprepared_since=timestamp(prepared_for.get("lastTransitionTime")) if unprepared else None,
             waiting=_waiting(state.get("waiting")),
             exit=_exit(state.get("terminated")),
             image=(spec.get("containers") or [{}])[0].get("image", ""),
