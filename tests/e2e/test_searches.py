@@ -87,7 +87,12 @@ def test_the_winner_is_trained_by_a_job_of_its_own(site: Site, searching: Callab
     assert made["spec"]["model"]["args"]["width"] == chosen["model.args.width"]
     assert made["spec"]["phases"][0]["optimizer"]["learningRate"] == chosen["phases[0].optimizer.learningRate"]
     assert made["metadata"]["ownerReferences"][0]["name"] == "good"
-    until("the winner is trained", lambda: site.api.get(winner).get("status", {}).get("phase") == "Succeeded", 120, good.tell)
+    until(
+        "the winner is trained",
+        lambda: site.api.get(winner).get("status", {}).get("phase") == "Succeeded",
+        120,
+        good.tell,
+    )
     strict.succeeded()
     refused = strict.condition("Promoted")
     assert (refused["status"], refused["reason"]) == ("False", "GateNotPassed")
