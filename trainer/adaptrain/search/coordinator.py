@@ -21,6 +21,7 @@ from adaptrain.elastic import http, wire
 from adaptrain.metrics import SearchMetrics
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import Dispatch
+from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended, State, Study, finite, one_line, open_store
 
@@ -60,6 +61,7 @@ class SearchCoordinator:
         meta, spec = search.metadata, search.spec
         self.number, self._token = number, token
         namespace = meta.namespace or "default"
+        check(spec)
         self._space = make_space(spec.space)
         searcher = make_algorithm(spec.algorithm, self._space, spec.seed, len(spec.objectives))
         name = f"{namespace}.{meta.name}"

@@ -14,6 +14,7 @@ from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_search
 from adaptrain.run import POLL_SECONDS, Failed, Keeper
+from adaptrain.search.resolve import check
 
 SHOWN = 5
 
@@ -27,6 +28,7 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
         raise InvalidJob(f"--evaluators {wanted}: at least one is needed")
     if search.spec.storage is not None and search.spec.storage.postgresql is not None:
         raise InvalidJob("spec.storage.postgresql is a cluster's Secret: leave storage out; the study goes to --output")
+    check(search.spec)
     output = output or Path("adaptrain-runs") / search.metadata.name
     output.mkdir(parents=True, exist_ok=True)
     job = pool(search)

@@ -3,13 +3,11 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
-from adaptrain_api.search import Trial as TrialSpec
-from adaptrain_api.training import ModelSource, dump
+from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.data import DataSet, load_data
 from adaptrain.elastic.control import Epochs, Identity
@@ -17,11 +15,11 @@ from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.trace import Trace
-from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
 from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.search.resolve import resolve
 
 Metrics = dict[str, float]
 Report = Callable[[int, Metrics], None]
@@ -85,27 +83,6 @@ class Training:
         if (loss := task.report()["loss"]) is not None:
             found["train/loss"] = loss
         return found | dict(_costs(task.state.model, data, device, metrics_named(self._spec)))
-
-
-def resolve(
-    trial: TrialSpec, model: dict[str, Any] | None, parameters: Mapping[str, Any]
-) -> tuple[TrialSpec, ModelSource]:
-    """A trial with the chosen model and parameters in their places.
-
-    Raises:
-        InvalidJob: a parameter's name or value doesn't fit.
-    """
-    raw = dump(trial)
-    if model is not None:
-        raw["model"] = model
-    try:
-        for name, value in parameters.items():
-            set_parameter(raw, name, value)
-        chosen = TrialSpec.model_validate(raw)
-        assert chosen.model is not None
-    except ValueError as error:
-        raise InvalidJob(f"space.parameters: with {dict(parameters)} the trial can't be run: {error}") from error
-    return chosen, chosen.model
 
 
 def _costs(
