@@ -40,6 +40,10 @@ def main() -> None:
     search_run.add_argument("manifest", type=Path)
     search_run.add_argument("--evaluators", type=int, help="processes (default: the manifest's parallelism.max)")
     search_run.add_argument("--output", type=Path, help="where the study goes (default: adaptrain-runs/NAME)")
+    page = actions.add_parser("report", help="draw a study as one HTML page")
+    page.add_argument("folder", type=Path, help="where the study is")
+    page.add_argument("--study", help="its name (default: the only one there)")
+    page.add_argument("--output", type=Path, default=Path("report.html"))
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     commands.add_parser("source", help="fetch a script's files (configured by ADAPTRAIN_* variables)")
@@ -55,6 +59,10 @@ def main() -> None:
                 from adaptrain.explain import explain as story
 
                 print(story(arguments.job, arguments.namespace, arguments.context))
+            case "search" if arguments.action == "report":
+                from adaptrain.search.report import report
+
+                print(report(arguments.folder, arguments.study, arguments.output))
             case "search":
                 from adaptrain.search.run import run_search
 

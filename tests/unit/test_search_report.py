@@ -1,0 +1,62 @@
+"""A study as a page."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from adaptrain.errors import InvalidJob
+from adaptrain.search.report import report
+from adaptrain.search.spaces.registry import make_space
+from adaptrain.search.study import Ended, Study, open_store
+
+from tests.unit.test_search_dispatch import spec
+
+
+def written(folder: Path, **given: object) -> str:
+    wanted = spec(**given)
+    space = make_space(wanted.space)
+    one = Study(lambda: open_store(folder, None), "default.one", "uid", 1, wanted, space)
+    one.history()
+    ended = []
+    for n in range(30):
+        cell = (n % 3, n // 3 % 3, n // 9 % 3, 0)
+        metrics = {"score": float(3 * cell[0] + cell[1]), "size": float(cell[0])}
+        ended.append(Ended(n, cell, "complete", metrics, why={"parents": [[0, 0, 0, n]]}, ended=1000.0 + n))
+    ended.append(Ended(30, (1, 1, 1, 1), "failed", message="Traceback\nValueError: <bad> & worse", ended=2000.0))
+    one.record(ended)
+    said = report(folder, None, folder / "page.html")
+    assert said.endswith("page.html: 31 trials of default.one")
+    return (folder / "page.html").read_text()
+
+
+def drawings(page: str) -> list[ET.Element]:
+    return [ET.fromstring("<svg" + part.split("</svg>")[0] + "</svg>") for part in page.split("<svg")[1:]]
+
+
+def test_one_objective(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    progress, importance = drawings(page)
+    assert len(progress.findall("circle")) == 30
+    bars = [float(bar.get("width", "")) for bar in importance.findall("rect")]
+    assert next(text.text for text in importance.findall("text")) == "c0", "its share of the score is the largest"
+    assert bars == sorted(bars, reverse=True)
+    assert "ValueError: &lt;bad&gt; &amp; worse" in page
+    assert "30 trials completed, 0 were stopped early, 1 failed." in page
+    assert "http" not in page, "it needs nothing else"
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}]
+    page = written(tmp_path, objectives=goals, constraints=[{"metric": "size", "atMost": 1}])
+    _, front = drawings(page)
+    found = [dot for dot in front.findall("circle") if dot.get("class") == "front"]
+    assert {dot.get("cx") for dot in found} == {"46.0", "320.0"}, "sizes 0 and 1, as size 2 breaks the constraint"
+    assert "10 break a constraint" in page
+
+
+def test_what_is_no_study_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidJob, match=r"there is no study.journal in it"):
+        report(tmp_path, None, tmp_path / "x")
+    written(tmp_path)
+    with pytest.raises(InvalidJob, match=r"has the studies default.one: name one of them with --study"):
+        report(tmp_path, "other", tmp_path / "x")
