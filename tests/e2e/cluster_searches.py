@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, signal_pod, until
+from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, processes, signal_pod, until
 
 SCORED = """
 import time
@@ -79,8 +79,11 @@ class ClusterSearch:
 
     def kill(self, role: str) -> None:
         """SIGKILL the process of one of its pods."""
-        pod = until(f"a {role} runs", lambda: self.pods(role), told=self.tell)[0]
-        signal_pod(pod, signal.SIGKILL)
+
+        def living() -> Object | None:
+            return next((pod for pod in self.pods(role) if processes(pod)), None)
+
+        signal_pod(until(f"a {role} runs", living, told=self.tell), signal.SIGKILL)
 
 
 def apply_search(site: Site, name: str, function: str = SCORED, **spec: Any) -> ClusterSearch:
