@@ -1,7 +1,8 @@
 """200 trials of about 0.3 s with two evaluators on the local cluster, beside a pod for each trial.
 
-Value: trials a minute. A trial trains a small network on digits. The peer makes pods itself, two at once, from an image that every node has,
-and looks at them without pause: what any operator that runs a pod for each trial does at least.
+Value: trials a minute. A trial trains a small network on digits. The peer makes pods itself, two at once, from an
+image that every node has, and looks at them without pause: what any operator that runs a pod for each trial does at
+least.
 """
 
 import argparse
