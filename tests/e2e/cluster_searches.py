@@ -1,12 +1,14 @@
 """Searches on a cluster of real nodes. For tests and benchmarks alike."""
 
+import contextlib
 import json
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, processes, signal_pod, until
+from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, processes, until
 
 SCORED = """
 import time
@@ -80,10 +82,15 @@ class ClusterSearch:
     def kill(self, role: str) -> None:
         """SIGKILL the process of one of its pods."""
 
-        def living() -> Object | None:
-            return next((pod for pod in self.pods(role) if processes(pod)), None)
+        def struck() -> bool:
+            for pod in self.pods(role):
+                for pid in processes(pod):
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                        os.kill(pid, signal.SIGKILL)
+                        return True
+            return False
 
-        signal_pod(until(f"a {role} runs", living, told=self.tell), signal.SIGKILL)
+        until(f"a {role} runs", struck, told=self.tell)
 
 
 def apply_search(site: Site, name: str, function: str = SCORED, **spec: Any) -> ClusterSearch:
