@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._dynamo  # an optimizer's first step would import it, anew in each child
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.data import DataSet, load_data
