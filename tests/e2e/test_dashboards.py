@@ -26,6 +26,8 @@ from adaptrain.local import LocalJob
 from adaptrain_operator import metrics as operator_metrics
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for
+from tests.e2e.local_searches import running as running_search
+from tests.e2e.local_searches import search
 from tests.e2e.test_chart import kubeconfig, kubectl, run
 
 __all__ = ["kubeconfig", "kubectl"]
@@ -133,6 +135,15 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedJob]:
 
 
 @pytest.fixture(scope="module")
+def searching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalJob]:
+    """A search that goes on and on."""
+    endless = search("sought", budget={"trials": 1000000}, choices=10, algorithm={"name": "random"})
+    with running_search(endless, tmp_path_factory.mktemp("study")) as (local, _):
+        local.start_coordinator()
+        yield local
+
+
+@pytest.fixture(scope="module")
 def operator(kubeconfig: str, kubectl: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Object]:
     """A running operator: where its metrics are, and a namespace that it serves."""
     namespace, port = f"dashboards-{uuid.uuid4().hex[:6]}", free_port()
@@ -167,7 +178,11 @@ def operator(kubeconfig: str, kubectl: list[str], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def prometheus(
-    training: ScrapedJob, operator: Object, kubectl: list[str], tmp_path_factory: pytest.TempPathFactory
+    training: ScrapedJob,
+    searching: LocalJob,
+    operator: Object,
+    kubectl: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
     """One that has seen workers join and die, and a job made and resized."""
     coordinator = training.http_address.removeprefix("http://")
@@ -175,6 +190,7 @@ def prometheus(
         coordinator: {"namespace": "default", "pod": "seen-coordinator-1"},
         f"127.0.0.1:{operator['port']}": {"namespace": operator["namespace"], "pod": "operator-1"},
     }
+    targets[searching.http_address.removeprefix("http://")] = {"namespace": "default", "pod": "sought-coordinator-1"}
     for number, port in enumerate(training.metrics_ports):
         targets[f"127.0.0.1:{port}"] = {"namespace": "default", "pod": f"seen-worker-{number}"}
     server = Prometheus(tmp_path_factory.mktemp("prometheus"), targets)
@@ -185,6 +201,7 @@ def prometheus(
         wait_for("first scrapes", lambda: len(server.ask("query", query=count)) == 2)
         words = ["--namespace", operator["namespace"]]
         run(*kubectl, "apply", *words, "-f", "-", give=json.dumps(OPERATOR_JOB))
+        searching.start_worker()
         for _ in range(2):
             training.start_worker()
         running(training, 2)
@@ -204,6 +221,7 @@ def prometheus(
             "adaptrain_job_checkpoint_step > 0",
             "adaptrain_job_validation",
             "adaptrain_worker_memory_bytes",
+            "adaptrain_search_best",
         ):
             wait_for(needed, lambda query=needed: server.ask("query", query=query), training)
         time.sleep(3)
@@ -243,6 +261,7 @@ def test_query_finds_data(prometheus: Prometheus, operator: Object, board: str, 
         "__range": "300s",
         "namespace": operator["namespace"] if board == "operator" else "default",
         "job": "seen",
+        "search": "sought",
     }
     expr = target["expr"]
     for name, value in variables.items():
@@ -256,6 +275,7 @@ def test_variables_find_values(prometheus: Prometheus, operator: Object, board: 
     expected: dict[str, Callable[[], str]] = {
         "namespace": lambda: operator["namespace"] if board == "operator" else "default",
         "job": lambda: "seen",
+        "search": lambda: "sought",
     }
     for variable in BOARDS[board]["templating"]["list"]:
         if "definition" in variable:

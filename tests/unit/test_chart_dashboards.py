@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.metrics import JobMetrics, WorkerMetrics
+from adaptrain.metrics import JobMetrics, SearchMetrics, WorkerMetrics
 from adaptrain_operator import metrics as operator_metrics
 from prometheus_client import CollectorRegistry
 
@@ -27,8 +27,8 @@ def queries(board: Object) -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel.get("targets", [])]
 
 
-def test_both_boards_are_there() -> None:
-    assert set(BOARDS) == {"job", "operator"}
+def test_all_boards_are_there() -> None:
+    assert set(BOARDS) == {"job", "operator", "search"}
     assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS)
 
 
@@ -64,7 +64,7 @@ def test_panels(name: str) -> None:
 def test_variables(name: str) -> None:
     board = BOARDS[name]
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
-    assert set(variables) == {"datasource", "namespace"} | ({"job"} if name == "job" else set())
+    assert set(variables) == {"datasource", "namespace"} | ({name} if name in ("job", "search") else set())
     assert variables["datasource"]["query"] == "prometheus"
     builtin = {"__rate_interval", "__range"}
     for title, expr in queries(board):
@@ -76,8 +76,8 @@ def test_variables(name: str) -> None:
 @pytest.mark.parametrize("name", BOARDS)
 def test_queries_ask_for_what_is_exported(name: str) -> None:
     known = PROCESS | series(operator_metrics.REGISTRY)
-    for registry in (JobMetrics("n", "j").registry, WorkerMetrics("n", "j").registry):
-        known |= series(registry)
+    for exported in (JobMetrics("n", "j"), WorkerMetrics("n", "j"), SearchMetrics("n", "s")):
+        known |= series(exported.registry)
     board = BOARDS[name]
     variables = [(v["name"], v["definition"]) for v in board["templating"]["list"] if "definition" in v]
     for title, expr in queries(board) + variables:
@@ -92,6 +92,12 @@ def test_job_board_shows_every_metric_of_a_job() -> None:
     for registry in (JobMetrics("n", "j").registry, WorkerMetrics("n", "j").registry):
         for family in registry.collect():
             assert family.name in expressions
+
+
+def test_search_board_shows_every_metric_of_a_search() -> None:
+    expressions = " ".join(expr for _, expr in queries(BOARDS["search"]))
+    for family in SearchMetrics("n", "s").registry.collect():
+        assert family.name in expressions
 
 
 def test_operator_board_shows_every_metric_of_the_operator() -> None:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 REFUSED_AGAIN = 30.0
+FAST = frozenset({"trials", "progress", "best", "top", "paretoSize", "evaluationsPerMinute", "eta"})
+"""Status fields that change with every trial."""
+FAST_EVERY = 2.0
 
 
 class SearchReconciler:
@@ -43,11 +46,14 @@ class SearchReconciler:
         self._jobs = jobs
         self._contacts = contacts
         self._events = events
+        self._written: dict[Key, float] = {}
+        """When a status was written last, seconds."""
 
     async def reconcile(self, key: Key) -> None:
         """Bring one search closer to what is wanted. Raises what a retry may cure."""
         raw = self._cache.search(key)
         if raw is None:
+            self._written.pop(key, None)
             return
         search = _read(raw)
         if isinstance(search, str):
@@ -108,11 +114,16 @@ class SearchReconciler:
         change = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
         if not change:
             return
+        left = self._written.get(key, 0.0) + FAST_EVERY - time.monotonic()
+        if not change.keys() - FAST and left > 0:
+            self._queue.add(key, left)
+            return
         try:
             answer = await self._client.patch_status(SEARCH, key[0], key[1], {"status": change})
         except NotFound:
             self._cache.gone(SEARCH, key, raw["metadata"]["uid"])
             raise
+        self._written[key] = time.monotonic()
         self._cache.put(SEARCH, answer)
 
 
