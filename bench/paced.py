@@ -1,6 +1,8 @@
 """A small model whose steps take a given time, as on an accelerator: what is measured is the elastic part."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,3 +24,12 @@ class Paced(nn.Module):
 
 def mlp(seconds: float = 0.02, width: int = 128) -> nn.Module:
     return Paced(seconds, width)
+
+
+def at_gate(seconds: float) -> nn.Module:
+    """Waits, before its worker says hello, for the file ``GATE``; ``GATE.<worker>`` tells that it does."""
+    gate = Path(os.environ["GATE"])
+    gate.with_suffix(f".{os.environ['ADAPTRAIN_WORKER_ID']}").touch()
+    while not gate.exists():
+        time.sleep(0.01)
+    return mlp(seconds)
