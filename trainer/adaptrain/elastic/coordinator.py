@@ -5,16 +5,15 @@ It never imports torch, which alone would be 0.5 GB and seconds of start-up.
 """
 
 import asyncio
-import hmac
 import logging
 import time
-from collections.abc import Callable
 from typing import Any, get_args
 
 from adaptrain_api.progress import Change, Member, Progress, Result, Silent
 
-from adaptrain.elastic import http, wire
+from adaptrain.elastic import wire
 from adaptrain.elastic.membership import HUNG_SECONDS, Action, Activity, Doing, Drop, Membership, Send
+from adaptrain.elastic.service import Announce, listen, welcome
 from adaptrain.metrics import JobMetrics
 
 log = logging.getLogger(__name__)
@@ -57,22 +56,10 @@ class Coordinator:
         self._metrics = JobMetrics(namespace, name)
         self._changes = 0
 
-    async def run(
-        self, host: str, control_port: int, http_port: int, announce: Callable[[int, int], None] | None = None
-    ) -> None:
+    async def run(self, host: str, control_port: int, http_port: int, announce: Announce | None = None) -> None:
         """Serve for ever. ``announce`` is called with the two ports once they are open."""
-        loop = asyncio.get_running_loop()
-
-        def progress() -> dict[str, Any]:
-            async def snapshot() -> dict[str, Any]:
-                return self.progress().model_dump(mode="json", by_alias=True)
-
-            return asyncio.run_coroutine_threadsafe(snapshot(), loop).result(timeout=5)
-
-        server = await asyncio.start_server(self._serve, host, control_port, limit=wire.MAX_FRAME)
-        web = http.serve(host, http_port, self._metrics.registry, progress, self._token)
-        if announce is not None:
-            announce(server.sockets[0].getsockname()[1], web)
+        ports = host, control_port, http_port
+        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce)
         async with server:
             while True:
                 await asyncio.sleep(TICK_SECONDS)
@@ -138,13 +125,7 @@ class Coordinator:
                 self._do(self._membership.gone(time.time(), id))
 
     def _welcome(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> bool:
-        token = hello.get("token")
-        if not isinstance(token, str) or not hmac.compare_digest(token.encode(), self._token.encode()):
-            log.warning("a connection without the job's token was refused")
-            return False
-        if hello.get("protocol") != wire.PROTOCOL:
-            log.warning("a worker speaks protocol %r, this coordinator %d", hello.get("protocol"), wire.PROTOCOL)
-            writer.write(wire.encode({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
+        if not welcome(hello, self._token, writer):
             return False
         writer.write(wire.encode({"do": "welcome", "number": self.number}))
         return True

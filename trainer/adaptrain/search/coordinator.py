@@ -6,10 +6,8 @@ gets no answer tells it again, to this coordinator or to the next one. It import
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +15,8 @@ from typing import Any, cast
 from adaptrain_api.progress import Member, Progress, SearchEnd, SearchProgress, Silent, TrialResult
 from adaptrain_api.search import ArchitectureSearch
 
-from adaptrain.elastic import http, wire
+from adaptrain.elastic import wire
+from adaptrain.elastic.service import Announce, listen, welcome
 from adaptrain.metrics import SearchMetrics
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import Dispatch
@@ -81,26 +80,14 @@ class SearchCoordinator:
         self._first_hello: float | None = None
         self._takes_over = number > 1
 
-    async def run(
-        self, host: str, control_port: int, http_port: int, announce: Callable[[int, int], None] | None = None
-    ) -> None:
+    async def run(self, host: str, control_port: int, http_port: int, announce: Announce | None = None) -> None:
         """Serve for ever. ``announce`` is called with the two ports once they are open.
 
         Raises:
             Superseded: a newer coordinator has the study.
         """
-        loop = asyncio.get_running_loop()
-
-        def progress() -> dict[str, Any]:
-            async def snapshot() -> dict[str, Any]:
-                return self.progress().model_dump(mode="json", by_alias=True)
-
-            return asyncio.run_coroutine_threadsafe(snapshot(), loop).result(timeout=5)
-
-        server = await asyncio.start_server(self._serve, host, control_port, limit=wire.MAX_FRAME)
-        web = http.serve(host, http_port, self._metrics.registry, progress, self._token)
-        if announce is not None:
-            announce(server.sockets[0].getsockname()[1], web)
+        ports = host, control_port, http_port
+        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce)
         async with server, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write())
             tasks.create_task(self._watch())
@@ -150,7 +137,7 @@ class SearchCoordinator:
         orderly = False
         try:
             hello = await asyncio.wait_for(wire.read(reader), HELLO_SECONDS)
-            if hello is None or not self._welcome(hello, writer):
+            if hello is None or not welcome(hello, self._token, writer):
                 return
             evaluator = self._greet(hello, writer)
             while (frame := await wire.read(reader)) is not None:
@@ -173,16 +160,6 @@ class SearchCoordinator:
             if evaluator is not None and self._evaluators.get(evaluator.id) is evaluator:
                 del self._evaluators[evaluator.id]
                 self._gone(evaluator.id, orderly)
-
-    def _welcome(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> bool:
-        token = hello.get("token")
-        if not isinstance(token, str) or not hmac.compare_digest(token.encode(), self._token.encode()):
-            log.warning("a connection without the search's token was refused")
-            return False
-        if hello.get("protocol") != wire.PROTOCOL:
-            writer.write(wire.encode({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
-            return False
-        return True
 
     def _greet(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> _Evaluator:
         now, id = time.time(), str(hello["id"])
