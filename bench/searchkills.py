@@ -8,7 +8,7 @@ import random
 import signal
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import installed, signal_pod, until
+from tests.e2e.cluster_jobs import installed, processes, signal_pod, until
 from tests.e2e.cluster_searches import apply_search
 from tests.e2e.local_searches import numbers, told
 
@@ -24,6 +24,7 @@ if __name__ == "__main__":
             search.reached((n + 1) * trials // (arguments.kills + 2), 300)
             role = chance.choices(list(killed), (6, 3, 1))[0]
             if role == "operator":
+                until("an operator runs", lambda: processes(site.operator()))
                 signal_pod(site.operator(), signal.SIGKILL)
             else:
                 search.kill(role)
