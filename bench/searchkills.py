@@ -4,11 +4,12 @@ Value: trials that are in the study, each once. There is no peer that has a stud
 """
 
 import argparse
+import os
 import random
 import signal
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import installed, processes, signal_pod, until
+from tests.e2e.cluster_jobs import installed, processes, until
 from tests.e2e.cluster_searches import apply_search
 from tests.e2e.local_searches import numbers, told
 
@@ -24,8 +25,8 @@ if __name__ == "__main__":
             search.reached((n + 1) * trials // (arguments.kills + 2), 300)
             role = chance.choices(list(killed), (6, 3, 1))[0]
             if role == "operator":
-                until("an operator runs", lambda: processes(site.operator()))
-                signal_pod(site.operator(), signal.SIGKILL)
+                pids = until("an operator runs", lambda: processes(site.operator()))
+                os.kill(pids[0], signal.SIGKILL)
             else:
                 search.kill(role)
             killed[role] += 1

@@ -95,6 +95,6 @@ def _best(search: ArchitectureSearch, top: list[TrialResult]) -> Table:
     metrics = metrics_named(search.spec)
     table = Table("trial", *metrics, "architecture")
     for one in top[:SHOWN]:
-        values = [f"{one.metrics[metric]:.4g}" for metric in metrics]
+        values = [f"{one.metrics[metric]:.6g}" for metric in metrics]
         table.add_row(str(one.trial), *values, one.choices)
     return table
