@@ -200,8 +200,8 @@ class _Axes:
         return (
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
             f'<path class="axis" fill="none" d="M{MARGIN},{MARGIN / 2} V{base} H{right}"/>{inside}'
-            f'<text x="{MARGIN}" y="{base + 16}">{low_x:.4g}</text>'
-            f'<text x="{right}" y="{base + 16}" text-anchor="end">{high_x:.4g}</text>'
+            f'<text x="{MARGIN}" y="{base + 16}">{low_x:.6g}</text>'
+            f'<text x="{right}" y="{base + 16}" text-anchor="end">{high_x:.6g}</text>'
             f'<text x="{WIDTH / 2}" y="{base + 32}" text-anchor="middle">{escape(self._names[0])}</text>'
             f'<text x="{MARGIN - 4}" y="{base}" text-anchor="end">{low_y:.4g}</text>'
             f'<text x="{MARGIN - 4}" y="{MARGIN / 2 + 10}" text-anchor="end">{high_y:.4g}</text>'
