@@ -4,13 +4,11 @@ Value: trials that are in the study, each once. There is no peer that has a stud
 """
 
 import argparse
-import os
 import random
-import signal
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import installed, processes, until
-from tests.e2e.cluster_searches import apply_search
+from tests.e2e.cluster_jobs import installed, until
+from tests.e2e.cluster_searches import apply_search, strike
 from tests.e2e.local_searches import numbers, told
 
 if __name__ == "__main__":
@@ -25,8 +23,7 @@ if __name__ == "__main__":
             search.reached((n + 1) * trials // (arguments.kills + 2), 300)
             role = chance.choices(list(killed), (6, 3, 1))[0]
             if role == "operator":
-                pids = until("an operator runs", lambda: processes(site.operator()))
-                os.kill(pids[0], signal.SIGKILL)
+                until("an operator runs", lambda: strike([site.operator()]))
             else:
                 search.kill(role)
             killed[role] += 1

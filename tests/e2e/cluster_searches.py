@@ -81,16 +81,17 @@ class ClusterSearch:
 
     def kill(self, role: str) -> None:
         """SIGKILL the process of one of its pods."""
+        until(f"a {role} runs", lambda: strike(self.pods(role)), told=self.tell)
 
-        def struck() -> bool:
-            for pod in self.pods(role):
-                for pid in processes(pod):
-                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                        os.kill(pid, signal.SIGKILL)
-                        return True
-            return False
 
-        until(f"a {role} runs", struck, told=self.tell)
+def strike(pods: list[Object]) -> bool:
+    """SIGKILL a process of one of these pods; whether one ran."""
+    for pod in pods:
+        for pid in processes(pod):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
+                return True
+    return False
 
 
 def apply_search(site: Site, name: str, function: str = SCORED, **spec: Any) -> ClusterSearch:
