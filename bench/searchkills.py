@@ -8,7 +8,7 @@ import random
 
 from bench.report import emit
 from tests.e2e.cluster_jobs import installed, until
-from tests.e2e.cluster_searches import apply_search, strike
+from tests.e2e.cluster_searches import SCORED, apply_search, strike
 from tests.e2e.local_searches import numbers, told
 
 if __name__ == "__main__":
@@ -18,7 +18,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     trials, chance, killed = arguments.trials, random.Random(0), dict.fromkeys(("worker", "coordinator", "operator"), 0)
     with installed("adaptrain-bench") as site:
-        search = apply_search(site, "kills", budget={"trials": trials}, parallelism={"max": 3})
+        search = apply_search(
+            site, "kills", SCORED.replace("0.1", "0.4"), budget={"trials": trials}, parallelism={"max": 3}
+        )
         for n in range(arguments.kills):
             search.reached((n + 1) * trials // (arguments.kills + 2), 300)
             role = chance.choices(list(killed), (6, 3, 1))[0]
