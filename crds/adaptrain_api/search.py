@@ -52,7 +52,9 @@ METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
 TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer")
 """Built-in spaces whose architectures are models that can be trained."""
-SPACES = (*TRAINED, "nasbenchgraph", "topology")
+UNTRAINED = ("nasbenchgraph", "topology")
+"""Those whose architectures are none."""
+SPACES = (*TRAINED, *UNTRAINED)
 """All built-in spaces."""
 AlgorithmName = Literal[
     "auto",
@@ -431,13 +433,9 @@ class ArchitectureSearchSpec(Model):
         ),
         Rule(
             cel="has(self.trial.callable) || !has(self.space.name)"
-            " || !(self.space.name in ['nasbenchgraph', 'topology'])",
+            f" || !(self.space.name in [{', '.join(map(repr, UNTRAINED))}])",
             message="architectures of this space are no models that a job trains: give trial.callable",
-            check=lambda self: (
-                self.trial.callable is not None
-                or self.space.name is None
-                or self.space.name not in set(SPACES) - set(TRAINED)
-            ),
+            check=lambda self: self.trial.callable is not None or self.space.name not in UNTRAINED,
             path=".trial",
         ),
         Rule(

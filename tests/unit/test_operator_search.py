@@ -38,6 +38,7 @@ class World:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.generation = 1
         self.progress: SearchProgress | None = None
+        self.eta: float | None = None
         self.now = NOW
 
     def change(self, **spec: Any) -> None:
@@ -55,7 +56,7 @@ class World:
             ArchitectureSearchSpec.model_validate(self.spec),
             ArchitectureSearchStatus.model_validate(dump(self.status)),
         )
-        plan = decide_search(search, SearchSeen(copy.deepcopy(self.jobs), self.progress), self.now)
+        plan = decide_search(search, SearchSeen(copy.deepcopy(self.jobs), self.progress, self.eta), self.now)
         self.status = plan.status
         for job in plan.apply:
             before = self.jobs.get(job["metadata"]["name"], {"status": {}})
@@ -98,6 +99,7 @@ def test_evaluators_are_the_workers_of_a_job() -> None:
 def test_progress_is_told() -> None:
     world = World()
     world.progress = SearchProgress(complete=4, running=3, top=[BEST], pareto_size=1, per_minute=12.0)
+    world.eta = 30.0
     world.settle()
     assert world.status.progress == "4/10"
     assert world.status.best == "val/accuracy=0.98"
@@ -169,6 +171,45 @@ def test_who_passes_the_gate_is_promoted(gate: dict[str, Any] | None, words: str
         assert spec["model"] == {"name": "mlp", "args": {"width": 16}}
         assert spec["workers"] == {"min": 2, "max": 2}
         assert world.status.promoted_job == "digits-winner"
+
+
+def test_a_strangers_job_of_the_winners_name_is_left_alone() -> None:
+    world = World(promote={"job": {"workers": {"min": 2, "max": 2}}})
+    world.jobs["digits-winner"] = {"metadata": {"name": "digits-winner"}, "spec": {}, "status": {}}
+    world.progress = DONE
+    world.settle()
+    assert world.jobs["digits-winner"]["spec"] == {}
+    status, reason, message = world.says("Promoted")
+    assert (status, reason) == ("False", "NameTaken")
+    assert "there is a job digits-winner that this search did not make" in message
+    assert world.status.phase == "Succeeded"
+
+
+def test_a_second_winner_does_not_change_the_first_ones_job() -> None:
+    world = World(promote={"job": {"workers": {"min": 2, "max": 2}}})
+    world.settle()
+    world.progress = DONE
+    world.settle()
+    before = copy.deepcopy(world.jobs["digits-winner"])
+    world.change(budget={"trials": 11})
+    better = TrialResult(trial=10, metrics={"val/accuracy": 0.99}, choices="{}", parameters={"model.args.width": 8})
+    world.progress = SearchProgress(complete=10, failed=1, top=[better, BEST], end=END)
+    world.settle()
+    assert world.jobs["digits-winner"] == before
+    assert world.says("Promoted")[:2] == ("False", "EarlierWinner")
+    assert world.status.promoted_job == "digits-winner", "that one is still its job"
+
+
+def test_the_same_winner_is_promoted_once() -> None:
+    """The operator may die after it made the job and before it could say so."""
+    world = World(promote={"job": {"workers": {"min": 2, "max": 2}}})
+    world.progress = DONE
+    before = world.status
+    world.decide()
+    world.status = before
+    plan = world.settle()
+    assert world.says("Promoted")[:2] == ("True", "JobCreated")
+    assert not [job for job in plan.apply if job["metadata"]["name"] == "digits-winner"]
 
 
 def test_a_template_that_is_no_job_creates_nothing() -> None:

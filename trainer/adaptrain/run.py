@@ -149,12 +149,17 @@ def _watch(local: LocalJob, keeper: Keeper, console: Console, job: AdaptiveTrain
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             console.print("leaving at the step's end; run the same command again to resume")
-            for number in local.alive():
-                local.signal(number, signal.SIGTERM)
-            for process in local.workers.values():
-                process.join(timeout=job.spec.workers.termination_grace_period_seconds)
+            dismiss(local, job.spec.workers.termination_grace_period_seconds)
             raise
         return result
+
+
+def dismiss(local: LocalJob, grace: float) -> None:
+    """Ask all workers to leave; ``grace`` is how many seconds each has."""
+    for number in local.alive():
+        local.signal(number, signal.SIGTERM)
+    for process in local.workers.values():
+        process.join(timeout=grace)
 
 
 def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:

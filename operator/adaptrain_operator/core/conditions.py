@@ -4,6 +4,7 @@ import re
 
 from adaptrain_api.progress import headline
 from adaptrain_api.training import RecentChange
+from pydantic import ValidationError
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.draft import Draft
@@ -17,6 +18,12 @@ LATE = 60.0
 """Seconds after which a worker that runs and has not joined is named."""
 UNPREPARED = 5.0
 """Seconds after which a worker is named whose node can't mount what its files are to come from."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """Which field is wrong, and how."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def claim_problem(draft: Draft) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.children import contained
-from adaptrain_operator.core.conditions import duration
+from adaptrain_operator.core.conditions import duration, first_problem
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.observed import Object, moment
 from adaptrain_operator.core.plan import Event
@@ -63,12 +63,16 @@ class SearchSeen:
     """Jobs of its namespace that concern it, by name: its own, and a gate's."""
     progress: SearchProgress | None = None
     """The newest word of its coordinator."""
-    members: int = 0
+    eta: float | None = None
+    """Seconds left, as the coordinator estimates them."""
 
 
 @dataclass(slots=True)
 class SearchPlan:
-    """The reconciler carries it out in this order: status, apply, events."""
+    """The reconciler carries it out in this order: apply, status, events.
+
+    What the status says was made must be there: a status that came first would be believed after a crash between them.
+    """
 
     status: ArchitectureSearchStatus
     apply: list[Object] = field(default_factory=list)
@@ -271,9 +275,7 @@ def _tell_progress(draft: _Draft) -> None:
     if progress.top:
         metric = spec.objectives[0].metric
         fields["best"] = f"{metric}={progress.top[0].metrics[metric]:.4g}"
-    left = None if spec.budget.trials is None else max(0, spec.budget.trials - ended)
-    rate = progress.per_minute
-    fields["eta"] = duration(60.0 * left / rate) if left is not None and rate else None
+    fields["eta"] = None if draft.seen.eta is None else duration(draft.seen.eta)
 
 
 def _summary(spec: ArchitectureSearchSpec, one: TrialResult) -> TrialSummary:
@@ -315,11 +317,27 @@ def _succeed(draft: _Draft, end: SearchEnd) -> None:
     except ValueError as error:
         draft.conditions.set("Promoted", False, "InvalidJob", str(error))
         return
-    draft.plan.apply.append(job)
+    if (taken := _taken(draft, job)) is not None:
+        draft.conditions.set("Promoted", False, *taken)
+        return
+    if not contained(job, draft.seen.jobs.get(draft.search.winner)):
+        draft.plan.apply.append(job)
     draft.fields["promoted_job"] = draft.search.winner
     draft.conditions.set(
         "Promoted", True, "JobCreated", f"trial {winner.trial} is trained by the job {draft.search.winner}"
     )
+
+
+def _taken(draft: _Draft, wanted: Object) -> tuple[str, str] | None:
+    """Why the winner can't have its job's name: the reason, in a word and in a sentence."""
+    name, there = draft.search.winner, draft.seen.jobs.get(draft.search.winner)
+    if there is None:
+        return None
+    if _own(draft.search, there) is None:
+        return "NameTaken", f"there is a job {name} that this search did not make: rename one of them"
+    if contained(wanted, there):
+        return None
+    return "EarlierWinner", f"the job {name} trains an earlier winner: delete it, and raise the budget once more"
 
 
 def _refusal(gate: Gate | None, winner: TrialResult, jobs: Mapping[str, Object]) -> str | None:
@@ -362,9 +380,7 @@ def promoted_job(search: Search, winner: TrialResult) -> Object:
     try:
         TrainingJobSpec.model_validate(spec)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"promote.job: with the winner in it, {where}: {first['msg']}: correct it") from error
+        raise ValueError(f"promote.job: with the winner in it, {first_problem(error)}: correct it") from error
     return _job(search, search.winner, spec)
 
 

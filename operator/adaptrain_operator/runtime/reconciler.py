@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from adaptrain_operator import metrics
 from adaptrain_operator.core import children, naming
+from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Problem, timestamp
@@ -166,9 +167,7 @@ class Reconciler:
             _spec(raw)
             return
         except ValidationError as problem:
-            first = problem.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"spec.{where}: {first['msg']}: correct it, or upgrade the operator"
+            message = f"spec.{first_problem(problem)}: correct it, or upgrade the operator"
         status = TrainingJobStatus.model_validate(raw["status"])
         conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), time.time())
         conditions.set("PodsReady", False, "InvalidSpec", message)

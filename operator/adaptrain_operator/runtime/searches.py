@@ -8,6 +8,7 @@ from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatu
 from adaptrain_api.training import dump
 from pydantic import ValidationError
 
+from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
 from adaptrain_operator.kube.client import Client
@@ -60,16 +61,20 @@ class SearchReconciler:
             await self._tell(key, raw, "InvalidSpec", search)
             return
         plan = decide_search(search, self._observe(search), time.time())
-        await self._write_status(key, raw, plan.status)
         try:
-            await self._carry_out(key, search, plan)
+            await self._apply(plan)
         except Refused as problem:
             logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
             message = f"the API server refuses its jobs: {problem.message[:500]}: correct the search"
             await self._tell(key, self._cache.search(key) or raw, "JobRefused", message)
             self._queue.add(key, REFUSED_AGAIN)
             return
-        if plan.requeue_after is not None:
+        await self._write_status(key, raw, plan.status)
+        for event in plan.events:
+            self._events.tell(search, event)
+        if plan.remove:
+            await self._remove(key, search)
+        elif plan.requeue_after is not None:
             self._queue.add(key, plan.requeue_after)
 
     def _observe(self, search: Search) -> SearchSeen:
@@ -82,23 +87,21 @@ class SearchReconciler:
         return SearchSeen(
             jobs={name: job for name, job in found.items() if job is not None},
             progress=None if progress is None else progress.search,
-            members=0 if progress is None else len(progress.members),
+            eta=None if progress is None else progress.eta_seconds,
         )
 
-    async def _carry_out(self, key: Key, search: Search, plan: SearchPlan) -> None:
-        if plan.remove:
-            logger.info("its time to live is over", extra={"job": "/".join(key)})
-            try:
-                await self._client.delete(SEARCH, key[0], key[1], search.uid, background=True)
-            except (NotFound, Conflict):
-                self._cache.gone(SEARCH, key, search.uid)
-            return
+    async def _apply(self, plan: SearchPlan) -> None:
         for job in plan.apply:
             # The watch will bring nothing new of it.
             for changed in self._cache.put(JOB, await self._client.apply(JOB, job)):
                 self._jobs.add(changed)
-        for event in plan.events:
-            self._events.tell(search, event)
+
+    async def _remove(self, key: Key, search: Search) -> None:
+        logger.info("its time to live is over", extra={"job": "/".join(key)})
+        try:
+            await self._client.delete(SEARCH, key[0], key[1], search.uid, background=True)
+        except (NotFound, Conflict):
+            self._cache.gone(SEARCH, key, search.uid)
 
     async def _tell(self, key: Key, raw: Object, reason: str, message: str) -> None:
         """The schema let it pass, and it can't be carried out: say so and leave what runs alone."""
@@ -133,9 +136,7 @@ def _read(raw: Object) -> Search | str:
     try:
         spec = ArchitectureSearchSpec.model_validate(raw["spec"])
     except ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"spec.{where}: {first['msg']}: correct it, or upgrade the operator"
+        return f"spec.{first_problem(problem)}: correct it, or upgrade the operator"
     return Search(
         name=meta["name"],
         namespace=meta["namespace"],

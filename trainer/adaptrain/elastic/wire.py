@@ -59,13 +59,18 @@ def frames(sock: socket.socket) -> Iterator[Frame]:
         OSError: the connection broke, or its time-out passed without a word.
     """
     pending = b""
-    while True:
-        while (end := pending.find(b"\n")) >= 0:
-            line, pending = pending[:end], pending[end + 1 :]
-            yield decode(line)
-        if len(pending) > MAX_FRAME:
-            raise BadFrame("too long")
-        data = sock.recv(65536)
-        if not data:
-            return
-        pending += data
+    while data := sock.recv(65536):
+        found, pending = split(pending + data)
+        yield from found
+
+
+def split(data: bytes) -> tuple[list[Frame], bytes]:
+    """The frames that are whole, and the beginning of the next one.
+
+    Raises:
+        BadFrame: the peer does not speak this protocol.
+    """
+    *lines, rest = data.split(b"\n")
+    if len(rest) > MAX_FRAME:
+        raise BadFrame("too long")
+    return [decode(line) for line in lines], rest

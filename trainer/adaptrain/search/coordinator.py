@@ -10,9 +10,8 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from adaptrain_api.progress import Member, Progress, SearchEnd, SearchProgress, Silent, TrialResult
+from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult
 from adaptrain_api.search import ArchitectureSearch
 
 from adaptrain.elastic import wire
@@ -22,7 +21,7 @@ from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import Ended, State, Study, finite, one_line, open_store
+from adaptrain.search.study import STATES, Ended, Study, as_architecture, finite, one_line, open_store
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ RETURN_SECONDS = 3.0
 """A coordinator that takes over waits so long for evaluators to come back with what they have."""
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
-STATES = ("complete", "pruned", "failed")
 
 
 @dataclass
@@ -72,6 +70,7 @@ class SearchCoordinator:
         self._silent: dict[str, Silent] = {}
         self._told: list[Ended] = []
         self._unwritten: dict[int, asyncio.Future[None]] = {}
+        self._answers: set[asyncio.Task[None]] = set()
         self._tell = asyncio.Event()
         self._metrics = SearchMetrics(namespace, meta.name)
         for state in STATES:
@@ -95,10 +94,9 @@ class SearchCoordinator:
     def progress(self) -> Progress:
         """A snapshot for the operator."""
         now, d = time.time(), self._dispatch
-        verdict = d.verdict(now)
+        # It ends when its last trial is written down: whoever hears of the end may stop this process at once.
+        verdict = None if self._unwritten else d.verdict(now)
         top = [self._result(one) for one in d.top]
-        running = sum(one.evaluator is not None for one in d.pending.values())
-        per_minute = d.per_minute(now)
         return Progress(
             number=self.number,
             state="done" if verdict is not None else "running" if self._evaluators else "waiting",
@@ -111,14 +109,12 @@ class SearchCoordinator:
                 complete=len(d.ended) - len(d.failed) - d.pruned,
                 pruned=d.pruned,
                 failed=len(d.failed),
-                running=running,
+                running=d.running,
                 top=top,
                 pareto_size=len(d.front),
-                per_minute=round(per_minute, 2),
+                per_minute=round(d.per_minute(now), 2),
                 storage_error=self._storage_error,
-                end=None
-                if verdict is None
-                else SearchEnd(outcome=verdict.outcome, reason=verdict.reason, message=verdict.message),
+                end=verdict,
             ),
         )
 
@@ -172,7 +168,7 @@ class SearchCoordinator:
             self._first_hello = now
         goes_on = True
         if (has := hello.get("trial")) is not None:
-            architecture = _tuple(has["architecture"])
+            architecture = as_architecture(has["architecture"])
             goes_on = self._dispatch.back(id, int(has["number"]), architecture, dict(has["why"]), now)
         writer.write(wire.encode({"do": "welcome", "number": self.number, "go": goes_on}))
         return evaluator
@@ -189,21 +185,17 @@ class SearchCoordinator:
                 stop = self._dispatch.report(evaluator.id, number, int(frame["step"]), metrics)
                 return {"do": "stop", "trial": number} if stop else None
             case "tell":
-                number, state = int(frame["trial"]), str(frame["state"])
-                if state not in STATES:
-                    raise wire.BadFrame(f"unknown state {state!r}")
-                ended = self._dispatch.tell(
-                    evaluator.id,
-                    number,
-                    cast(State, state),
-                    finite(frame["metrics"]),
-                    str(frame.get("message", "")),
-                    time.time(),
-                )
+                number, metrics, message = int(frame["trial"]), finite(frame["metrics"]), str(frame.get("message", ""))
+                state = next((known for known in STATES if known == frame["state"]), None)
+                if state is None:
+                    raise wire.BadFrame(f"unknown state {frame['state']!r}")
+                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time())
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
-                asyncio.create_task(self._answer(evaluator, number))  # noqa: RUF006 -- ends with the connection
+                answer = asyncio.create_task(self._answer(evaluator, number))
+                self._answers.add(answer)  # a task that nobody holds may be collected
+                answer.add_done_callback(self._answers.discard)
                 return None
             case other:
                 raise wire.BadFrame(f"unknown frame {other!r}")
@@ -278,11 +270,7 @@ class SearchCoordinator:
                     self._gone(evaluator.id, orderly=False)
             dispatch, metrics = self._dispatch, self._metrics
             metrics.evaluators.set(len(self._evaluators))
-            metrics.running.set(sum(one.evaluator is not None for one in dispatch.pending.values()))
+            metrics.running.set(dispatch.running)
             metrics.pareto_size.set(len(dispatch.front))
             if dispatch.top:
                 metrics.best(dispatch.top[0].metrics)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value

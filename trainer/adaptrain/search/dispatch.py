@@ -8,9 +8,10 @@ import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from adaptrain_api.progress import SearchEnd
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
@@ -39,15 +40,6 @@ class Assignment:
     attempts: int = 0
     """Evaluators that were lost with it."""
     steps: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How the search ended."""
-
-    outcome: Literal["complete", "failed"]
-    reason: str
-    message: str
 
 
 class Dispatch:
@@ -200,12 +192,16 @@ class Dispatch:
         self._end(ended)
         return ended
 
-    def verdict(self, now: float) -> Verdict | None:
+    @property
+    def running(self) -> int:
+        """Trials that an evaluator has."""
+        return sum(one.evaluator is not None for one in self.pending.values())
+
+    def verdict(self, now: float) -> SearchEnd | None:
         """How the search ended, if it has."""
         if len(self.failed) > self.spec.max_failed_trials:
             last = self.failed[-1]
-            return Verdict(
-                "failed",
+            return _failed(
                 "TooManyFailedTrials",
                 f"{len(self.failed)} trials failed, and maxFailedTrials is {self.spec.max_failed_trials}; the last one,"
                 f" trial {last.number}: {last.message[-800:] or 'no reason was told'}",
@@ -213,18 +209,16 @@ class Dispatch:
         if self.pending or not (self._exhausted or self._spent(now, len(self.ended))):
             return None
         if len(self.failed) + self.pruned == len(self.ended):
-            return Verdict(
-                "failed", "NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed"
-            )
+            return _failed("NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed")
         if not self.top:
             bounds = "; ".join(_bounds(self.spec))
-            return Verdict(
-                "failed",
+            return _failed(
                 "ConstraintsNotMet",
                 f"none of {len(self.ended)} trials meets all constraints ({bounds}): relax them, or raise the budget",
             )
         what = "every architecture of the space was tried" if self._exhausted else "the budget is used up"
-        return Verdict("complete", "SearchComplete", f"{len(self.ended)} trials ended: {what}")
+        message = f"{len(self.ended)} trials ended: {what}"
+        return SearchEnd(outcome="complete", reason="SearchComplete", message=message)
 
     def per_minute(self, now: float) -> float:
         """Trials that ended a minute, over the last minutes."""
@@ -288,6 +282,10 @@ class Dispatch:
             or (budget.seconds is not None and self._began is not None and now - self._began >= budget.seconds)
             or (budget.evaluator_seconds is not None and self._used >= budget.evaluator_seconds)
         )
+
+
+def _failed(reason: str, message: str) -> SearchEnd:
+    return SearchEnd(outcome="failed", reason=reason, message=message)
 
 
 def _surpasses(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

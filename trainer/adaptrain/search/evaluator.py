@@ -4,7 +4,6 @@ This process has one thread and computes nothing: each trial runs in a child tha
 leak or a time-out costs one trial. On a GPU, whose driver takes seconds to start, a child runs trials until one fails.
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from adaptrain_api.progress import CONTROL_PORT, Result
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import AdaptiveTrainingJob
 
+from adaptrain.cli import die_with_parent
 from adaptrain.elastic import wire
 from adaptrain.errors import InvalidJob, Refused
 from adaptrain.process import Farewell, WorkerSettings
@@ -39,7 +39,6 @@ ASK_SECONDS = 0.3
 """Between two asks while there is nothing to try."""
 TAIL = 2000
 """Last bytes of a trial's output that are kept for its message."""
-PR_SET_PDEATHSIG = 1
 
 
 def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell) -> Result:
@@ -170,6 +169,8 @@ class Evaluator:
 
     def _start(self, given: wire.Frame) -> None:
         self._running = _Running(given, time.monotonic())
+        if self._child is not None and self._child.has_ended:
+            self._drop_child(keep=True)
         if self._child is None:
             self._child = Child(self._bench)
             for handle in (self._child.words, self._child.output):
@@ -179,6 +180,7 @@ class Evaluator:
     def _hear(self, word: dict[str, Any], line: "Line") -> None:
         running = self._running
         if running is None or running.outcome is not None:
+            self._drop_child(keep=True)  # it has died between two trials, or said something after the end of one
             return
         if "step" in word:
             running.metrics = word["metrics"]
@@ -232,9 +234,9 @@ class Line:
             given = running.given
             hello["trial"] = {"number": given["trial"], "architecture": given["architecture"], "why": given["why"]}
         self.send(hello)
-        answer = next(self._frames(), None)
-        while answer is None:
-            answer = next(self.receive(), None)
+        while not (answers := self.receive()):
+            pass
+        answer = answers[0]
         if answer.get("do") == "refuse":
             raise Refused(f"the coordinator refuses this evaluator: {answer.get('why')}")
         self.goes_on = bool(answer["go"])
@@ -245,7 +247,7 @@ class Line:
     def send(self, frame: wire.Frame) -> None:
         self._socket.sendall(wire.encode(frame))
 
-    def receive(self) -> Iterator[wire.Frame]:
+    def receive(self) -> list[wire.Frame]:
         """What has come.
 
         Raises:
@@ -254,16 +256,9 @@ class Line:
         data = self._socket.recv(65536)
         if not data:
             raise _Cut("it closed the connection")
-        self._pending += data
         self.heard = time.monotonic()
-        yield from self._frames()
-
-    def _frames(self) -> Iterator[wire.Frame]:
-        while (end := self._pending.find(b"\n")) >= 0:
-            line, self._pending = self._pending[:end], self._pending[end + 1 :]
-            yield wire.decode(line)
-        if len(self._pending) > wire.MAX_FRAME:
-            raise wire.BadFrame("too long")
+        found, self._pending = wire.split(self._pending + data)
+        return found
 
     def close(self) -> None:
         self._socket.close()
@@ -279,8 +274,10 @@ class Child:
         self.output, output = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            die_with_parent(parent)
             for handle in (self._orders, self.words, self.output):
                 os.close(handle)
             _work(bench, orders, words, output)
@@ -293,6 +290,11 @@ class Child:
     def begin(self, given: wire.Frame) -> None:
         """Have it run a trial."""
         os.write(self._orders, wire.encode(given))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is there no more; it can still be listened to."""
+        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def listen(self) -> Iterator[dict[str, Any]]:
         """What it says: reports, and how the trial ended; if it has died, that."""
@@ -340,7 +342,6 @@ class Child:
 
 def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
     """The child: runs what it is given until nothing more comes."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(output, 1)
     os.dup2(output, 2)

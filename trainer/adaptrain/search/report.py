@@ -71,7 +71,7 @@ def render(study: optuna.Study) -> str:
     if feasible:
         body += [f"<h2>Progress: {escape(metrics[0])}</h2>", _progress(study, complete, feasible)]
         if len(metrics) > 1:
-            front = _front(study.directions, feasible)
+            front = [trial for trial in study.best_trials if trial.number in {one.number for one in feasible}]
             body += [f"<h2>Pareto front: {len(front)} trials</h2>", _scatter(metrics, complete, front)]
         elif len(complete) >= LEAST and len(complete[0].params) > 1:
             body += ["<h2>What matters (fANOVA; Hutter et al., 2014)</h2>", _importance(study)]
@@ -104,17 +104,6 @@ def _progress(study: optuna.Study, complete: Sequence[FrozenTrial], feasible: Se
     place = _Axes([x for x, _ in points], [y for _, y in points], "trials that ended", "")
     steps = " ".join(f"{'M' if n == 0 else 'L'}{place.at(point)}" for n, point in enumerate(line))
     return place.svg(place.dots(points, "dot") + f'<path class="best" d="{steps}"/>')
-
-
-def _front(directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    signs = [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in directions]
-    seen = {trial.number: [s * v for s, v in zip(signs, _values(trial), strict=True)] for trial in trials}
-
-    def surpassed(one: FrozenTrial) -> bool:
-        mine = seen[one.number]
-        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in seen.values())
-
-    return [trial for trial in trials if not surpassed(trial)]
 
 
 def _scatter(metrics: list[str], complete: Sequence[FrozenTrial], front: Sequence[FrozenTrial]) -> str:

@@ -32,7 +32,6 @@ def resolve(
     raw = dump(trial)
     if model is not None:
         raw["model"] = model
-    name = ""
     try:
         for name, value in parameters.items():
             set_parameter(raw, name, value)

@@ -1,6 +1,5 @@
 """``adaptrain search run``: a search in local processes, with a table that shows how it goes."""
 
-import signal
 import time
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from rich.table import Table
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_search
-from adaptrain.run import POLL_SECONDS, Failed, Keeper
+from adaptrain.run import POLL_SECONDS, Failed, Keeper, dismiss
 from adaptrain.search.resolve import check
 
 SHOWN = 5
+GRACE_SECONDS = 5.0
 
 
 def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
@@ -62,10 +62,7 @@ def _watch(local: LocalJob, keeper: Keeper, console: Console, search: Architectu
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             console.print("leaving; run the same command again to resume")
-            for number in local.alive():
-                local.signal(number, signal.SIGTERM)
-            for process in local.workers.values():
-                process.join(timeout=5)
+            dismiss(local, GRACE_SECONDS)
             raise
 
 

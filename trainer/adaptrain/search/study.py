@@ -205,7 +205,7 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
         seen.add(said["trial"])
         yield Ended(
             number=said["trial"],
-            architecture=_tuple(said["architecture"]),
+            architecture=as_architecture(said["architecture"]),
             state=states[trial.state],
             metrics=said.get("metrics", {}),
             steps=dict(trial.intermediate_values),
@@ -216,8 +216,10 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
         )
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
+def as_architecture(read: Any) -> Architecture:
+    """An architecture that was read from JSON, which has no tuples."""
+    found: Architecture = tuple(as_architecture(one) if isinstance(one, list | tuple) else one for one in read)
+    return found
 
 
 def violations(spec: ArchitectureSearchSpec, metrics: dict[str, float]) -> list[float]:

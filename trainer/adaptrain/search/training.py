@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,9 +21,7 @@ from adaptrain.models import build_model
 from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
 from adaptrain.search.resolve import resolve
-
-Metrics = dict[str, float]
-Report = Callable[[int, Metrics], None]
+from adaptrain.search.trial import Metrics, Report
 
 LATENCY_RUNS = 20
 LATENCY_WARM_UP = 5
