@@ -1,7 +1,7 @@
 """Search algorithms on problems whose answer is known."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,9 +10,11 @@ from adaptrain.search.algorithms.auto import Auto, log_expected_improvement, spr
 from adaptrain.search.algorithms.base import Algorithm
 from adaptrain.search.algorithms.controller import PPO, Policy, Reinforce
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
+from adaptrain.search.algorithms.fronts import BELOW, Fronts, hypervolume_gain, normal_scores, undominated
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
-from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
+from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE
 from adaptrain.search.algorithms.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
@@ -116,7 +118,7 @@ def test_failures_and_a_space_that_is_used_up(make: Make) -> None:
     assert {architecture for architecture, _ in algorithm.told} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def front(algorithm: OptunaAlgorithm, trials: int, begin: int = 0) -> list[Architecture]:
+def front(algorithm: Searcher, trials: int, begin: int = 0) -> list[Architecture]:
     """Of two objectives that are against each other, where the first may be 5 at most."""
     asked = []
     for number in range(begin, trials):
@@ -125,8 +127,8 @@ def front(algorithm: OptunaAlgorithm, trials: int, begin: int = 0) -> list[Archi
     return asked
 
 
-@pytest.mark.parametrize("make", [TPE, NSGA2])
-def test_several_objectives_with_a_constraint(make: type[OptunaAlgorithm]) -> None:
+@pytest.mark.parametrize(("make", "trials"), [(TPE, 120), (NSGA2, 120), (Fronts, 60)])
+def test_several_objectives_with_a_constraint(make: Callable[..., Searcher], trials: int) -> None:
     """More hypervolume than random search, and what is told alone decides what is asked."""
 
     def volume(asked: list[Architecture]) -> int:
@@ -135,8 +137,8 @@ def test_several_objectives_with_a_constraint(make: type[OptunaAlgorithm]) -> No
 
     found, drawn = [], []
     for seed in range(4):
-        found.append(volume(front(make(space(), seed, objectives=2), 120)))
-        drawn.append(volume(run(RandomSearch(space(), seed), 120)))
+        found.append(volume(front(make(space(), seed, objectives=2), trials)))
+        drawn.append(volume(run(RandomSearch(space(), seed), trials)))
     assert np.mean(found) > np.mean(drawn) + 2
 
     asked = front(make(space(), 0, objectives=2), 50)
@@ -144,6 +146,36 @@ def test_several_objectives_with_a_constraint(make: type[OptunaAlgorithm]) -> No
     for one in asked[:30]:
         resumed.tell(one, (float(one.count(1)), float(one.count(2))), max(0.0, one.count(1) - 5.0))
     assert resumed.ask(30, asked[28:29]).architecture == asked[30]
+
+
+def test_what_is_gained_is_what_more_is_dominated() -> None:
+    """Of two candidates, each alone beside a front: the areas can be counted."""
+    front = np.array([[0.0, 3.0], [3.0, 0.0]])
+    candidates = np.array([[[2.0, 2.0], [1.0, 1.0], [4.0, 0.0], [-0.4, 0.0]]])
+    gain = np.mean([hypervolume_gain(candidates, front, np.random.default_rng(seed)) for seed in range(60)], axis=0)
+    corner = np.array([-BELOW, -BELOW])
+
+    def area(points: Sequence[Sequence[float]]) -> float:
+        grid = np.linspace(0, 5, 1001)[:-1] + 0.0025
+        x, y = np.meshgrid(grid, grid)
+        inside = np.zeros(x.shape, dtype=bool)
+        for point in points:
+            inside |= (x < point[0] - corner[0]) & (y < point[1] - corner[1])
+        return float(inside.mean() * 25)
+
+    more = np.array([area([*front, one]) - area(front) for one in candidates[0]])
+    assert gain[3] == more[3] == 0
+    assert gain[:3] / gain[0] == pytest.approx(more[:3] / more[0], rel=0.1)
+
+
+def test_scores_are_of_ranks_alone_and_a_broken_constraint_is_the_worst() -> None:
+    values = np.array([[1.0, 10.0], [2.0, 1000.0], [4.0, 100.0], [3.0, 1.0]])
+    scores = normal_scores(values, [0, 0, 0, 0])
+    assert scores == pytest.approx(normal_scores(np.log(values), [0, 0, 0, 0]))
+    assert (scores[:, 0].argsort() == [0, 1, 3, 2]).all()
+    broken = normal_scores(values, [0, 0, 5.0, 1.0])
+    assert (broken.argsort(axis=0)[:2].T == [2, 3]).all()
+    assert undominated(scores).tolist() == [False, True, True, False]
 
 
 def test_what_breaks_a_constraint_is_not_picked() -> None:

@@ -5,7 +5,7 @@ of them is better, not how bad the bad ones are.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,8 @@ class Auto(Algorithm):
         thought = self._model.predict(codes, self.space.features(codes)) if self.noisy else None
         worth = values if thought is None else thought[0]
         order = np.argsort(-worth, kind="stable")
-        pool = self._candidates([tuple(code) for code in codes[order[:PARENTS]].tolist()], rng)
+        parents = [tuple(code) for code in codes[order[:PARENTS]].tolist()]
+        pool = candidates(self.space, parents, self.seen, rng)
         if not pool:
             return Proposal(self.unseen(rng))
         if thought is not None and rng.random() < AGAIN:
@@ -108,21 +109,24 @@ class Auto(Algorithm):
         values = spread(np.array([mean for _, mean, _ in known]), NOISY_SOFT if self.noisy else SOFT)
         return codes, self.space.features(codes), values, np.array([float(count) for _, _, count in known])
 
-    def _candidates(self, parents: list[Architecture], rng: np.random.Generator) -> list[Architecture]:
-        space = self.space
-        found = [near for parent in parents for near in space.neighbours(parent)]
-        for _ in range(MUTANTS):
-            mutant = list(parents[int(rng.integers(len(parents)))])
-            for place in rng.integers(len(mutant), size=2):
-                mutant[place] = int(rng.integers(space.sizes[place]))
-            if space.is_valid(tuple(mutant)):
-                found.append(tuple(mutant))
-        found += [space.random(rng) for _ in range(RANDOM)]
-        fresh: dict[Hashable, Architecture] = {}
-        for one in found:
-            if (same := space.key(one)) not in self.seen:
-                fresh.setdefault(same, one)
-        return list(fresh.values())
+
+def candidates(
+    space: Space, parents: list[Architecture], seen: Set[Hashable], rng: np.random.Generator
+) -> list[Architecture]:
+    """Neighbours of the parents, mutants of two steps, and random ones, without those whose keys were seen."""
+    found = [near for parent in parents for near in space.neighbours(parent)]
+    for _ in range(MUTANTS):
+        mutant = list(parents[int(rng.integers(len(parents)))])
+        for place in rng.integers(len(mutant), size=2):
+            mutant[place] = int(rng.integers(space.sizes[place]))
+        if space.is_valid(tuple(mutant)):
+            found.append(tuple(mutant))
+    found += [space.random(rng) for _ in range(RANDOM)]
+    fresh: dict[Hashable, Architecture] = {}
+    for one in found:
+        if (same := space.key(one)) not in seen:
+            fresh.setdefault(same, one)
+    return list(fresh.values())
 
 
 def spread(values: Floats, soft: float = SOFT) -> Floats:

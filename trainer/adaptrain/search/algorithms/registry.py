@@ -8,6 +8,7 @@ from adaptrain.search.algorithms.auto import Auto
 from adaptrain.search.algorithms.base import Algorithm
 from adaptrain.search.algorithms.controller import PPO, Reinforce
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
+from adaptrain.search.algorithms.fronts import Fronts
 from adaptrain.search.algorithms.local_search import LocalSearch
 from adaptrain.search.algorithms.neat import Neat
 from adaptrain.search.algorithms.objectives import Searcher, Single
@@ -45,6 +46,8 @@ def make_algorithm(spec: SearchAlgorithm, space: Space, seed: int, objectives: i
     chosen = ALGORITHMS[spec.name] if spec.name != "predictor" else _predictor()
     if isinstance(space, Topology) and chosen is not Neat:
         raise InvalidJob(f"algorithm.name: {spec.name} needs a space of choices: set it to neat, or change space.name")
+    if chosen is Auto and objectives > 1:
+        return call("algorithm", Fronts, spec.args, space=space, seed=seed, objectives=objectives)
     if issubclass(chosen, OptunaAlgorithm):
         return call("algorithm", chosen, spec.args, space=space, seed=seed, objectives=objectives)
     return Single(call("algorithm", chosen, spec.args, space=space, seed=seed), objectives)
