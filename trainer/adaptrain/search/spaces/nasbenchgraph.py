@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Graph, Space, diagram
 
 LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 SKIP = LAYERS.index("skip")
@@ -45,6 +45,9 @@ class NasBenchGraph(Space):
             feeds[start, n] = True
             feeds[n, 5] = n not in structure
         return feeds, np.array([len(LAYERS), *layers, len(LAYERS) + 1])
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        return [diagram("layers", self.graph(architecture), (*LAYERS, "input", "output"))]
 
     def features(self, codes: Codes) -> Features:
         """How often each layer lies at each depth, follows each other one, and is the output; skips left out."""
