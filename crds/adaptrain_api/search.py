@@ -50,9 +50,9 @@ POOL, WINNER = "-pool", "-winner"
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer")
+TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer", "nasbenchgraph")
 """Built-in spaces whose architectures are models that can be trained."""
-UNTRAINED = ("nasbenchgraph", "topology")
+UNTRAINED = ("topology",)
 """Those whose architectures are none."""
 SPACES = (*TRAINED, *UNTRAINED)
 """All built-in spaces."""

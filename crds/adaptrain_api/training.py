@@ -285,7 +285,7 @@ class Workers(PodTemplate):
         return self.min if self.replicas is None else self.replicas
 
 
-MODELS = ("resnet", "mlp", "cnn", "transformer", "nasbench201", "nasnet", "darts")
+MODELS = ("resnet", "mlp", "cnn", "transformer", "nasbench201", "nasnet", "darts", "nasbenchgraph")
 
 
 class ModelSource(Model):

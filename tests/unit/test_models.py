@@ -14,10 +14,11 @@ from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.cells import Darts, Nasnet
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
+from adaptrain.search.spaces.nasbenchgraph import NasBenchGraph
 from adaptrain_api.training import MODELS, ModelSource
 from torch import nn
 
-SPACES: list[Space] = [NasBench201(cells=1, width=4), Cnn(), Mlp(), Transformer()]
+SPACES: list[Space] = [NasBench201(cells=1, width=4), NasBenchGraph(width=8), Cnn(), Mlp(), Transformer()]
 STACKS: list[Space] = [Nasnet(cells=3, width=4), Darts(cells=3, width=4)]
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 SKIPS = "|skip_connect~0|skip_connect~1|"

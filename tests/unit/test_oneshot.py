@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.search.oneshot.base import Found, Samples, loss, seeded
+from adaptrain.search.oneshot.base import Found, Samples, batches, halves, loss, seeded
 from adaptrain.search.oneshot.darts import alpha_gradient, darts
-from adaptrain.search.oneshot.enas import enas
+from adaptrain.search.oneshot.enas import SPAN, Controller, enas
 from adaptrain.search.oneshot.spos import spos
+from adaptrain.search.oneshot.standalone import finals
 from adaptrain.search.oneshot.supernet import Supernet, supernet
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201
@@ -89,6 +90,43 @@ def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples
 def test_too_few_samples_are_refused(samples: Samples) -> None:
     with pytest.raises(ValueError, match="needs at least 4 training samples, not 3"):
         spos(SMALL[0], (samples[0][:3], samples[1][:3]), 10, 1, 0)
+
+
+def test_halves_are_alike_and_batches_too(samples: Samples) -> None:
+    with seeded(0, "test"):
+        one, other = halves(samples)
+        sizes = [len(y) for _, y in batches((torch.arange(50), torch.arange(50)), 16)]
+        seen = torch.cat([x for x, _ in batches((torch.arange(50), torch.arange(50)), 16)])
+    counts = [torch.bincount(half[1], minlength=10) for half in (one, other)]
+    assert (counts[0] - counts[1]).abs().max() <= 1
+    assert sorted(torch.cat([one[0], other[0]]).sum((1, 2, 3)).tolist()) == sorted(samples[0].sum((1, 2, 3)).tolist())
+    assert sizes == [13, 13, 12, 12], "none of two samples, over which nothing can be normalized"
+    assert sorted(seen.tolist()) == list(range(50))
+
+
+def test_a_controller_never_settles_for_good() -> None:
+    """Whatever it has learned, the best choice is at most e^5 times as likely as the worst."""
+    torch.manual_seed(0)
+    controller = Controller(SMALL[0])
+    with torch.no_grad():
+        for parameter in controller.parameters():
+            parameter *= 1000
+    _, log, entropy = controller()
+    assert float(entropy.detach()) > 0
+    least = torch.tensor([-SPAN, *[SPAN] * 4]).log_softmax(0)[0]
+    assert float(log.detach()) >= 6 * float(least)
+
+
+def test_finals_are_won_by_what_learns(samples: Samples) -> None:
+    none, conv = (0,) * 6, (3,) * 6
+    state = torch.get_rng_state()
+    ranking: list[tuple[tuple[int, ...], float]] = [(none, 0.9), (conv, 0.5), ((2,) * 6, 0.4)]
+    one, again = (finals(SMALL[0], Found(none, ranking), samples, 10, 0, among=2, epochs=10) for _ in range(2))
+    assert one == again
+    assert one.architecture == conv
+    assert [architecture for architecture, _ in one.ranking] == [conv, none]
+    assert one.ranking[1][1] == pytest.approx(-2.3, abs=0.4), "a cell of nothing says the same of all"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_auxiliary_skips_count_only_while_they_are_set() -> None:

@@ -45,6 +45,21 @@ def test_one_objective(tmp_path: Path) -> None:
     assert "http" not in page, "it needs nothing else"
 
 
+def test_the_best_are_drawn(tmp_path: Path) -> None:
+    wanted = spec(space={"name": "mlp", "args": {"depths": [1, 2], "widths": [4, 8]}})
+    space = make_space(wanted.space)
+    one = Study(lambda: open_store(tmp_path, None), "default.one", "uid", 1, wanted, space)
+    one.history()
+    cells = [(1, 0, n, 1) for n in range(2)]
+    one.record([Ended(n, cell, "complete", {"score": float(n)}, ended=1000.0 + n) for n, cell in enumerate(cells)])
+    report(tmp_path, None, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("Trial 1: depth 2, activation relu") < page.index("Trial 0: depth 2, activation relu")
+    _, best, other = drawings(page)
+    assert [text.text for text in best.findall("text")] == ["input", "width 8", "width 8", "output"]
+    assert [text.text for text in other.findall("text")] == ["input", "width 4", "width 8", "output"]
+
+
 def test_several_objectives(tmp_path: Path) -> None:
     goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}]
     page = written(tmp_path, objectives=goals, constraints=[{"metric": "size", "atMost": 1}])

@@ -11,6 +11,7 @@ from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
 from adaptrain.models.cnn import cnn
 from adaptrain.models.darts import darts
+from adaptrain.models.graph import nasbenchgraph
 from adaptrain.models.mlp import mlp
 from adaptrain.models.nasbench201 import nasbench201
 from adaptrain.models.nasnet import nasnet
@@ -22,6 +23,7 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "darts": darts,
     "mlp": mlp,
     "nasbench201": nasbench201,
+    "nasbenchgraph": nasbenchgraph,
     "nasnet": nasnet,
     "resnet": resnet,
     "transformer": transformer,

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from adaptrain_api.search import SearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from adaptrain.errors import InvalidJob
-from adaptrain.search.study import JOURNAL, open_store
+from adaptrain.search.drawing import draw
+from adaptrain.search.spaces.registry import SPACES, make_space
+from adaptrain.search.study import JOURNAL, as_architecture, open_store
 
 TOP = 10
+DRAWN = 3
 LEAST = 10
 """Trials without which nothing can be said of importance."""
 WIDTH, HEIGHT, MARGIN = 640, 260, 46
@@ -25,6 +29,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .6rem; vertical-align: top;
 border-bottom: 1px solid #dde3ea } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 code { font: 12px/1.4 ui-monospace, monospace; overflow-wrap: anywhere }
+h3 { font-size: .95rem; margin-bottom: .2rem }
 svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: #52606d }
 .axis { stroke: #9aa5b1 } .dot { fill: #7b8ba0; opacity: .55 } .front { fill: #d9480f }
 .best { fill: none; stroke: #d9480f; stroke-width: 2 } .bar { fill: #2f6fb2 } .failed { color: #a61e1e }
@@ -75,7 +80,9 @@ def render(study: optuna.Study) -> str:
             body += [f"<h2>Pareto front: {len(front)} trials</h2>", _scatter(metrics, complete, front)]
         elif len(complete) >= LEAST and len(complete[0].params) > 1:
             body += ["<h2>What matters (fANOVA; Hutter et al., 2014)</h2>", _importance(study)]
-        body += ["<h2>The best</h2>", _table(study.directions[0], metrics, feasible)]
+        best = sorted(feasible, key=lambda one: _values(one)[0], reverse=study.directions[0] == StudyDirection.MAXIMIZE)
+        body += ["<h2>The best</h2>", _table(metrics, best[:TOP])]
+        body.append(_pictures(study.user_attrs["space"]["space"], best[:DRAWN]))
     if failed:
         body += ["<h2>Why trials failed</h2>", _failures(failed)]
     return (
@@ -127,8 +134,7 @@ def _importance(study: optuna.Study) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {22 * len(rows) + 6}" role="img">{"".join(rows)}</svg>'
 
 
-def _table(direction: StudyDirection, metrics: list[str], trials: Sequence[FrozenTrial]) -> str:
-    best = sorted(trials, key=lambda trial: _values(trial)[0], reverse=direction == StudyDirection.MAXIMIZE)[:TOP]
+def _table(metrics: list[str], best: Sequence[FrozenTrial]) -> str:
     names = list(dict.fromkeys((*metrics, *sorted(best[0].user_attrs["metrics"]))))
     head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     rows = []
@@ -143,6 +149,18 @@ def _table(direction: StudyDirection, metrics: list[str], trials: Sequence[Froze
     return (
         f"<table><tr><th>trial</th>{head}<th>architecture</th><th>why it was asked for</th></tr>{''.join(rows)}</table>"
     )
+
+
+def _pictures(space: dict[str, Any], best: Sequence[FrozenTrial]) -> str:
+    """Of networks in spaces of ours: a user's code isn't run to look at a study."""
+    spec = SearchSpace.model_validate(space)
+    if spec.name not in SPACES:
+        return ""
+    made, found = make_space(spec), list[str]()
+    for trial in best:
+        for diagram in made.diagrams(as_architecture(trial.user_attrs["architecture"])):
+            found.append(f"<h3>Trial {trial.user_attrs['trial']}: {escape(diagram.title)}</h3>{draw(diagram)}")
+    return "".join(found)
 
 
 def _failures(trials: Sequence[FrozenTrial]) -> str:

@@ -1,6 +1,7 @@
 """What one-shot methods share: data in two halves, steps of the shared weights, and what is found."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def halves(samples: Samples) -> tuple[Samples, Samples]:
-    """One to train the weights, one to compare architectures (Liu et al., 2019, appendix A.1.1).
+    """One to train the weights, one to compare architectures (Liu et al., 2019, appendix A.1.1), alike in classes.
 
     Raises:
         ValueError: there are too few.
@@ -41,16 +42,17 @@ def halves(samples: Samples) -> tuple[Samples, Samples]:
     if len(x) < 4:
         raise ValueError(f"a one-shot search needs at least 4 training samples, not {len(x)}")
     order = torch.randperm(len(x))
-    one, other = order[: len(x) // 2], order[len(x) // 2 :]
+    order = order[y[order].argsort(stable=True)]
+    one, other = order[::2], order[1::2]
     return (x[one], y[one]), (x[other], y[other])
 
 
 def batches(samples: Samples, size: int) -> Iterator[Samples]:
-    """A pass in random order; a batch has at least two samples, since it is normalized over them."""
+    """A pass in random order, in batches of at most ``size`` that differ by one sample: they are normalized over
+    themselves, and a rest of a few samples would be noise."""
     x, y = samples
-    for ids in torch.split(torch.randperm(len(x)), size):
-        if len(ids) > 1:
-            yield x[ids], y[ids]
+    for ids in torch.randperm(len(x)).tensor_split(math.ceil(len(x) / size)):
+        yield x[ids], y[ids]
 
 
 class Weights:
@@ -87,3 +89,18 @@ def merit(net: Supernet, batch: Samples, architecture: Architecture) -> float:
     cells that say nothing over ones that are too sure."""
     x, y = batch
     return float((net(x, net.weights(architecture)).argmax(1) == y).double().mean())
+
+
+def train_drawn(
+    net: Supernet, weights: Weights, train: Samples, batch_size: int, draw: Callable[[], Architecture]
+) -> None:
+    """A pass over the data: each step trains the shared weights of one architecture that is drawn."""
+    for batch in batches(train, batch_size):
+        weights.step(batch, net.weights(draw()))
+    weights.end_epoch()
+
+
+def ranked(scores: Iterable[tuple[Architecture, float]]) -> Found:
+    """What was found among architectures with their scores."""
+    ranking = sorted(scores, key=lambda one: -one[1])
+    return Found(ranking[0][0], ranking)

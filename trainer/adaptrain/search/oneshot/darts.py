@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, loss, seeded
+from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, loss, ranked, seeded
 from adaptrain.search.oneshot.supernet import Supernet, supernet
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.cells import Darts
@@ -55,8 +55,7 @@ def darts(
             weights.end_epoch()
         shares = alpha.detach().log_softmax(2)
         best = net.derive(shares)
-        looked_at = [(one, _share(net, shares, one)) for one in (best, *space.neighbours(best))]
-    return Found(best, sorted(looked_at, key=lambda one: -one[1]))
+        return ranked((one, _share(net, shares, one)) for one in (best, *space.neighbours(best)))
 
 
 def alpha_gradient(net: Supernet, alpha: torch.Tensor, train: Samples, compare: Samples, ahead: float) -> torch.Tensor:

@@ -1,16 +1,21 @@
 """ENAS (Pham et al., 2018): a controller draws cells; what it draws trains the shared weights, and is rewarded for how
 well it does with them (section 2.2)."""
 
+from typing import cast
+
 import torch
 from torch import nn
 
-from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, merit, seeded
+from adaptrain.search.oneshot.base import Found, Samples, Weights, halves, merit, ranked, seeded, train_drawn
 from adaptrain.search.oneshot.supernet import supernet
 from adaptrain.search.spaces.base import Architecture, Space
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201
 
 UNITS = 64
+TEMPERATURE, SPAN = 5.0, 2.5
+"""Logits z become SPAN tanh(z / TEMPERATURE), so that the controller can't settle before the weights say something
+(Bello et al., 2017: what ENAS's code does to explore)."""
 BASELINE = 0.95
 """Of the moving average of rewards, per step."""
 ENTROPY = 1e-4
@@ -38,13 +43,18 @@ class Controller(nn.Module):
         chosen, logs, entropies = [], [], []
         for name in self._names:
             state = self.cell(x, state)
-            shares = self.logits[name](state[0]).log_softmax(1)
+            shares = (SPAN * torch.tanh(self.logits[name](state[0]) / TEMPERATURE)).log_softmax(1)
             drawn = torch.multinomial(shares.detach().exp(), 1)[:, 0]
             chosen.append(int(drawn))
             logs.append(shares[:, chosen[-1]])
             entropies.append(-(shares.exp() * shares).sum(1))
             x = self.embeddings[name](drawn)
         return tuple(chosen), torch.cat(logs).sum(), torch.cat(entropies).sum()
+
+    @torch.no_grad()
+    def draw(self) -> Architecture:
+        drawn, _, _ = self()
+        return cast(Architecture, drawn)
 
 
 def enas(
@@ -55,7 +65,7 @@ def enas(
     seed: int,
     batch_size: int = 16,
     rate: float = 0.05,
-    controller_steps: int = 10,
+    controller_steps: int = 4,
     controller_rate: float = 0.0035,
 ) -> Found:
     """The ranking is by the accuracy on the half that compares, with the shared weights.
@@ -74,11 +84,7 @@ def enas(
         adam = torch.optim.Adam(controller.parameters(), controller_rate)
         baseline = None
         for _ in range(epochs):
-            for batch in batches(train, batch_size):
-                with torch.no_grad():
-                    drawn, _, _ = controller()
-                weights.step(batch, net.weights(drawn))
-            weights.end_epoch()
+            train_drawn(net, weights, train, batch_size, controller.draw)
             for _ in range(controller_steps):
                 drawn, log, entropy = controller()
                 reward = merit(net, compare, drawn)
@@ -86,8 +92,5 @@ def enas(
                 adam.zero_grad()
                 (-(reward - baseline) * log - ENTROPY * entropy).backward()
                 adam.step()
-        with torch.no_grad():
-            last = {controller()[0] for _ in range(LAST)}
-        ranking = [(one, merit(net, compare, one)) for one in sorted(last)]
-    ranking.sort(key=lambda one: -one[1])
-    return Found(ranking[0][0], ranking)
+        last = {controller.draw() for _ in range(LAST)}
+        return ranked((one, merit(net, compare, one)) for one in sorted(last))

@@ -4,7 +4,7 @@ for the best with the weights as they are (section 3.4)."""
 import numpy as np
 
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
-from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, merit, seeded
+from adaptrain.search.oneshot.base import Found, Samples, Weights, halves, merit, ranked, seeded, train_drawn
 from adaptrain.search.oneshot.supernet import supernet
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201
@@ -34,11 +34,9 @@ def spos(
         train, compare = halves(samples)
         weights = Weights(net, epochs, rate)
         for _ in range(epochs):
-            for batch in batches(train, batch_size):
-                weights.step(batch, net.weights(space.random(rng)))
-            weights.end_epoch()
+            train_drawn(net, weights, train, batch_size, lambda: space.random(rng))
         evolution = RegularizedEvolution(space, seed, crossover=0.5)
         for number in range(evaluations):
             proposed = evolution.ask(number).architecture
             evolution.tell(proposed, merit(net, compare, proposed))
-    return Found(evolution.pick(), sorted(set(evolution.told), key=lambda one: -one[1]))
+    return ranked(dict.fromkeys(evolution.told))

@@ -1,6 +1,6 @@
 """Spaces whose architectures are a choice for each of a fixed number of dimensions."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,22 @@ Graph = tuple[NDArray[np.bool_], NDArray[np.int64]]
 """Whether a node feeds another one [from, to], and what each does, as a number below the space's ``operations``."""
 NEAR = 2
 """Steps between ordered choices that are neighbours."""
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """A part of an architecture for a person to look at.
+
+    Attributes:
+        nodes: their labels, of one or more lines.
+        edges: from node to node, without a cycle.
+        weights: of each edge; empty: they have none.
+    """
+
+    title: str
+    nodes: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,10 @@ class Space:
         starts = np.cumsum((0, *self.sizes))
         return feeds, np.array([*(starts[:-1] + architecture), starts[-1]])
 
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        """Its parts to look at; none: it isn't a network."""
+        return []
+
     def random(self, rng: np.random.Generator) -> Architecture:
         """Any valid architecture, each with the same probability."""
         while True:
@@ -125,3 +145,16 @@ class Space:
         for size in self.sizes:
             count *= size
         return count
+
+
+def diagram(title: str, graph: Graph, names: Sequence[str]) -> Diagram:
+    """A graph to look at, without the nodes between the first and the last that nothing connects.
+
+    Args:
+        names: of the graph's operations.
+    """
+    feeds, operations = graph
+    last = len(operations) - 1
+    kept = [n for n in range(last + 1) if n in (0, last) or feeds[n].any() or feeds[:, n].any()]
+    edges = [(kept.index(a), kept.index(b)) for a in kept for b in kept if feeds[a, b]]
+    return Diagram(title, tuple(names[operations[n]] for n in kept), tuple(edges))

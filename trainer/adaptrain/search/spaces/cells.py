@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptrain.arguments import one_of, positive, several
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Space
 
 Node = tuple[tuple[str, int], tuple[str, int]]
 """Two operations, and what each is applied to: 0 and 1 are the cell's inputs, 2 the first node."""
@@ -54,6 +54,25 @@ class TwoCells(Space):
         ]
         return {"name": self._name, "args": {**dict(zip(CELLS, texts, strict=True)), **self.size}}
 
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        """Each cell: what it is fed, operations, the nodes that add them up, and the output."""
+        found = []
+        for title, cell in zip(CELLS, self.cells(architecture), strict=True):
+            labels, edges, places = ["cell before last", "last cell"], list[tuple[int, int]](), [0, 1]
+            for number, node in enumerate(cell, INPUTS):
+                places.append(len(labels) + len(node))
+                for operation, start in node:
+                    edges += [(places[start], len(labels)), (len(labels), places[-1])]
+                    labels.append(operation)
+                labels.append(f"+ {number}")
+            edges += [(places[number], len(labels)) for number in self.joined(cell)]
+            found.append(Diagram(f"{title} cell", (*labels, "output"), tuple(edges)))
+        return found
+
+    def joined(self, cell: tuple[Node, ...]) -> list[int]:
+        """The nodes that are the cell's output."""
+        return list(range(INPUTS, INPUTS + len(cell)))
+
     def key(self, architecture: Architecture) -> Hashable:
         return tuple(canonical(cell) for cell in self.cells(architecture))
 
@@ -98,6 +117,11 @@ class Nasnet(TwoCells):
 
         normal, reduce = (tuple((edge(), edge()) for _ in range(self._blocks)) for _ in CELLS)
         return normal, reduce
+
+    def joined(self, cell: tuple[Node, ...]) -> list[int]:
+        """Those that feed no other one, the cell's inputs among them."""
+        feeding = {start for node in cell for _, start in node}
+        return [number for number in range(INPUTS + len(cell)) if number not in feeding]
 
 
 class Darts(TwoCells):

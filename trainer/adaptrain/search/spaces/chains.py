@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from adaptrain.arguments import ascending, flag, odd, one_of, positive, several
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Space
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 
@@ -54,6 +54,13 @@ class Chain(Space):
             for place in range(self._own, self._active(tuple(architecture))):
                 row[starts[(place - self._own) % self._each] + architecture[place]] += 1
         return found / self._depths[-1]
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        """A row of layers, with what is chosen for each."""
+        whole = [f"{d.name} {d.choices[c]}" for d, c in zip(self.dimensions, architecture[: self._own], strict=False)]
+        layers = ["\n".join(f"{name} {_word(of)}" for name, of in one.items()) for one in self._layers(architecture)]
+        nodes = ("input", *layers, "output")
+        return [Diagram(", ".join(whole), nodes, tuple((n, n + 1) for n in range(len(nodes) - 1)))]
 
     def _layers(self, architecture: Architecture) -> list[dict[str, Any]]:
         """Of each layer that is there, what is chosen."""
@@ -158,3 +165,7 @@ class Transformer(Chain):
             "name": "transformer",
             "args": {"width": width, "layers": self._layers(architecture), "patch": self._patch},
         }
+
+
+def _word(choice: Any) -> str:
+    return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else str(choice)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptrain.arguments import positive
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Graph, Space, diagram
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP = 0, 1
@@ -57,6 +57,9 @@ class NasBench201(Space):
                 for other, (after, _) in enumerate(EDGES):
                     feeds[n + 1, other + 1] = after == end and other in on_ways
         return feeds, np.array([len(OPERATIONS), *architecture, len(OPERATIONS) + 1])
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        return [diagram("cell", self.graph(architecture), (*OPERATIONS, "input", "output"))]
 
     def model(self, architecture: Architecture) -> dict[str, Any]:
         edges = [f"{OPERATIONS[o]}~{start}" for (start, _), o in zip(EDGES, architecture, strict=True)]

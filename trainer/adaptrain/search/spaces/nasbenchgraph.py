@@ -1,11 +1,13 @@
 """The cell of NAS-Bench-Graph (Qin et al., 2022): four layers of a graph neural network, each fed by one before it."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from adaptrain.search.spaces.base import Architecture, Codes, Dimension, Features, Graph, Space
+from adaptrain.arguments import positive
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Graph, Space, diagram
 
 LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 SKIP = LAYERS.index("skip")
@@ -17,9 +19,17 @@ STRUCTURES = (
 
 
 class NasBenchGraph(Space):
-    """9 structures of 9^4 layers."""
+    """9 structures of 9^4 layers.
 
-    def __init__(self) -> None:
+    Args:
+        width: features of a node in each layer of the model, a multiple of 4.
+        edges: of the graph that every sample is (see the model); absent: samples are images.
+    """
+
+    def __init__(self, width: int = 32, edges: Sequence[Sequence[int]] | None = None) -> None:
+        if positive("width", width) % 4:
+            raise ValueError(f"width must be a multiple of 4, the heads of attention, not {width}")
+        self._args: dict[str, Any] = {"width": int(width)} | ({} if edges is None else {"edges": edges})
         super().__init__(
             (
                 Dimension("structure", tuple("".join(map(str, one)) for one in STRUCTURES), "structure"),
@@ -29,6 +39,11 @@ class NasBenchGraph(Space):
 
     def is_valid(self, architecture: Architecture) -> bool:
         return any(layer != SKIP for layer in architecture[1:])
+
+    def model(self, architecture: Architecture) -> dict[str, Any]:
+        structure = "".join(map(str, STRUCTURES[architecture[0]]))
+        layers = [LAYERS[layer] for layer in architecture[1:]]
+        return {"name": "nasbenchgraph", "args": {"structure": structure, "layers": layers, **self._args}}
 
     def key(self, architecture: Architecture) -> Hashable:
         return _tree(architecture)
@@ -45,6 +60,9 @@ class NasBenchGraph(Space):
             feeds[start, n] = True
             feeds[n, 5] = n not in structure
         return feeds, np.array([len(LAYERS), *layers, len(LAYERS) + 1])
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        return [diagram("layers", self.graph(architecture), (*LAYERS, "input", "output"))]
 
     def features(self, codes: Codes) -> Features:
         """How often each layer lies at each depth, follows each other one, and is the output; skips left out."""

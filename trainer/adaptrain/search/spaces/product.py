@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptrain.search.spaces.base import Architecture, Codes, Features, Space
+from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Features, Space
 
 
 class Product(Space):
@@ -35,6 +35,9 @@ class Product(Space):
     def crossover(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture:
         first = self._one.crossover(one[: self._cut], other[: self._cut], rng)
         return (*first, *self._other.crossover(one[self._cut :], other[self._cut :], rng))
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        return self._one.diagrams(architecture[: self._cut]) + self._other.diagrams(architecture[self._cut :])
 
     def choice(self, architecture: Architecture) -> dict[str, Any]:
         return self._one.choice(architecture[: self._cut]) | self._other.choice(architecture[self._cut :])

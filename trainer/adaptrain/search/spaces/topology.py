@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrain.search.spaces.base import Architecture, Space
+from adaptrain.search.spaces.base import Architecture, Diagram, Space
 
 Floats = NDArray[np.float64]
 Genome = tuple[tuple[int, int, float, bool], ...]
@@ -86,6 +86,18 @@ class Topology(Space):
             enabled = all(each[1] for each in both) or bool(rng.random() > STILL_DISABLED)
             genes[place] = weight, enabled
         return _genome(genes)
+
+    def diagrams(self, architecture: Architecture) -> list[Diagram]:
+        """Inputs, outputs, and hidden nodes that something enabled enters or leaves."""
+        enabled = {place: weight for place, (weight, on) in genes_of(architecture).items() if on}
+        ends = {end for place in enabled for end in place}
+        hidden = sorted(ends - set(self._sources) - set(self._targets))
+        labels = {n: f"input {n}" for n in range(self.inputs)} | {self.inputs: "bias"}
+        labels |= {node: f"hidden {n}" for n, node in enumerate(hidden, 1)}
+        labels |= {node: f"output {n}" for n, node in enumerate(self._targets)}
+        places = {node: n for n, node in enumerate(labels)}
+        edges = tuple((places[a], places[b]) for a, b in enabled)
+        return [Diagram("network", tuple(labels.values()), edges, tuple(enabled.values()))]
 
     def network(self, genome: Architecture) -> Callable[[Floats], Floats]:
         """What it computes: [n, inputs] -> [n, outputs]."""
