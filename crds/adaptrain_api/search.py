@@ -366,6 +366,13 @@ class Promotion(Model):
         Field(description="Spec of the AdaptiveTrainingJob; the winner's model and parameters go into it."),
     ]
     gate: Gate | None = None
+    weights: Annotated[
+        Boolean,
+        Field(
+            description="Start from the weights that the winner's trial left on storage.volume. false, or if there are"
+            " none: from random ones."
+        ),
+    ] = True
 
 
 class ArchitectureSearchSpec(Model):

@@ -25,7 +25,7 @@ from adaptrain_operator.core.observed import Job, Object
 
 USER = 10001
 JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
-SOURCE_DIR = "/adaptrain/source"
+SOURCE_DIR, WEIGHTS_DIR = "/adaptrain/source", "/adaptrain/weights"
 HOSTNAME = "kubernetes.io/hostname"
 TERMINATION_LOG = "/dev/termination-log"
 """Kubernetes' default, which any user may write even where the root file system is read-only."""
@@ -273,6 +273,9 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
         env["ADAPTRAIN_CHECKPOINT_URI"] = uri
     if checkpoint is not None and checkpoint.secret_ref is not None:
         env_from.append({"secretRef": dump(checkpoint.secret_ref)})
+    if spec.initial_weights is not None:
+        _mount_weights(spec.initial_weights.volume, volumes, mounts)
+        env["ADAPTRAIN_WEIGHTS_DIR"] = WEIGHTS_DIR
     source = spec.source
     if source is not None:
         held = {"emptyDir": {}} if source.config_map is None else {"configMap": dump(source.config_map)}
@@ -317,6 +320,16 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
 def _mount_checkpoints(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
     volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": dump(volume.persistent_volume_claim)})
     mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
+
+
+def _mount_weights(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
+    """Read-only. A claim that is mounted already is the same volume: a pod with two of one claim may never start."""
+    claim = {"persistentVolumeClaim": dump(volume.persistent_volume_claim)}
+    name = next((one["name"] for one in volumes if contained(claim, one)), None)
+    if name is None:
+        name = "adaptrain-weights"
+        volumes.append({"name": name, **claim})
+    mounts.append({"name": name, "mountPath": WEIGHTS_DIR, "readOnly": True})
 
 
 def _fetching(job: Job, git: GitSource, image: str, commit: str | None) -> Object:

@@ -11,12 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult
+from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult, TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 
 from adaptrain.elastic import wire
 from adaptrain.elastic.service import Announce, listen, welcome
 from adaptrain.metrics import SearchMetrics
+from adaptrain.search import kept
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.resolve import check
@@ -56,7 +57,7 @@ class SearchCoordinator:
         self, number: int, token: str, search: ArchitectureSearch, volume: Path | None, url: str | None
     ) -> None:
         meta, spec = search.metadata, search.spec
-        self.number, self._token = number, token
+        self.number, self._token, self._volume = number, token, volume
         namespace = meta.namespace or "default"
         check(spec)
         self._space = make_space(spec.space)
@@ -126,6 +127,7 @@ class SearchCoordinator:
             choices=one_line(self._space, one.architecture),
             model=choice.get("model"),
             parameters=choice.get("parameters", {}),
+            weights=one.weights,
         )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,7 +191,8 @@ class SearchCoordinator:
                 state = next((known for known in STATES if known == frame["state"]), None)
                 if state is None:
                     raise wire.BadFrame(f"unknown state {frame['state']!r}")
-                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time())
+                weights = None if "weights" not in frame else TrialWeights.model_validate(frame["weights"])
+                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), weights)
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
@@ -251,10 +254,20 @@ class SearchCoordinator:
                     log.warning("%s", self._storage_error)
                     await asyncio.sleep(RETRY_SECONDS)
             self._storage_error = None
+            if any(one.weights is not None for one in told):
+                await self._sweep()
             for one in told:
                 self._metrics.ended(one.state)
                 self._metrics.trial_seconds.observe(one.seconds)
                 self._unwritten.pop(one.number).set_result(None)
+
+    async def _sweep(self) -> None:
+        """Remove the weights of trials that can't win any more."""
+        assert self._volume is not None
+        with contextlib.suppress(OSError):  # there is room for them, then
+            names = await asyncio.to_thread(kept.listed, self._volume)
+            gone = kept.stale(names, self._dispatch.ended, self._dispatch.kept)
+            await asyncio.to_thread(kept.remove, self._volume, gone)
 
     async def _watch(self) -> None:
         """Drop who is silent; keep the gauges."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from adaptrain_api.progress import SearchEnd
+from adaptrain_api.progress import SearchEnd, TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
@@ -167,7 +167,14 @@ class Dispatch:
         return self._pruner is not None and self._pruner.report(number, step, self._sign * value)
 
     def tell(
-        self, evaluator: str, number: int, state: State, metrics: dict[str, float], message: str, now: float
+        self,
+        evaluator: str,
+        number: int,
+        state: State,
+        metrics: dict[str, float],
+        message: str,
+        now: float,
+        weights: TrialWeights | None = None,
     ) -> Ended | None:
         """A trial ended; None: that is known already, or somebody else has it now.
 
@@ -186,11 +193,18 @@ class Dispatch:
                     f" {reported}"
                 )
         del self.pending[number]
+        seconds = now - one.given
         ended = Ended(
-            number, one.architecture, state, metrics, dict(one.steps), one.why, now - one.given, message[-2000:], now
+            number, one.architecture, state, metrics, dict(one.steps), one.why, seconds, message[-2000:], now, weights
         )
         self._end(ended)
         return ended
+
+    @property
+    def kept(self) -> set[str]:
+        """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
+        front = {self._values(one): one for one in self.front} if len(self.spec.objectives) > 1 else {}
+        return {one.weights.path for one in (*self.top, *front.values()) if one.weights is not None}
 
     @property
     def running(self) -> int:
