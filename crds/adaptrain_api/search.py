@@ -70,6 +70,8 @@ AlgorithmName = Literal[
     "predictor",
 ]
 OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
+HEAVY = ("gp", "predictor")
+"""Algorithms that take torch, and seconds to think: they run in a process of their own."""
 MOST_VALUES, LONGEST_VALUE = 200, 253
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]

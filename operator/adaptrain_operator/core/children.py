@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.search import POOL
+from adaptrain_api.search import HEAVY, POOL
 from adaptrain_api.training import (
     AdaptiveTrainingJob,
     CheckpointVolume,
@@ -211,10 +211,7 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
                     "timeoutSeconds": 2,
                     "failureThreshold": 5,
                 },
-                "resources": {
-                    "requests": {"cpu": "50m", "memory": "128Mi"},
-                    "limits": {"memory": "256Mi" if spec.search is None else "1Gi"},
-                },
+                "resources": _coordinator_resources(job),
                 "volumeMounts": mounts,
                 **_container_rules(job),
             }
@@ -229,6 +226,17 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
         ),
     }
     return pod
+
+
+def _coordinator_resources(job: Job) -> Object:
+    search = job.spec.search
+    if search is None:
+        requested, most = "128Mi", "256Mi"
+    elif (search["spec"].get("algorithm") or {}).get("name") in HEAVY:
+        requested, most = "768Mi", "2Gi"
+    else:
+        requested, most = "128Mi", "1Gi"
+    return {"requests": {"cpu": "50m", "memory": requested}, "limits": {"memory": most}}
 
 
 def coordinator_hash(job: Job) -> str:
