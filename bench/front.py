@@ -47,7 +47,7 @@ def points(task: tuple[str, int, int]) -> list[Point]:
     spec = ArchitectureSearchSpec.model_validate({**SPEC, "seed": seed, "algorithm": {"name": name}})
     space = make_space(spec.space)
     searcher = make_algorithm(spec.algorithm, space, seed, len(spec.objectives))
-    training = Training(spec)
+    training = Training(spec, None)
     found: list[Point] = []
     for number in range(trials):
         architecture: Architecture = searcher.ask(number).architecture

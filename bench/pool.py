@@ -42,7 +42,7 @@ from adaptrain.search.training import Training
 from adaptrain_api.search import ArchitectureSearchSpec
 
 spec = ArchitectureSearchSpec.model_validate(json.loads(pathlib.Path("/source/spec.json").read_text()))
-print(Training(spec).run({"trial": 0, "parameters": {"model.args.width": 64}}, lambda step, metrics: None))
+print(Training(spec, None).run({"trial": 0, "parameters": {"model.args.width": 64}}, lambda step, metrics: None))
 """
 
 

@@ -23,6 +23,7 @@ WORDS = {
     training.IMAGE: "must be an image reference: printable ASCII without blanks",
     search.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
     search.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
+    training.SHA256: "must be 64 hexadecimal digits in lower case, as sha256sum prints them",
     training.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""

@@ -1,6 +1,8 @@
 """What a job's coordinator tells the operator: the body of ``GET /progress`` on its HTTP port."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from adaptrain_api.base import Open, Readings
 
@@ -67,6 +69,14 @@ class SearchEnd(Open):
     message: str
 
 
+class TrialWeights(Open):
+    """The best weights of a trial, in a safetensors file."""
+
+    path: Annotated[str, Field(pattern=r"^trials/[0-9]+-[0-9a-f]{16}\.safetensors$")]
+    """Relative to where the study is."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class TrialResult(Open):
     """A trial that ended well."""
 
@@ -78,6 +88,8 @@ class TrialResult(Open):
     """The model that was built, as in a job."""
     parameters: dict[str, Any] = {}
     """The parameters' values, by name."""
+    weights: TrialWeights | None = None
+    """None: it left none."""
 
 
 class SearchProgress(Open):

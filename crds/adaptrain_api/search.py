@@ -70,6 +70,8 @@ AlgorithmName = Literal[
     "predictor",
 ]
 OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
+HEAVY = ("gp", "predictor")
+"""Algorithms that take torch, and seconds to think: they run in a process of their own."""
 MOST_VALUES, LONGEST_VALUE = 200, 253
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
@@ -366,6 +368,13 @@ class Promotion(Model):
         Field(description="Spec of the AdaptiveTrainingJob; the winner's model and parameters go into it."),
     ]
     gate: Gate | None = None
+    weights: Annotated[
+        Boolean,
+        Field(
+            description="Start from the weights that the winner's trial left on storage.volume. false, or if there are"
+            " none: from random ones."
+        ),
+    ] = True
 
 
 class ArchitectureSearchSpec(Model):

@@ -48,6 +48,7 @@ MOUNT_PATH = r"^(/\.?[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
 COMPONENT = r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"
 ENV_NAME = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
 IMAGE = r"^[!-~]+$"
+SHA256 = r"^[0-9a-f]{64}$"
 GIT_URL = r"^https?://[!-?A-~]+$"
 
 Component = Annotated[Text, Field(pattern=COMPONENT, max_length=253)]
@@ -569,6 +570,33 @@ class Checkpoint(Model):
     )
 
 
+class InitialWeights(Model):
+    """What the model's weights are before the first step, rather than random: a safetensors file."""
+
+    volume: Annotated[CheckpointVolume, Field(description="Where the file is; it is only read.")]
+    path: Annotated[
+        Text,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Of the file in the volume, such as team.digits/model.safetensors.",
+        ),
+    ]
+    sha256: Annotated[
+        Text | None,
+        Field(pattern=SHA256, description="The file's digest, as sha256sum tells it; absent: any will do."),
+    ] = None
+
+    rules = (
+        Rule(
+            cel="!(self.path.startsWith('/') || '..' in self.path.split('/'))",
+            message="initialWeights.path must be a relative path without '..', from the volume's root",
+            check=lambda self: not (self.path.startswith("/") or ".." in self.path.split("/")),
+            path=".path",
+        ),
+    )
+
+
 class TrainingJobSpec(Model):
     """What the user wants."""
 
@@ -583,6 +611,7 @@ class TrainingJobSpec(Model):
     model: ModelSource | None = None
     data: DataSource | None = None
     phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
+    initial_weights: InitialWeights | None = None
     script: Script | None = None
     search: Annotated[
         FreeForm | None,
@@ -616,6 +645,12 @@ class TrainingJobSpec(Model):
             ),
         ),
         Rule(
+            cel="!has(self.initialWeights) || has(self.model)",
+            message="initialWeights go into model, which a script has not: remove them, and have the script load them",
+            check=lambda self: self.initial_weights is None or self.model is not None,
+            path=".initialWeights",
+        ),
+        Rule(
             cel="has(self.checkpoint) || !has(self.phases) || self.phases.all(p, p.nonFinite != 'rollback')",
             message="a phase whose nonFinite is rollback needs checkpoints to go back to: give checkpoint",
             check=lambda self: (
@@ -637,7 +672,7 @@ class TrainingJobSpec(Model):
             check=lambda self: not self.torchrun or self.checkpoint is None or self.checkpoint.uri is None,
             path=".checkpoint.uri",
         ),
-        *map(immutable, ("model", "data", "phases", "script", "seed")),
+        *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed")),
     )
 
     @property

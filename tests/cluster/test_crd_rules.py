@@ -66,6 +66,7 @@ def patch(api: Callable[..., Any], path: str, body: dict[str, Any]) -> Any:
         ("phases", [{**PHASE, "name": "other"}]),
         ("phases", [{**PHASE, "batch": {"size": 9}}]),
         ("phases", [{**PHASE, "augmentation": {}}]),
+        ("initialWeights", {"volume": {"persistentVolumeClaim": {"claimName": "a"}}, "path": "a"}),
         ("seed", 2),
         ("seed", None),
     ],

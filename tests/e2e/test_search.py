@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adaptrain.local import LocalJob
+from adaptrain.run import Keeper
+from adaptrain_api.progress import Progress, Result
 from optuna.trial import TrialState
 
+from tests.e2e.local_jobs import job, wait_for
 from tests.e2e.local_searches import ended, numbers, running, search, told
+
+
+def completed(keeper: Keeper) -> Result:
+    result: Result = wait_for("the job to end", keeper.keep, keeper.local)
+    return result
 
 
 def test_kills_lose_no_trial_and_repeat_none(tmp_path: Path) -> None:
@@ -109,3 +118,56 @@ def test_too_many_bad_trials_end_the_search_with_their_last_words(tmp_path: Path
     assert (found.end.outcome, found.end.reason) == ("failed", "TooManyFailedTrials")
     last = [t for t in told(tmp_path) if t.state == TrialState.FAIL][-1]
     assert last.user_attrs["message"].strip().splitlines()[-1] in found.end.message
+
+
+def test_the_best_trials_leave_their_weights_and_a_job_starts_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase = {
+        "name": "train",
+        "type": "supervised",
+        "optimizer": {"learningRate": 0.01},
+        "batch": {"size": 64},
+        "stop": {"epochs": 2},
+    }
+    trial = {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [phase]}
+    one = search(
+        space={"parameters": [{"name": "model.args.width", "min": 16, "max": 44, "step": 2}]},
+        objectives=[{"metric": "val/accuracy", "goal": "maximize"}],
+        budget={"trials": 14},
+        trial=trial,
+    )
+    with running(one, tmp_path) as (local, keeper):
+        due = [4, 8]
+
+        def disturb(done: int) -> None:
+            if due and done >= due[0] and local.coordinator is not None:
+                due.pop(0)
+                local.coordinator.kill()
+
+        found = ended(keeper, disturb)
+    left = {path.name for path in (tmp_path / "trials").iterdir()}
+    assert left == {Path(best.weights.path).name for best in found.top if best.weights is not None}
+    assert len(left) == 10
+    best = found.top[0]
+    assert best.weights is not None
+
+    monkeypatch.chdir(tmp_path)
+    weights = {
+        "volume": {"persistentVolumeClaim": {"claimName": "unused"}},
+        "path": best.weights.path,
+        "sha256": best.weights.sha256,
+    }
+    still = phase | {"optimizer": {"learningRate": 1e-9}, "stop": {"epochs": 1}}
+    for processes in (1, 2):
+        winner = job(
+            model={"name": "mlp", "args": {"width": best.parameters["model.args.width"]}},
+            phases=[still],
+            initialWeights=weights,
+            workers={"min": 2, "max": 2, "processesPerWorker": processes},
+        )
+        with LocalJob(winner, checkpoints=tmp_path / f"winner-{processes}") as local:
+            result = completed(Keeper(local, 2, 0))
+            notes = [change.message for change in (local.progress() or Progress(number=0)).recent_changes]
+        assert result.metrics["best/val/accuracy"] == pytest.approx(best.metrics["val/accuracy"])
+        assert any(f"starts from the weights in {best.weights.path}, sha256 {best.weights.sha256}" in n for n in notes)

@@ -1,5 +1,6 @@
 """Searches on real nodes: evaluators in pods, the study on a volume, the winner trained by a job of its own."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,12 +88,20 @@ def test_the_winner_is_trained_by_a_job_of_its_own(site: Site, searching: Callab
     assert made["spec"]["model"]["args"]["width"] == chosen["model.args.width"]
     assert made["spec"]["phases"][0]["optimizer"]["learningRate"] == chosen["phases[0].optimizer.learningRate"]
     assert made["metadata"]["ownerReferences"][0]["name"] == "good"
+    weights = made["spec"]["initialWeights"]
+    file = good.folder.parent / weights["path"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == weights["sha256"]
     until(
         "the winner is trained",
         lambda: site.api.get(winner).get("status", {}).get("phase") == "Succeeded",
         120,
         good.tell,
     )
+    trained = site.api.get(winner)["status"]
+    messages = [change["message"] for change in trained["recentChanges"]]
+    assert any(f"starts from the weights in {weights['path']}, sha256 {weights['sha256']}" in m for m in messages)
+    assert trained["model"]["metric"] == "val/accuracy"
+    assert trained["model"]["value"] >= status["top"][0]["values"]["val/accuracy"] - 1e-6, "it began with the winner's"
     strict.succeeded()
     refused = strict.condition("Promoted")
     assert (refused["status"], refused["reason"]) == ("False", "GateNotPassed")

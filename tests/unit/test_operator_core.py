@@ -1111,3 +1111,23 @@ def test_a_script_for_torchrun_tells_no_steps_and_shares_out_its_threads() -> No
     job.step()
     assert job.condition("Complete")[2] == "it has ended"
     assert job.status.step is None
+
+
+@pytest.mark.parametrize("checkpoint", [None, "other", "models"])
+def test_weights_to_start_from_are_mounted_read_only(checkpoint: str | None) -> None:
+    weights = {"volume": {"persistentVolumeClaim": {"claimName": "models"}}, "path": "a/model.safetensors"}
+    claim = {"volume": {"persistentVolumeClaim": {"claimName": checkpoint}}}
+    world = World(initialWeights=weights, **({} if checkpoint is None else {"checkpoint": claim}))
+    world.settle()
+    pod = world.pods["job-worker-0"]["spec"]
+    (container,) = pod["containers"]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == env["ADAPTRAIN_WEIGHTS_DIR"]]
+    assert mount["readOnly"] is True
+    claims = {
+        one["name"]: one["persistentVolumeClaim"]["claimName"]
+        for one in pod["volumes"]
+        if "persistentVolumeClaim" in one
+    }
+    assert claims[mount["name"]] == "models"
+    assert sorted(claims.values()) == sorted({"models", checkpoint} - {None}), "each claim is mounted once"

@@ -273,3 +273,37 @@ def test_deadlines_and_time_to_live() -> None:
     assert not world.settle().remove
     world.now += 2
     assert world.settle().remove
+
+
+VOLUME = {"persistentVolumeClaim": {"claimName": "studies"}}
+LEFT = {"path": "trials/4-0123456789abcdef.safetensors", "sha256": "01" * 32}
+
+
+@pytest.mark.parametrize(
+    ("promote", "storage", "starts"),
+    [
+        ({}, {"volume": VOLUME}, True),
+        ({"weights": False}, {"volume": VOLUME}, False),
+        ({}, {"postgresql": {"name": "database"}}, False),
+        ({"job": {"model": {"name": "mlp", "args": {"depth": 3}}}}, {"volume": VOLUME}, False),
+    ],
+)
+def test_the_winner_starts_from_its_trials_weights(
+    promote: dict[str, Any], storage: dict[str, Any], starts: bool
+) -> None:
+    world = World(promote={"job": {}} | promote, storage=storage)
+    best = TrialResult.model_validate({**BEST.model_dump(), "weights": LEFT})
+    world.progress = DONE.model_copy(update={"top": [best]})
+    world.settle()
+    found = world.jobs["digits-winner"]["spec"].get("initialWeights")
+    wanted = {"volume": VOLUME, "path": f"ns.digits-pool/{LEFT['path']}", "sha256": LEFT["sha256"]}
+    assert found == (wanted if starts else None)
+
+
+def test_other_weights_to_start_from_are_the_users_choice() -> None:
+    own = {"volume": VOLUME, "path": "pretrained.safetensors"}
+    world = World(promote={"job": {"initialWeights": own}}, storage={"volume": VOLUME})
+    best = TrialResult.model_validate({**BEST.model_dump(), "weights": LEFT})
+    world.progress = DONE.model_copy(update={"top": [best]})
+    world.settle()
+    assert world.jobs["digits-winner"]["spec"]["initialWeights"] == own

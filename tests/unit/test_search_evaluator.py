@@ -37,6 +37,8 @@ class Reused:
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
         return {"score": 1.0, "process": float(os.getpid())}
 
+    def keep(self, trial: int) -> None: ...
+
 
 class Leave:
     """What a worker hears SIGTERM by; here it is asked without a signal."""

@@ -100,6 +100,7 @@ class LocalJob:
             "ADAPTRAIN_ADDRESS": "127.0.0.1",
             "ADAPTRAIN_METRICS_PORT": "0",
             "ADAPTRAIN_TERMINATION_LOG": str(self.directory / f"worker-{number}.end"),
+            "ADAPTRAIN_WEIGHTS_DIR": str(Path.cwd()),
         }
         if self.checkpoint_uri is not None:
             more["ADAPTRAIN_CHECKPOINT_URI"] = self.checkpoint_uri

@@ -39,6 +39,8 @@ class WorkerSettings:
     checkpoint_uri: str | None = None
     """Where checkpoints are if not in a directory."""
     trace: Path | None = None
+    weights: Path | None = None
+    """Where ``initialWeights.path`` begins."""
 
 
 def settings() -> WorkerSettings:
@@ -59,6 +61,7 @@ def settings() -> WorkerSettings:
         checkpoints=path("ADAPTRAIN_CHECKPOINT_DIR"),
         checkpoint_uri=os.environ.get("ADAPTRAIN_CHECKPOINT_URI"),
         trace=path("ADAPTRAIN_TRACE_DIR"),
+        weights=path("ADAPTRAIN_WEIGHTS_DIR"),
     )
 
 

@@ -1,13 +1,14 @@
 """A job with model, data and phases, on one of its workers: a replica of the model, trained with all others."""
 
 from adaptrain_api.progress import Result
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training import AdaptiveTrainingJob, InitialWeights
 from torch import nn
 
 from adaptrain.data import load_data
 from adaptrain.elastic.followers import Place
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.session import Session, prepare
+from adaptrain.elastic.weights import Weights
 from adaptrain.models import build_model
 from adaptrain.phases.supervised import SupervisedTask
 from adaptrain.process import Farewell, WorkerSettings
@@ -26,7 +27,9 @@ def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, pl
     def build() -> nn.Module:
         return mates.build(lambda: build_model(model, data).to(mates.device))
 
-    task = SupervisedTask(spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica)
+    task = SupervisedTask(
+        spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
+    )
     # Only a warm worker says hello: the others never wait for an import.
     session = Session(told, metrics, trace, spec.checkpoint, farewell if place.rank == 0 else None, mates)
     loop = session.loop(task)
@@ -34,6 +37,13 @@ def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, pl
         with loop.attempt():
             task.unit(group)
     return session.result(loop, task)
+
+
+def _weights(told: WorkerSettings, given: InitialWeights | None) -> Weights | None:
+    if given is None:
+        return None
+    assert told.weights is not None
+    return Weights(told.weights, given.path, given.sha256)
 
 
 def _mates(told: WorkerSettings, place: Place) -> Mates:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.search import POOL
+from adaptrain_api.search import HEAVY, POOL
 from adaptrain_api.training import (
     AdaptiveTrainingJob,
     CheckpointVolume,
@@ -25,7 +25,7 @@ from adaptrain_operator.core.observed import Job, Object
 
 USER = 10001
 JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
-SOURCE_DIR = "/adaptrain/source"
+SOURCE_DIR, WEIGHTS_DIR = "/adaptrain/source", "/adaptrain/weights"
 HOSTNAME = "kubernetes.io/hostname"
 TERMINATION_LOG = "/dev/termination-log"
 """Kubernetes' default, which any user may write even where the root file system is read-only."""
@@ -211,10 +211,7 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
                     "timeoutSeconds": 2,
                     "failureThreshold": 5,
                 },
-                "resources": {
-                    "requests": {"cpu": "50m", "memory": "128Mi"},
-                    "limits": {"memory": "256Mi" if spec.search is None else "1Gi"},
-                },
+                "resources": _coordinator_resources(job),
                 "volumeMounts": mounts,
                 **_container_rules(job),
             }
@@ -229,6 +226,17 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
         ),
     }
     return pod
+
+
+def _coordinator_resources(job: Job) -> Object:
+    search = job.spec.search
+    if search is None:
+        requested, most = "128Mi", "256Mi"
+    elif (search["spec"].get("algorithm") or {}).get("name") in HEAVY:
+        requested, most = "768Mi", "2Gi"
+    else:
+        requested, most = "128Mi", "1Gi"
+    return {"requests": {"cpu": "50m", "memory": requested}, "limits": {"memory": most}}
 
 
 def coordinator_hash(job: Job) -> str:
@@ -273,6 +281,9 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
         env["ADAPTRAIN_CHECKPOINT_URI"] = uri
     if checkpoint is not None and checkpoint.secret_ref is not None:
         env_from.append({"secretRef": dump(checkpoint.secret_ref)})
+    if spec.initial_weights is not None:
+        _mount_weights(spec.initial_weights.volume, volumes, mounts)
+        env["ADAPTRAIN_WEIGHTS_DIR"] = WEIGHTS_DIR
     source = spec.source
     if source is not None:
         held = {"emptyDir": {}} if source.config_map is None else {"configMap": dump(source.config_map)}
@@ -317,6 +328,16 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
 def _mount_checkpoints(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
     volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": dump(volume.persistent_volume_claim)})
     mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
+
+
+def _mount_weights(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
+    """Read-only. A claim that is mounted already is the same volume: a pod with two of one claim may never start."""
+    claim = {"persistentVolumeClaim": dump(volume.persistent_volume_claim)}
+    name = next((one["name"] for one in volumes if contained(claim, one)), None)
+    if name is None:
+        name = "adaptrain-weights"
+        volumes.append({"name": name, **claim})
+    mounts.append({"name": name, "mountPath": WEIGHTS_DIR, "readOnly": True})
 
 
 def _fetching(job: Job, git: GitSource, image: str, commit: str | None) -> Object:

@@ -16,7 +16,14 @@ from adaptrain_api.search import (
     metrics_named,
     set_parameter,
 )
-from adaptrain_api.training import Condition, ObjectMeta, TrainingJobSpec, TrainingJobStatus, dump
+from adaptrain_api.training import (
+    Condition,
+    ObjectMeta,
+    TrainingJobSpec,
+    TrainingJobStatus,
+    checkpoint_folder,
+    dump,
+)
 from pydantic import ValidationError
 
 from adaptrain_operator.core import naming
@@ -377,11 +384,28 @@ def promoted_job(search: Search, winner: TrialResult) -> Object:
         spec["model"] = winner.model
     for name, value in winner.parameters.items():
         set_parameter(spec, name, value)
+    if (weights := _weights(search, winner)) is not None:
+        spec.setdefault("initialWeights", weights)
     try:
         TrainingJobSpec.model_validate(spec)
     except ValidationError as error:
         raise ValueError(f"promote.job: with the winner in it, {first_problem(error)}: correct it") from error
     return _job(search, search.winner, spec)
+
+
+def _weights(search: Search, winner: TrialResult) -> Object | None:
+    """What the winner's job starts from, if its trial left something that fits the job's model."""
+    storage, promote = search.spec.storage, search.spec.promote
+    assert promote is not None
+    other_model = winner.model is None and "model" in promote.job
+    if winner.weights is None or storage is None or storage.volume is None or not promote.weights or other_model:
+        return None
+    folder = checkpoint_folder(search.namespace, search.pool)
+    return {
+        "volume": dump(storage.volume),
+        "path": f"{folder}/{winner.weights.path}",
+        "sha256": winner.weights.sha256,
+    }
 
 
 def _fail(draft: _Draft, reason: str, message: str) -> None:

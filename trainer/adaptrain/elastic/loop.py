@@ -47,6 +47,12 @@ class Task(Protocol):
     def reset(self) -> None:
         """Go back to the initial state."""
 
+    def begin(self, group: Group) -> None:
+        """There is no progress anywhere: put into the initial state what it does not get from the model alone.
+
+        Only the group's first worker is asked; the others get its state.
+        """
+
     def report(self) -> dict[str, Any]:
         """What the coordinator publishes of the training."""
 
@@ -152,8 +158,11 @@ class ElasticLoop:
     def _begin(self, group: Group, newest: int) -> None:
         """Begin with the newest checkpoint, else with the initial state."""
         state = self._task.state
-        if not self._load(group) and newest == TORN:
-            self._task.reset()
+        if not self._load(group):
+            if newest == TORN:
+                self._task.reset()
+            with self._control.doing("section", SECTION_SECONDS):
+                self._task.begin(group)
         state.counters.version = max(INITIAL, state.counters.version)
 
     def _load(self, group: Group) -> bool:

@@ -422,6 +422,9 @@ class _Training:
     def reset(self) -> None:
         raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
 
+    def begin(self, group: Group) -> None:
+        """The script's own model is what it starts from."""
+
     def report(self) -> dict[str, Any]:
         c = self.state.counters
         return {

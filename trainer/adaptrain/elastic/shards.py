@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from adaptrain.elastic.gradients import LOSS, Gradients
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.state import Capture, Counters, ReplicatedState, in_words
+from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 
 LAYER = 1 << 16
@@ -107,13 +108,33 @@ class ShardedState(ReplicatedState):
         """This process's parts of the tensors that the lead has. All mates must call this."""
         parts = {}
         for name, t in super().tensors().items():
-            every = whole[name].to(t.device) if self._leads else torch.empty(t.shape, dtype=t.dtype, device=t.device)
-            if isinstance(t, DTensor):
-                parts[name] = distribute_tensor(every, t.device_mesh, t.placements).to_local()
-            else:
-                dist.broadcast(every, 0)
-                parts[name] = every
+            parts[name] = self._part(t, whole.get(name))
         return parts
+
+    @torch.no_grad()
+    def begin_with(self, weights: Weights) -> None:
+        """The lead reads the file for all mates, who all must call this."""
+        self._settle()
+        states = {name.removeprefix("model."): t for name, t in super().tensors().items() if name.startswith("model.")}
+        found = weights.read(states) if self._leads else {}
+        live = self.tensors()
+        for name, t in states.items():
+            part = self._part(t, found.get(name))
+            live[f"model.{name}"].copy_(part)
+            live[f"best.{name}"].copy_(part)
+
+    def _part(self, like: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
+        """This process's part of a tensor that the lead has."""
+        if self._leads:
+            assert whole is not None
+            every = whole.to(like.device)
+        else:
+            every = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        if isinstance(like, DTensor):
+            part: torch.Tensor = distribute_tensor(every, like.device_mesh, like.placements).to_local()
+            return part
+        dist.broadcast(every, 0)
+        return every
 
     @property
     def _leads(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 
 TORN = -1
@@ -177,6 +178,20 @@ class ReplicatedState:
         self._settle()
         for name, t in self.model.state_dict().items():
             self.best[name].copy_(t)
+
+    @torch.no_grad()
+    def begin_with(self, weights: Weights) -> None:
+        """Take weights from a file, for the best so far as well.
+
+        Raises:
+            InvalidJob: there is no such file, or it is of another model.
+            OSError: it can't be read now.
+        """
+        self._settle()
+        live = self.tensors()
+        for name, t in weights.read(self.model.state_dict()).items():
+            live[f"model.{name}"].copy_(t)
+            live[f"best.{name}"].copy_(t)
 
     @torch.no_grad()
     def heal(self, group: Group) -> int:

@@ -24,6 +24,7 @@ from adaptrain.elastic.sampler import Sampler, share
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.trace import Trace
+from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.seeds import derive
@@ -44,8 +45,10 @@ class SupervisedTask:
         metrics: WorkerMetrics,
         trace: Trace,
         replica: type[ReplicatedState] = ReplicatedState,
+        weights: Weights | None = None,
     ) -> None:
         self._replica = replica
+        self._weights = weights
         self._phase = phase
         self._build = build
         self._data = data
@@ -99,6 +102,20 @@ class SupervisedTask:
         """Go back to the initial weights."""
         fresh = self._fresh()
         self.state.restore(fresh.capture())
+
+    def begin(self, group: Group) -> None:
+        """Take the weights that training starts from. They are scored first, and may stay the best.
+
+        Raises:
+            InvalidJob: there is no such file, or it is of another model.
+            OSError: it can't be read now.
+        """
+        if self._weights is None:
+            return
+        self.state.begin_with(self._weights)
+        self.state.counters.evaluated_step = -1
+        said = f", sha256 {self._weights.sha256}" if self._weights.sha256 is not None else ""
+        group.note(f"starts from the weights in {self._weights.path}{said}")
 
     def report(self) -> dict[str, Any]:
         c = self.state.counters

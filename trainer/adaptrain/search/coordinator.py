@@ -8,16 +8,22 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult
-from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult, TrialWeights
+from adaptrain_api.search import HEAVY, ArchitectureSearch
 
 from adaptrain.elastic import wire
 from adaptrain.elastic.service import Announce, listen, welcome
 from adaptrain.metrics import SearchMetrics
+from adaptrain.search import kept
+from adaptrain.search.algorithms.base import Proposal
+from adaptrain.search.algorithms.objectives import Searcher
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
+from adaptrain.search.apart import Apart
 from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
@@ -56,21 +62,26 @@ class SearchCoordinator:
         self, number: int, token: str, search: ArchitectureSearch, volume: Path | None, url: str | None
     ) -> None:
         meta, spec = search.metadata, search.spec
-        self.number, self._token = number, token
+        self.number, self._token, self._volume = number, token, volume
         namespace = meta.namespace or "default"
         check(spec)
         self._space = make_space(spec.space)
-        searcher = make_algorithm(spec.algorithm, self._space, spec.seed, len(spec.objectives))
+        self._searcher: Searcher
+        if spec.algorithm.name in HEAVY:
+            self._searcher = Apart(spec, self._space)
+        else:
+            self._searcher = make_algorithm(spec.algorithm, self._space, spec.seed, len(spec.objectives))
         name = f"{namespace}.{meta.name}"
         self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
         history = self._study.history()
         known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
-        self._dispatch = Dispatch(spec, searcher, make_pruner(spec.pruning), history, known)
+        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known)
         self._evaluators: dict[str, _Evaluator] = {}
         self._silent: dict[str, Silent] = {}
         self._told: list[Ended] = []
         self._unwritten: dict[int, asyncio.Future[None]] = {}
         self._answers: set[asyncio.Task[None]] = set()
+        self._asking = asyncio.Lock()
         self._tell = asyncio.Event()
         self._metrics = SearchMetrics(namespace, meta.name)
         for state in STATES:
@@ -126,6 +137,7 @@ class SearchCoordinator:
             choices=one_line(self._space, one.architecture),
             model=choice.get("model"),
             parameters=choice.get("parameters", {}),
+            weights=one.weights,
         )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,7 +190,8 @@ class SearchCoordinator:
             case "beat":
                 return {"do": "beat"}
             case "ask":
-                return self._give(evaluator)
+                self._later(self._give(evaluator))
+                return None
             case "report":
                 metrics = finite(frame["metrics"])
                 number = int(frame["trial"])
@@ -189,24 +202,46 @@ class SearchCoordinator:
                 state = next((known for known in STATES if known == frame["state"]), None)
                 if state is None:
                     raise wire.BadFrame(f"unknown state {frame['state']!r}")
-                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time())
+                weights = None if "weights" not in frame else TrialWeights.model_validate(frame["weights"])
+                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), weights)
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
-                answer = asyncio.create_task(self._answer(evaluator, number))
-                self._answers.add(answer)  # a task that nobody holds may be collected
-                answer.add_done_callback(self._answers.discard)
+                self._later(self._answer(evaluator, number))
                 return None
             case other:
                 raise wire.BadFrame(f"unknown frame {other!r}")
 
-    def _give(self, evaluator: _Evaluator) -> wire.Frame:
-        now = time.time()
+    def _later(self, answer: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(answer)
+        self._answers.add(task)  # a task that nobody holds may be collected
+        task.add_done_callback(self._answers.discard)
+
+    async def _give(self, evaluator: _Evaluator) -> None:
+        """Answer who asks for a trial."""
+        try:
+            evaluator.writer.write(wire.encode(await self._choose(evaluator)))
+            await evaluator.writer.drain()
+        except ConnectionError:
+            pass
+        except Exception:
+            log.exception("%s gets no trial", evaluator.name)
+            evaluator.writer.transport.abort()  # it will call and ask again
+
+    async def _choose(self, evaluator: _Evaluator) -> wire.Frame:
+        dispatch = self._dispatch
         assert self._first_hello is not None
-        if self._takes_over and now < self._first_hello + RETURN_SECONDS:
+        if self._takes_over and time.time() < self._first_hello + RETURN_SECONDS:
             return {"do": "wait"}
-        with self._metrics.ask_seconds.time():
-            given = self._dispatch.take(evaluator.id, now)
+        async with self._asking:  # the next one must know what this one gets
+            if not self._has(evaluator):
+                return {"do": "wait"}
+            given = dispatch.again(evaluator.id, time.time())
+            if given is None and (number := dispatch.next(time.time())) is not None:
+                with self._metrics.ask_seconds.time():
+                    proposal = await self._ask(number)
+                # One that was lost meanwhile leaves it to the others.
+                given = dispatch.give(evaluator.id if self._has(evaluator) else None, number, proposal, time.time())
         if given is None:
             return {"do": "wait"}
         return {
@@ -217,6 +252,14 @@ class SearchCoordinator:
             "choices": self._space.describe(given.architecture),
             **self._space.choice(given.architecture),
         }
+
+    def _has(self, evaluator: _Evaluator) -> bool:
+        return self._evaluators.get(evaluator.id) is evaluator
+
+    async def _ask(self, number: int) -> Proposal:
+        if isinstance(self._searcher, Apart):
+            return await asyncio.to_thread(self._searcher.ask, number, self._dispatch.tried)
+        return self._searcher.ask(number, self._dispatch.tried)
 
     def _gone(self, id: str, orderly: bool) -> None:
         for one in self._dispatch.lost(id, time.time(), orderly):
@@ -251,10 +294,20 @@ class SearchCoordinator:
                     log.warning("%s", self._storage_error)
                     await asyncio.sleep(RETRY_SECONDS)
             self._storage_error = None
+            if any(one.weights is not None for one in told):
+                await self._sweep()
             for one in told:
                 self._metrics.ended(one.state)
                 self._metrics.trial_seconds.observe(one.seconds)
                 self._unwritten.pop(one.number).set_result(None)
+
+    async def _sweep(self) -> None:
+        """Remove the weights of trials that can't win any more."""
+        assert self._volume is not None
+        with contextlib.suppress(OSError):  # there is room for them, then
+            names = await asyncio.to_thread(kept.listed, self._volume)
+            gone = kept.stale(names, self._dispatch.ended, self._dispatch.kept)
+            await asyncio.to_thread(kept.remove, self._volume, gone)
 
     async def _watch(self) -> None:
         """Drop who is silent; keep the gauges."""

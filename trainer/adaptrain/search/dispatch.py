@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from adaptrain_api.progress import SearchEnd
+from adaptrain_api.progress import SearchEnd, TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
@@ -85,7 +85,14 @@ class Dispatch:
             self._end(one)
 
     def take(self, evaluator: str, now: float) -> Assignment | None:
-        """What an evaluator should try; None: nothing, for now or for ever (see ``verdict``).
+        """What an evaluator should try; None: nothing, for now or for ever (see ``verdict``)."""
+        given = self.again(evaluator, now)
+        if given is not None or (number := self.next(now)) is None:
+            return given
+        return self.give(evaluator, number, self._searcher.ask(number, self.tried), now)
+
+    def again(self, evaluator: str, now: float) -> Assignment | None:
+        """A trial that somebody else has lost, if there is one.
 
         An evaluator that asks has no trial: what we think it has, it has lost.
         """
@@ -98,23 +105,41 @@ class Dispatch:
             again.evaluator, again.given = evaluator, now
             again.steps.clear()
             return again
-        if self._spent(now, len(self.ended) + len(self.pending)):
+        return None
+
+    def next(self, now: float) -> int | None:
+        """Number of the next new trial; None: there shall be none."""
+        if self.verdict(now) is not None or self._spent(now, len(self.ended) + len(self.pending)):
             return None
         while self._next in self.ended or self._next in self.pending:
             self._next += 1
-        number = self._next
-        proposal = self._new(number)
-        if proposal is None:
+        return self._next
+
+    @property
+    def tried(self) -> list[Architecture]:
+        """What is under way, or waits for somebody to take it."""
+        return [one.architecture for one in self.pending.values()]
+
+    def give(self, evaluator: str | None, number: int, proposal: Proposal, now: float) -> Assignment | None:
+        """Make a trial of what the algorithm asked for; None: there seems to be nothing left to try, or meanwhile the
+        search ended or somebody came back with a trial of this number.
+
+        Args:
+            evaluator: who has it; None: it waits for somebody.
+        """
+        if number in self.ended or number in self.pending or self.verdict(now) is not None:
+            return None
+        new = self._new(number, proposal)
+        if new is None:
             self._exhausted = True
             return None
-        self._keys.add(self._key(proposal.architecture))
-        given = Assignment(number, proposal.architecture, proposal.why, evaluator, now)
+        self._keys.add(self._key(new.architecture))
+        given = Assignment(number, new.architecture, new.why, evaluator, now)
         self.pending[number] = given
         return given
 
-    def _new(self, number: int) -> Proposal | None:
-        """What the algorithm asks for, or something like it that was not tried; None: there seems to be nothing."""
-        proposal = self._searcher.ask(number, [one.architecture for one in self.pending.values()])
+    def _new(self, number: int, proposal: Proposal) -> Proposal | None:
+        """What the algorithm asked for, or something like it that was not tried; None: there seems to be nothing."""
         if proposal.why.get("again") or self._key(proposal.architecture) not in self._keys:
             return proposal
         space, rng = self._searcher.space, np.random.default_rng([self.spec.seed, number, 1])
@@ -167,7 +192,14 @@ class Dispatch:
         return self._pruner is not None and self._pruner.report(number, step, self._sign * value)
 
     def tell(
-        self, evaluator: str, number: int, state: State, metrics: dict[str, float], message: str, now: float
+        self,
+        evaluator: str,
+        number: int,
+        state: State,
+        metrics: dict[str, float],
+        message: str,
+        now: float,
+        weights: TrialWeights | None = None,
     ) -> Ended | None:
         """A trial ended; None: that is known already, or somebody else has it now.
 
@@ -186,11 +218,18 @@ class Dispatch:
                     f" {reported}"
                 )
         del self.pending[number]
+        seconds = now - one.given
         ended = Ended(
-            number, one.architecture, state, metrics, dict(one.steps), one.why, now - one.given, message[-2000:], now
+            number, one.architecture, state, metrics, dict(one.steps), one.why, seconds, message[-2000:], now, weights
         )
         self._end(ended)
         return ended
+
+    @property
+    def kept(self) -> set[str]:
+        """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
+        front = {self._values(one): one for one in self.front} if len(self.spec.objectives) > 1 else {}
+        return {one.weights.path for one in (*self.top, *front.values()) if one.weights is not None}
 
     @property
     def running(self) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
-from adaptrain_api.progress import CONTROL_PORT, Result
+from adaptrain_api.progress import CONTROL_PORT, Result, TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import AdaptiveTrainingJob
 
@@ -56,7 +56,7 @@ def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell)
     else:
         from adaptrain.search.training import Training  # with torch, which a function may do without
 
-        bench = Training(search.spec)
+        bench = Training(search.spec, told.checkpoints)
     return Evaluator(told, search, bench, farewell).run()
 
 
@@ -70,6 +70,9 @@ class Bench(Protocol):
     def begin(self) -> None: ...
 
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
+
+    def keep(self, trial: int) -> TrialWeights | None:
+        """Keep the weights of the one that was just run."""
 
 
 class _Cut(Exception):
@@ -205,9 +208,9 @@ class Evaluator:
             self._drop_child(keep=True)
 
     @staticmethod
-    def _end(running: _Running, state: str, metrics: dict[str, float], message: str) -> None:
-        number = running.given["trial"]
-        running.outcome = {"is": "tell", "trial": number, "state": state, "metrics": metrics, "message": message}
+    def _end(running: _Running, state: str, metrics: dict[str, float], message: str, **more: Any) -> None:
+        said = {"state": state, "metrics": metrics, "message": message}
+        running.outcome = {"is": "tell", "trial": running.given["trial"], **said, **more}
 
     def _drop_child(self, keep: bool = False) -> None:
         """End the child, and unless ``keep``, forget a trial that has no outcome."""
@@ -355,8 +358,11 @@ def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
     with os.fdopen(orders) as given:
         for line in given:
             try:
-                metrics = bench.run(json.loads(line), lambda step, found: say({"step": step, "metrics": found}))
-                say({"state": "complete", "metrics": metrics, "message": ""})
+                frame = json.loads(line)
+                metrics = bench.run(frame, lambda step, found: say({"step": step, "metrics": found}))
+                weights = bench.keep(frame["trial"])
+                kept = {} if weights is None else {"weights": weights.model_dump()}
+                say({"state": "complete", "metrics": metrics, "message": "", **kept})
             except InvalidJob as error:
                 say({"state": "failed", "metrics": {}, "message": str(error)[-TAIL:]})
             except Exception:

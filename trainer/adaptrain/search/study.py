@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec
 from adaptrain_api.training import dump
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -61,6 +62,8 @@ class Ended:
     """Why it failed."""
     ended: float = 0.0
     """When, Unix time."""
+    weights: TrialWeights | None = None
+    """What it left; the file may have been removed, if the trial was not among the best."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,7 @@ class Study:
                 "seconds": one.seconds,
                 "why": one.why,
                 **({"message": one.message} if one.message else {}),
+                **({"weights": one.weights.model_dump()} if one.weights is not None else {}),
             },
             constraints=self._violations(one) if complete and self._spec.constraints else None,
         )
@@ -213,6 +217,7 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
             seconds=said.get("seconds", 0.0),
             message=said.get("message", ""),
             ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,
+            weights=TrialWeights.model_validate(said["weights"]) if "weights" in said else None,
         )
 
 

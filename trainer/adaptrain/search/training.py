@@ -1,13 +1,16 @@
 """A trial that trains: an architecture is trained as a job would train it, by this process alone."""
 
+import logging
 import os
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer's first step would import it, anew in each child
+from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.data import DataSet, load_data
@@ -16,12 +19,16 @@ from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.trace import Trace
+from adaptrain.elastic.weights import save
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
 from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.search.kept import FOLDER, file_name, partial_name
 from adaptrain.search.resolve import resolve
 from adaptrain.search.trial import Metrics, Report
+
+log = logging.getLogger(__name__)
 
 LATENCY_RUNS = 20
 LATENCY_WARM_UP = 5
@@ -30,15 +37,20 @@ LATENCY_WARM_UP = 5
 class Training:
     """What trials that train share, loaded once.
 
+    Args:
+        study: the folder of the study, for the weights of the trials; None: they are not kept.
+
     Raises:
         InvalidJob: there is no such data set.
     """
 
-    def __init__(self, spec: ArchitectureSearchSpec) -> None:
+    def __init__(self, spec: ArchitectureSearchSpec, study: Path | None) -> None:
         torch.set_num_threads(1)  # a pool of threads would not survive the fork
         assert spec.trial.data is not None
         chosen = any(one.name.split(".")[0] == "data" for one in spec.space.parameters)
         self._spec = spec
+        self._study = study
+        self._best: dict[str, torch.Tensor] = {}
         self._data = None if chosen else load_data(spec.trial.data)
 
     @property
@@ -77,11 +89,31 @@ class Training:
             if counters.metrics and counters.evaluated_step > reported:
                 reported = counters.evaluated_step
                 report(counters.epoch, dict(counters.metrics))
+        self._best = task.state.best
         counters = task.state.counters
         found = {**counters.metrics, **counters.best}
         if (loss := task.report()["loss"]) is not None:
             found["train/loss"] = loss
         return found | dict(_costs(task.state.model, data, device, metrics_named(self._spec)))
+
+    def keep(self, trial: int) -> TrialWeights | None:
+        """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
+        if self._study is None:
+            return None
+        folder = self._study / FOLDER
+        partial = folder / partial_name(trial, os.getpid())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                found = save(self._best, partial)
+                name = file_name(trial, found)
+                partial.rename(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the weights of trial %d are not kept: %s: make room on storage.volume", trial, error)
+            return None
+        return TrialWeights(path=f"{FOLDER}/{name}", sha256=found)
 
 
 def _costs(

@@ -75,3 +75,6 @@ class Function:
             return {str(name): float(value) for name, value in returned.items()}
         names = ", ".join(one.metric for one in objectives)
         raise InvalidJob(f"trial.callable returned {type(returned).__name__}: it has to return a mapping with {names}")
+
+    def keep(self, trial: int) -> None:
+        """What a function trained is its own affair."""
