@@ -554,6 +554,14 @@ def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
     )
 
 
+def leaves_weights(job: TrainingJobSpec) -> bool:
+    """Whether a pool's evaluators leave trials' weights on its volume: the winner's job is to start from them."""
+    if job.search is None or job.checkpoint is None:
+        return False
+    spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
+    return spec.trial.callable is None and spec.promote is not None and spec.promote.weights
+
+
 def _fields(model: Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in type(model).model_fields}
 

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
 from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
-from adaptrain_api.training import dump
+from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from adaptrain_operator.core.children import worker_pod
+from adaptrain_operator.core.observed import Job
 from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
 
 from tests.unit.test_api_rules import PHASE
@@ -307,3 +309,16 @@ def test_other_weights_to_start_from_are_the_users_choice() -> None:
     world.progress = DONE.model_copy(update={"top": [best]})
     world.settle()
     assert world.jobs["digits-winner"]["spec"]["initialWeights"] == own
+
+
+@pytest.mark.parametrize(
+    ("promote", "leaves"), [(None, False), ({"job": {}}, True), ({"job": {}, "weights": False}, False)]
+)
+def test_evaluators_mount_the_study_if_the_winner_wants_weights(promote: dict[str, Any] | None, leaves: bool) -> None:
+    world = World(storage={"volume": VOLUME}, **({} if promote is None else {"promote": promote}))
+    world.settle()
+    pool = TrainingJobSpec.model_validate(world.jobs["digits-pool"]["spec"])
+    job = Job("digits-pool", "ns", "uid", 1, NOW, False, pool, TrainingJobStatus())
+    pod = worker_pod(job, 0, "image", ())
+    env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert env.get("ADAPTRAIN_CHECKPOINT_DIR") == ("/adaptrain/checkpoint/ns.digits-pool" if leaves else None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from adaptrain_api.base import Model
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.search import HEAVY, POOL
+from adaptrain_api.search import HEAVY, POOL, leaves_weights
 from adaptrain_api.training import (
     AdaptiveTrainingJob,
     CheckpointVolume,
@@ -274,7 +274,8 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
     mounts.append({"name": "adaptrain-shm", "mountPath": "/dev/shm"})
     env_from = list(workers.env_from)
     checkpoint = spec.checkpoint
-    if checkpoint is not None and checkpoint.volume is not None and spec.search is None:
+    mounts_it = spec.search is None or leaves_weights(spec)
+    if checkpoint is not None and checkpoint.volume is not None and mounts_it:
         _mount_checkpoints(checkpoint.volume, volumes, mounts)
         env["ADAPTRAIN_CHECKPOINT_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job.namespace, job.name)}"
     if (uri := checkpoint_uri(checkpoint, job.namespace, job.name)) is not None:

@@ -3,6 +3,7 @@
 import re
 
 from adaptrain_api.progress import headline
+from adaptrain_api.search import leaves_weights
 from adaptrain_api.training import RecentChange
 from pydantic import ValidationError
 
@@ -39,12 +40,14 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
             f'there is no PersistentVolumeClaim "{name}" in namespace {draft.job.namespace}:'
             " create it, or change checkpoint.volume",
         )
-    mounting = spec.workers.max if spec.search is None else 1  # of a search, its coordinator alone
+    # Of a search it may be its coordinator alone.
+    mounting = spec.workers.max if spec.search is None or leaves_weights(spec) else 1
     if mounting > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
+        no_weights = "" if spec.search is None else ", or promote.weights to false"
         return (
             "ClaimOfOneNode",
             f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but workers.max'
-            f" is {spec.workers.max}: use a ReadWriteMany claim, or set workers.max to 1",
+            f" is {spec.workers.max}: use a ReadWriteMany claim, or set workers.max to 1{no_weights}",
         )
     return None
 
