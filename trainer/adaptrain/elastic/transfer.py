@@ -48,7 +48,7 @@ def spread(tensors: Sequence[torch.Tensor], group: Group, sources: Sequence[int]
         while len(begun) > ahead:
             data, bundle = begun.popleft()
             if len(bundle) > 1 and not has:
-                for part, received in zip(bundle, data.split([len(part) for part in bundle]), strict=True):
+                for part, received in zip(bundle, torch.split(data, [len(part) for part in bundle]), strict=True):
                     part.copy_(received)
     for t, copy in zip(tensors, even, strict=True):
         if copy is not t and not has:
@@ -66,7 +66,7 @@ def _bundles(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
                 continue
             data = t.view(-1).view(torch.uint8)
             if len(data) >= SMALL:
-                yield from ([piece] for piece in data.split(PIECE))
+                yield from ([piece] for piece in torch.split(data, PIECE))
                 continue
             if size + len(data) > PIECE:
                 yield pack
