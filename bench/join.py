@@ -1,6 +1,7 @@
-"""A worker joins another that trains a large model. Value: the stall of the one that was there, seconds.
+"""A worker joins another that tunes a large model. Value: the stall of the one that was there, seconds.
 
-The peer is what it takes to send as many bytes over one loopback connection of the same machine.
+The peer is what it takes to send as many bytes over one loopback connection of the same machine. Most of the model is
+not trained: it is sent like the rest, but the steps are short and alike, so that what a join adds to one can be told.
 """
 
 import argparse
@@ -23,13 +24,13 @@ BAR = 1.3
 STEP_SECONDS = 0.2
 BEFORE = 20
 """Steps that the first worker takes alone."""
-AFTER = 8
-"""Steps that both take together: each sums half of the bytes, as gradients."""
+AFTER = 20
+"""Steps that both take together."""
 
 
-def stall(width: int) -> float:
+def stall(megabytes: int) -> float:
     """The gap in the first worker's steps in which the second joins, less the median step of both, seconds."""
-    model = {"name": "bench.paced:mlp", "args": {"seconds": STEP_SECONDS, "width": width}}
+    model = {"name": "bench.paced:tuned", "args": {"seconds": STEP_SECONDS, "megabytes": megabytes}}
     phase = {"optimizer": {"name": "sgd", "learningRate": 0.001}, "batch": {"size": 2}}
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -85,12 +86,10 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     size = arguments.megabytes * 10**6
-    # The model and its best weights so far, 64 inputs and 10 outputs, float32.
-    width = size // (2 * 4 * (64 + 10 + 1))
     stalls, sent = [], []
     for _ in range(arguments.turns):
         sent.append(raw(size))
-        stalls.append(stall(width))
+        stalls.append(stall(arguments.megabytes // 2))  # the model, and its best weights so far
         print(f"stall {stalls[-1]:.2f} s, raw {sent[-1]:.2f} s", flush=True)
     value, peer = statistics.median(stalls), statistics.median(sent)
     emit("join", value, "s", "the bytes over one loopback connection", peer, value <= BAR * peer, bytes=size)

@@ -26,6 +26,15 @@ def mlp(seconds: float = 0.02, width: int = 128) -> nn.Module:
     return Paced(seconds, width)
 
 
+def tuned(seconds: float, megabytes: int, parts: int = 16) -> nn.Module:
+    """With so many megabytes that are not trained, as in fine-tuning."""
+    model = mlp(seconds)
+    elements = megabytes * 10**6 // 4 // parts
+    base = (nn.Parameter(torch.ones(elements), requires_grad=False) for _ in range(parts))
+    model.base = nn.ParameterList(base)
+    return model
+
+
 def at_gate(seconds: float) -> nn.Module:
     """Waits, before its worker says hello, for the file ``GATE``; ``GATE.<worker>`` tells that it does."""
     gate = Path(os.environ["GATE"])

@@ -10,7 +10,7 @@ from adaptrain.elastic.control import Control
 from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group, GroupBroken, Links
 from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import broadcast
+from adaptrain.elastic.transfer import spread
 from adaptrain.errors import InvalidJob
 
 
@@ -57,8 +57,10 @@ def test_nccl_is_aborted_when_somebody_is_lost() -> None:
 
 def test_a_state_on_two_kinds_of_device_is_sent() -> None:
     """As that of an optimizer, which counts its steps on the CPU."""
-    alone = Group(cast(Control, SimpleNamespace(must_leave=False)), GroupSockets(), 1, 0, 1, None)
-    broadcast([torch.ones(2), torch.ones(2, device="meta"), torch.ones(2)], alone, 0)
+    sent: list[torch.Tensor] = []
+    said = SimpleNamespace(rank=0, size=2, broadcast=lambda data, root, ahead: sent.append(data))
+    spread([torch.ones(2), torch.ones(2, device="meta"), torch.ones(2)], cast(Group, said), [0])
+    assert [(data.device.type, len(data)) for data in sent] == [("cpu", 16), ("meta", 8)]
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

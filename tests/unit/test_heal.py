@@ -15,8 +15,8 @@ from torch.distributed import TCPStore
 from tests.unit.test_group import HOST, control, meet
 
 
-def state(value: float, version: int, group: int = 0) -> ReplicatedState:
-    model = torch.nn.Linear(2, 1)
+def state(value: float, version: int, group: int = 0, width: int = 2) -> ReplicatedState:
+    model = torch.nn.Linear(width, 1)
     torch.nn.init.constant_(model.weight, value)
     made = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     made.counters.version, made.counters.group = version, group

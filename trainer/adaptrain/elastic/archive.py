@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 import xxhash
@@ -104,16 +103,16 @@ def verify(storage: Storage, folder: str) -> dict[str, Any]:
 
 
 def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Verify a checkpoint and copy it into ``tensors``, which are on the CPU; returns the counters.
+    """Verify a checkpoint and put its tensors, on the CPU, in the place of ``tensors``; returns the counters.
 
     Raises:
-        Corrupt: it isn't what was written; the tensors hold nothing that can be used.
+        Corrupt: it isn't what was written.
         Mismatch: it is of another model or optimizer.
         OSError: storage refused.
     """
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
     from torch.distributed.checkpoint.filesystem import FileSystem
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     manifest = _manifest(storage, folder)
     small: dict[str, bytes] = {}
@@ -137,22 +136,27 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
                 yield parts
 
     places: dict[str, list[tuple[int, int]]] = {}
+    found: dict[str, torch.Tensor] = {}
 
     class Reader(FileSystemReader):
-        """Takes the tensors in the order in which they lie in their files, the next one while one is looked at."""
+        """Takes the tensors in the order in which they lie in their files, the next one while one is looked at, and
+        keeps each in the memory into which it was unpacked."""
 
         def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
-            def place(item: ReadItem) -> tuple[str, int, int]:
+            items: dict[str, list[tuple[int, int, str]]] = {}
+            for item in plan.items:
                 at = self.storage_data[item.storage_index]
-                return at.relative_path, at.offset, at.length
-
-            items = sorted(plan.items, key=place)
-            for file, offset, length in map(place, items):
-                places.setdefault(file, []).append((offset, length))
-            return super().read_data(replace(plan, items=items), planner)
-
-        def _slice_file(self, file: Any, sinfo: Any) -> Any:
-            return _Part(next(file))
+                items.setdefault(at.relative_path, []).append((at.offset, at.length, item.dest_index.fqn))
+            for file, parts in sorted(items.items()):
+                parts.sort()
+                places[file] = [(offset, length) for offset, length, _ in parts]
+                with self.fs.create_stream(f"{folder}/{file}", "rb") as stream:
+                    for _, _, name in parts:
+                        part = cast(IO[bytes], _Part(cast(memoryview, next(stream))))
+                        found[name] = torch.load(part, map_location="cpu", weights_only=True)
+            done: torch.futures.Future[None] = torch.futures.Future()
+            done.set_result(None)
+            return done
 
     reader = Reader(folder)
     reader.fs = Files()
@@ -161,6 +165,10 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
     except (Exception, CheckpointException) as error:
         cause = _cause(error)
         raise cause if isinstance(cause, (Corrupt, OSError)) else Corrupt(reason(cause)) from error
+    for name, t in tensors.items():
+        if t.numel() and (name not in found or _kind(found[name]) != _kind(t)):
+            raise Corrupt(f"{name} is not there as its manifest tells")
+    tensors.update(found)
     counters: dict[str, Any] = json.loads(small[COUNTERS])
     return counters
 

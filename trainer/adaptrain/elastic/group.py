@@ -27,6 +27,8 @@ FORM_SECONDS = 30.0
 POLL_SECONDS = 0.005
 SLICE = timedelta(seconds=0.05)
 """A collective that hasn't failed so long after its sockets were shut down will not."""
+REST_SECONDS = 10.0
+"""After its sockets are shut down gloo reads what had arrived before, which takes a moment."""
 COLLECTIVE = timedelta(hours=1)
 """A collective has no time-out of its own: who is lost is the coordinator's to decide, and severing sockets ends it."""
 
@@ -88,13 +90,14 @@ class Group:
         except RuntimeError as error:
             self._failure = error
 
-    def _wait(self, tensor: torch.Tensor, root: int | None = None) -> None:
-        """Begin a collective, and wait for it and for all before it; nothing to do if this is the only member."""
+    def _wait(self, tensor: torch.Tensor, root: int | None = None, ahead: int = 0) -> None:
+        """Begin a collective, and wait for it and for all before it, but for the last ``ahead``; nothing to do if this
+        is the only member."""
         began = time.perf_counter()
         try:
             self._check()
             self._begin(tensor, root)
-            while self._under_way:
+            while len(self._under_way) > ahead:
                 with self._control.doing("waiting"):  # of each anew: many in a row are no hang
                     self._finish(*self._under_way[0])
                 self._under_way.popleft()
@@ -198,9 +201,21 @@ class Group:
         """Have something told to people."""
         self._control.note(message)
 
-    def broadcast(self, tensor: torch.Tensor, root: int) -> None:
-        """Overwrite with what ``root`` has."""
-        self._wait(tensor, root)
+    def broadcast(self, tensor: torch.Tensor, root: int, ahead: int = 0) -> None:
+        """Overwrite with what ``root`` has; the last ``ahead`` that were begun may still be under way then."""
+        self._wait(tensor, root, ahead)
+
+    def rest(self) -> None:
+        """Of a group that is broken: make sure that nothing writes any more into tensors that were broadcast.
+
+        Raises:
+            RuntimeError: that can't be known of them.
+        """
+        until = time.monotonic() + REST_SECONDS
+        while self.abandoned and self._sockets.unread():
+            if time.monotonic() > until:
+                raise RuntimeError(f"gloo did not read what had arrived within {REST_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from adaptrain.elastic.checkpoint import Checkpoints
 from adaptrain.elastic.group import Group
-from adaptrain.elastic.state import ReplicatedState, broadcast, tell
+from adaptrain.elastic.state import ReplicatedState, tell
+from adaptrain.elastic.transfer import spread
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
@@ -94,5 +95,5 @@ class NonFinite:
         else:
             tensors = {name: torch.empty_like(t) for name, t in live.items()}
         with group.together():
-            broadcast(list(tensors.values()), group, 0)
+            spread(list(tensors.values()), group, [0])
         return step, tensors

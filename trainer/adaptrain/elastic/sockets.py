@@ -4,10 +4,16 @@ Gloo has no way to abort a collective: ``abort()`` does nothing, and dropping th
 time-out. A socket that is shut down fails every operation on it within a millisecond.
 """
 
+import fcntl
 import os
 import socket
+import termios
 import threading
+from array import array
 from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 INTERVAL = 0.005
 """Seconds between two rounds: a group that is being formed may open a socket just after one."""
@@ -50,7 +56,17 @@ class GroupSockets:
             self._own = {target for _, target in _sockets()} - self._before
 
     def sever(self) -> None:
-        """Shut down every socket of the group."""
+        """Shut down every connection of the group."""
+        self._each(lambda connection: connection.shutdown(socket.SHUT_RDWR))
+
+    def unread(self) -> bool:
+        """Whether a connection of the group has received what nobody has read yet. One that is shut down receives no
+        more, and the kernel doesn't answer while somebody reads."""
+        return any(self._each(_waiting))
+
+    def _each(self, do: Callable[[socket.socket], T]) -> list[T]:
+        """What is done to every connection of the group on which it is possible."""
+        done = []
         with self._lock:
             exempt = self._exempt()
             for fd, target in _sockets():
@@ -66,11 +82,19 @@ class GroupSockets:
                     # Gloo aborts the process when its listening socket fails.
                     listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                     if sock.family in (socket.AF_INET, socket.AF_INET6) and not listens:
-                        sock.shutdown(socket.SHUT_RDWR)
+                        done.append(do(sock))
                 except OSError:
                     pass
                 finally:
                     sock.close()
+        return done
+
+
+def _waiting(connection: socket.socket) -> int:
+    """Bytes that were received and not read."""
+    count = array("i", [0])
+    fcntl.ioctl(connection, termios.FIONREAD, count)
+    return count[0]
 
 
 def inode(sock: socket.socket) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.transfer import spread
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 
@@ -19,8 +20,6 @@ TORN = -1
 """Version of a state that was being overwritten when its source was lost."""
 INITIAL = 1
 """Version of the initial state, once it is decided whose counts."""
-CHUNK = 1 << 24
-"""Elements moved at once when a state is sent."""
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -211,17 +210,22 @@ class ReplicatedState:
         newest, mine = max(states), states[group.rank]
         if min(states) == newest:
             return newest[0]
-        root = states.index(newest)
         live = into = self.tensors()
         if mine != newest:
             # A fresh member is overwritten in place; what is worth something must survive the loss of its source.
             if mine[0] > 0 or newest[0] == INITIAL:
-                into = {name: t.clone() for name, t in live.items()}
+                into = {name: torch.empty_like(t) for name, t in live.items()}
             else:
                 c.version = TORN
-        with group.together():
-            said = tell(group, root, self._counters() if group.rank == root else None)
-            broadcast(list(into.values()), group, root)
+        sources = [rank for rank, state in enumerate(states) if state == newest]
+        try:
+            with group.together():
+                said = tell(group, sources[0], self._counters() if group.rank == sources[0] else None)
+                spread(list(into.values()), group, sources)
+        except GroupBroken:
+            if mine != newest and into is live:
+                group.rest()
+            raise
         if mine != newest:
             if into is not live:
                 for name, t in live.items():
@@ -350,29 +354,3 @@ def _materialize(optimizer: torch.optim.Optimizer) -> None:
     for values in optimizer.state.values():
         for value in values.values():
             value.zero_()
-
-
-def broadcast(tensors: list[torch.Tensor], group: Group, root: int) -> None:
-    """Send tensors in chunks: small ones packed together, large ones as they are."""
-    for kind in dict.fromkeys((t.dtype, t.device) for t in tensors):
-        pack: list[torch.Tensor] = []
-        size = 0
-        for t in [t for t in tensors if (t.dtype, t.device) == kind]:
-            if t.numel() >= CHUNK and t.is_contiguous():
-                group.broadcast(t, root)
-                continue
-            pack.append(t)
-            size += t.numel()
-            if size >= CHUNK:
-                _broadcast_packed(pack, group, root)
-                pack, size = [], 0
-        if pack:
-            _broadcast_packed(pack, group, root)
-
-
-def _broadcast_packed(pack: list[torch.Tensor], group: Group, root: int) -> None:
-    flat = torch.cat([t.reshape(-1) for t in pack])
-    group.broadcast(flat, root)
-    if group.rank != root:
-        for t, part in zip(pack, torch.split(flat, [t.numel() for t in pack]), strict=True):
-            t.copy_(part.view_as(t))
