@@ -43,11 +43,12 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
     # Of a search it may be its coordinator alone.
     mounting = spec.workers.max if spec.search is None or leaves_weights(spec) else 1
     if mounting > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
+        most = "workers.max" if spec.search is None else "parallelism.max"
         no_weights = "" if spec.search is None else ", or promote.weights to false"
         return (
             "ClaimOfOneNode",
-            f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but workers.max'
-            f" is {spec.workers.max}: use a ReadWriteMany claim, or set workers.max to 1{no_weights}",
+            f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but {most}'
+            f" is {spec.workers.max}: use a ReadWriteMany claim, or set {most} to 1{no_weights}",
         )
     return None
 
