@@ -28,7 +28,7 @@ SPACE = Darts(nodes=3, cells=3, width=4)
 IMAGES, CLASSES, RANDOM, BAR = 100, 10, 10, 9
 METHODS: dict[str, Callable[..., Found]] = {
     "DARTS": functools.partial(darts, epochs=40, second_order=False),
-    "ENAS": functools.partial(enas, epochs=300),
+    "ENAS": functools.partial(enas, epochs=150),
 }
 EPOCHS, TRAININGS = 40, 3
 FIRST_SEED = 1000

@@ -14,7 +14,7 @@ from adaptrain.search.oneshot.spos import spos
 from adaptrain.search.oneshot.standalone import finals
 from adaptrain.search.oneshot.supernet import Supernet, supernet
 from adaptrain.search.spaces.cells import Darts
-from adaptrain.search.spaces.nasbench201 import NasBench201
+from adaptrain.search.spaces.nasbench201 import NONE, NasBench201
 
 SMALL: list[Any] = [NasBench201(cells=1, width=4), Darts(nodes=2, cells=3, width=2)]
 
@@ -85,6 +85,8 @@ def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples
     assert one.ranking[0][0] == one.architecture
     assert [score for _, score in one.ranking] == sorted((score for _, score in one.ranking), reverse=True)
     assert all(space.is_valid(architecture) for architecture, _ in one.ranking)
+    if name == "darts" and isinstance(space, NasBench201):
+        assert NONE not in (*one.architecture, *other.architecture)
 
 
 def test_too_few_samples_are_refused(samples: Samples) -> None:

@@ -2,7 +2,8 @@
 
 It collapses: skip connections help the supernet to train, and so they win, though a cell of them is a bad one. Here
 they need not help (DARTS-: Chu et al., 2021, section 3.2): beside the operations of each edge there is an auxiliary
-skip connection, which counts fully at first and nothing at last, and which no cell is left with.
+skip connection, which counts fully at first and nothing at last, and which no cell is left with. Nor is ``none`` ever
+chosen: its logit only scales what is normalized afterwards, and so says nothing (Liu et al., 2019, section 2.4).
 """
 
 import math
@@ -10,10 +11,13 @@ import math
 import torch
 
 from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, loss, ranked, seeded
-from adaptrain.search.oneshot.supernet import Supernet, supernet
+from adaptrain.search.oneshot.supernet import NONE, Supernet, supernet
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201
+
+NEVER = -1e6
+"""The logarithm of a share that counts as nothing; finite, since it is multiplied by 0 where it isn't chosen."""
 
 
 def darts(
@@ -54,6 +58,7 @@ def darts(
                 weights.step(own, alpha.detach().softmax(2))
             weights.end_epoch()
         shares = alpha.detach().log_softmax(2)
+        shares[..., net.operations.index(NONE)] = NEVER
         best = net.derive(shares)
         return ranked((one, _share(net, shares, one)) for one in (best, *space.neighbours(best)))
 
