@@ -1,4 +1,5 @@
-"""What a job's coordinator tells the operator: the body of ``GET /progress`` on its HTTP port."""
+"""What a job's coordinator tells the operator, and is told by it: the bodies of ``GET /progress`` and ``POST /trials``
+on its HTTP port."""
 
 from typing import Annotated, Any, Literal
 
@@ -92,6 +93,41 @@ class TrialResult(Open):
     """None: it left none."""
 
 
+class TrialOrder(Open):
+    """A trial that shall be a job."""
+
+    number: int
+    given: dict[str, Any]
+    """What the coordinator has to know of it, should it be another one by then: it comes back with each report."""
+    model: dict[str, Any] | None = None
+    """As in ``TrialResult``."""
+    parameters: dict[str, Any] = {}
+
+
+class TrialReport(Open):
+    """How a trial goes that is a job."""
+
+    number: int
+    given: dict[str, Any]
+    """As it was ordered."""
+    job: str | None = None
+    """The job's uid; None: it can't be made."""
+    state: Literal["running", "complete", "failed"] = "running"
+    step: int = 0
+    """Passes over the training set so far."""
+    metrics: Readings = {}
+    message: str = ""
+    """Why it failed."""
+    started: float | None = None
+    """Unix time, seconds."""
+
+
+class TrialReports(Open):
+    """What the operator knows of a search's trials, if they are jobs: all of it each time, so that none is missed."""
+
+    trials: list[TrialReport] = []
+
+
 class SearchProgress(Open):
     """How a search goes."""
 
@@ -106,6 +142,10 @@ class SearchProgress(Open):
     storage_error: str | None = None
     """Why the study can't be written right now."""
     end: SearchEnd | None = None
+    orders: list[TrialOrder] = []
+    """Trials under way, if they are jobs."""
+    done: list[str] = []
+    """Uids of reported jobs that are of no more use: what they found is written, or not wanted."""
 
 
 class Progress(Open):

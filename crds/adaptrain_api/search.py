@@ -47,9 +47,13 @@ PLURAL = "architecturesearches"
 
 POOL, WINNER = "-pool", "-winner"
 """What the names of a search's jobs end with: of the one whose workers are the evaluators, and of the promoted one."""
+TRIAL, TRIAL_DIGITS = "-trial-", 6
+"""What stands between a search's name and a trial's number in the name of its job; digits that it may have."""
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
+MEASURED = ("parameters", "flops", "latency")
+"""Metrics that evaluators measure, and jobs don't."""
 TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer", "nasbenchgraph")
 """Built-in spaces whose architectures are models that can be trained."""
 UNTRAINED = ("topology",)
@@ -73,6 +77,8 @@ OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
 HEAVY = ("gp", "predictor")
 """Algorithms that take torch, and seconds to think: they run in a process of their own."""
 MOST_VALUES, LONGEST_VALUE = 200, 253
+LONGEST_OF_JOBS = MAX_NAME - len(TRIAL) - TRIAL_DIGITS
+"""Characters of a search's name whose trials are jobs."""
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
 
@@ -250,11 +256,16 @@ class Budget(Model):
 
 
 class Parallelism(Model):
-    """How many evaluators there are."""
+    """How many trials run at once."""
 
     min: Annotated[Integer, Field(ge=0, le=1000, description="Evaluators that voluntary disruptions leave.")] = 0
     max: Annotated[
-        Integer, Field(ge=0, le=1000, description="Evaluators at once, as long as there is something to try; 0: none.")
+        Integer,
+        Field(
+            ge=0,
+            le=1000,
+            description="Evaluators, or trials' jobs, at once, as long as there is something to try; 0: none.",
+        ),
     ] = 1
 
     rules = (
@@ -281,6 +292,13 @@ class Trial(Model):
     ] = None
     timeout_seconds: Annotated[
         Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds after which a trial has failed; absent: none.")
+    ] = None
+    workers: Annotated[
+        Workers | None, Field(description="With execution Jobs, the workers of each trial's job; absent: one.")
+    ] = None
+    checkpoint: Annotated[
+        Checkpoint | None,
+        Field(description="With execution Jobs, where each trial's job saves; absent: what is suspended begins again."),
     ] = None
 
     rules = (
@@ -397,7 +415,14 @@ class ArchitectureSearchSpec(Model):
     algorithm: SearchAlgorithm = SearchAlgorithm()
     budget: Budget
     parallelism: Parallelism = Parallelism()
-    evaluators: Annotated[PodTemplate, Field(description="The evaluators' pods.")] = PodTemplate()
+    execution: Annotated[
+        Literal["Pool", "Jobs"],
+        Field(
+            description="Pool: warm evaluators run one trial after the other. Jobs: each trial is an"
+            " AdaptiveTrainingJob of its own, which may have several workers."
+        ),
+    ] = "Pool"
+    evaluators: Annotated[PodTemplate | None, Field(description="The evaluators' pods.")] = None
     trial: Trial
     pruning: Pruning | None = None
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the search.")] = 0
@@ -465,11 +490,40 @@ class ArchitectureSearchSpec(Model):
             check=lambda self: self.promote is None or self.trial.callable is None or self.space.name is not None,
             path=".promote",
         ),
+        Rule(
+            cel="self.execution == 'Jobs' || (!has(self.trial.workers) && !has(self.trial.checkpoint))",
+            message="trial.workers and trial.checkpoint are of trials that are jobs: set execution to Jobs,"
+            " or use evaluators and storage",
+            check=lambda self: self.execution == "Jobs" or self.trial.workers is self.trial.checkpoint is None,
+            path=".trial",
+        ),
+        Rule(
+            cel="self.execution == 'Pool' || (!has(self.trial.callable) && !has(self.trial.source))",
+            message="execution Jobs trains each trial as a job, of what is in the image: give trial.data and phases"
+            " without source, or set execution to Pool",
+            check=lambda self: self.execution == "Pool" or self.trial.callable is self.trial.source is None,
+            path=".trial",
+        ),
+        Rule(
+            cel="self.execution == 'Pool' || (!has(self.evaluators) && self.parallelism.min == 0)",
+            message="execution Jobs has no evaluators: put their fields into trial.workers, and leave out"
+            " parallelism.min",
+            check=lambda self: self.execution == "Pool" or (self.evaluators is None and self.parallelism.min == 0),
+            path=".execution",
+        ),
+        Rule(
+            cel="self.execution == 'Pool'"
+            f" || (self.objectives.all(o, !(o.metric in {list(MEASURED)!r}))"
+            f" && (!has(self.constraints) || self.constraints.all(c, !(c.metric in {list(MEASURED)!r}))))",
+            message=f"jobs don't measure {', '.join(MEASURED)}: set execution to Pool, or name other metrics",
+            check=lambda self: self.execution == "Pool" or not set(MEASURED) & set(metrics_named(self)),
+            path=".objectives",
+        ),
         *(
             immutable(field, "search")
             for field in (
-                *("space", "objectives", "constraints", "algorithm", "trial", "pruning", "seed", "storage"),
-                "warmStart",
+                *("space", "objectives", "constraints", "algorithm", "execution", "trial", "pruning", "seed"),
+                *("storage", "warmStart"),
             )
         ),
     )
@@ -498,7 +552,9 @@ class ArchitectureSearchStatus(Open):
     phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
     observed_generation: int | None = None
     conditions: Annotated[list[Condition], ListMap("type")] = []
-    evaluators: Annotated[str | None, Field(description="Evaluators ready/wanted.")] = None
+    evaluators: Annotated[
+        str | None, Field(description="Evaluators ready/wanted; with execution Jobs, trials' jobs that run/at most.")
+    ] = None
     trials: TrialCounts | None = None
     progress: Annotated[str | None, Field(description="Trials ended/wanted.")] = None
     best: Annotated[str | None, Field(description="The best trial's first objective.")] = None
@@ -515,7 +571,7 @@ class ArchitectureSearchStatus(Open):
 
 
 class ArchitectureSearch(Model):
-    """Neural architecture search over many trials in warm evaluators; the winner becomes a training job."""
+    """Neural architecture search over many trials, in warm evaluators or as jobs; the winner becomes a training job."""
 
     api_version: Literal["adaptrain.io/v1alpha1"] = "adaptrain.io/v1alpha1"
     kind: Literal["ArchitectureSearch"] = "ArchitectureSearch"
@@ -523,7 +579,15 @@ class ArchitectureSearch(Model):
     spec: ArchitectureSearchSpec
     status: ArchitectureSearchStatus | None = None
 
-    rules = name_rules(MAX_NAME - len(WINNER))
+    rules = (
+        *name_rules(MAX_NAME - len(WINNER)),
+        Rule(
+            cel=f"self.spec.execution == 'Pool' || size(self.metadata.name) <= {LONGEST_OF_JOBS}",
+            message=f"with execution Jobs, metadata.name must have at most {LONGEST_OF_JOBS} characters, so that the"
+            " names of the trials' jobs fit: shorten it",
+            check=lambda self: self.spec.execution == "Pool" or len(self.metadata.name) <= LONGEST_OF_JOBS,
+        ),
+    )
 
 
 def metrics_named(spec: ArchitectureSearchSpec) -> list[str]:
@@ -533,7 +597,8 @@ def metrics_named(spec: ArchitectureSearchSpec) -> list[str]:
 
 
 def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
-    """The job whose workers are a search's evaluators, and whose coordinator holds its study."""
+    """The job whose workers are a search's evaluators, and whose coordinator holds its study. If its trials are jobs
+    themselves, it has no workers."""
     spec, most = search.spec, max(1, search.spec.parallelism.max)
     volume = spec.storage.volume if spec.storage is not None else None
     return AdaptiveTrainingJob(
@@ -544,7 +609,9 @@ def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
             image=spec.image,
             image_pull_policy=spec.image_pull_policy,
             image_pull_secrets=spec.image_pull_secrets,
-            workers=Workers(min=max(1, spec.parallelism.min), max=most, replicas=most, **_fields(spec.evaluators)),
+            workers=Workers(
+                min=max(1, spec.parallelism.min), max=most, replicas=most, **_fields(spec.evaluators or PodTemplate())
+            ),
             search=dump(search),
             checkpoint=None if volume is None else Checkpoint(volume=volume),
             seed=spec.seed,

@@ -22,6 +22,7 @@ from adaptrain_api.base import (
     Open,
     Quantities,
     Reading,
+    Readings,
     Rule,
     Rules,
     Text,
@@ -38,6 +39,9 @@ PLURAL = "adaptivetrainingjobs"
 
 MAX_NAME = 40
 """Longest job name: every child's name and label (``<job>-coordinator-<number>``) must fit into 63 characters."""
+
+MOST_METRICS = 64
+"""Metrics in a status."""
 
 RESERVED_ENV = ("ADAPTRAIN_", "MASTER_", "PET_")
 """Environment prefixes that belong to adaptrain and to the torchrun launcher."""
@@ -684,6 +688,13 @@ class TrainingJobSpec(Model):
         return None if self.script is None else self.script.source
 
     @property
+    def wanted_workers(self) -> int:
+        """The number of workers to run now: a search whose trials are jobs has none of its own."""
+        if self.search is not None and self.search["spec"].get("execution") == "Jobs":
+            return 0
+        return self.workers.wanted
+
+    @property
     def torchrun(self) -> bool:
         """Whether the job is a script that is written for torchrun."""
         return self.script is not None and self.script.launcher == "torchrun"
@@ -753,6 +764,13 @@ class TrainingJobStatus(Open):
     epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
     loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
     metric: Annotated[str | None, Field(description="Newest validation metric; at the end the test's.")] = None
+    metrics: Annotated[
+        Readings,
+        Field(
+            max_length=MOST_METRICS,
+            description="What training had reached when it was complete; best/NAME is of the best epoch.",
+        ),
+    ] = {}
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
     goodput: Annotated[
         str | None, Field(description="Part of the time since the first step that was spent on steps that count.")

@@ -1,4 +1,6 @@
-"""Pulls progress from coordinators. Nobody reports to the operator: what can't be asked with the token isn't believed.
+"""Pulls progress from coordinators, and tells those of searches how their trials' jobs go.
+
+Nobody reports to the operator: what can't be asked with the token isn't believed.
 
 A coordinator is asked by its pod's address, not through its Service: that neither needs DNS nor can reach an old one.
 """
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import aiohttp
-from adaptrain_api.progress import HTTP_PORT, Progress
+from adaptrain_api.progress import HTTP_PORT, Progress, TrialReports
 from pydantic import ValidationError
 
 from adaptrain_operator import metrics
@@ -45,6 +47,7 @@ class Puller:
         self._changed = changed
         self._distrusted = distrusted
         self._targets: dict[Key, _Target] = {}
+        self._said: dict[Key, TrialReports] = {}
         self._slots = asyncio.Semaphore(limit)
         self._session: aiohttp.ClientSession | None = None
 
@@ -70,6 +73,13 @@ class Puller:
         target = self._targets.pop(key, None)
         if target is not None and target.task is not None:
             target.task.cancel()
+
+    def say(self, key: Key, trials: TrialReports | None) -> None:
+        """Tell this with each pull from now on; None: nothing. The answer is the progress after that."""
+        if trials is None:
+            self._said.pop(key, None)
+        else:
+            self._said[key] = trials
 
     def contact(self, key: Key) -> Contact:
         """What is known now."""
@@ -132,8 +142,12 @@ class Puller:
             )
         host = f"[{target.address}]" if ":" in target.address else target.address
         headers = {"Authorization": f"Bearer {target.token}"}
+        trials = self._said.get(key)
+        way, path, said = ("GET", "progress", None) if trials is None else ("POST", "trials", trials.model_dump_json())
         try:
-            async with self._session.get(f"http://{host}:{HTTP_PORT}/progress", headers=headers) as response:
+            async with self._session.request(
+                way, f"http://{host}:{HTTP_PORT}/{path}", headers=headers, data=said
+            ) as response:
                 if response.status in (401, 403):
                     metrics.PULLS.labels("refused").inc()
                     self._distrusted(key)

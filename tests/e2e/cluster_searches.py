@@ -53,6 +53,16 @@ class ClusterSearch:
         trials = self.status.get("trials") or {}
         return sum(trials.get(state, 0) for state in ("complete", "pruned", "failed"))
 
+    @property
+    def trials(self) -> list[Object]:
+        """The jobs that are its trials."""
+        found = self.site.api.get(
+            f"{JOBS}/namespaces/{self.site.namespace}/adaptivetrainingjobs?labelSelector=adaptrain.io/trial,"
+            f"adaptrain.io/search-name={self.name}"
+        )
+        items: list[Object] = found["items"]
+        return items
+
     def patch(self, **spec: Any) -> None:
         status, body = self.site.api("PATCH", self.path, {"spec": spec}, kind="application/merge-patch+json")
         assert status == 200, body
@@ -95,7 +105,8 @@ def strike(pods: list[Object]) -> bool:
 
 
 def apply_search(site: Site, name: str, function: str = SCORED, **spec: Any) -> ClusterSearch:
-    """Apply a search of a function over four choices in each of six places; ``spec`` replaces parts of it."""
+    """Apply a search of a function over four choices in each of six places; ``spec`` replaces parts of it, and None
+    removes them."""
     folder = site.claim(name) / f"{site.namespace}.{name}-pool"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
@@ -115,7 +126,7 @@ def apply_search(site: Site, name: str, function: str = SCORED, **spec: Any) -> 
         "apiVersion": "adaptrain.io/v1alpha1",
         "kind": "ArchitectureSearch",
         "metadata": {"name": name},
-        "spec": base | spec,
+        "spec": {name: value for name, value in (base | spec).items() if value is not None},
     }
     site.apply(source, manifest)
     return ClusterSearch(site, name, folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, until
+from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, until
 from tests.e2e.cluster_searches import ClusterSearch, apply_search
 from tests.e2e.local_searches import numbers, told
 
@@ -50,6 +50,50 @@ def test_kills_suspension_and_a_larger_budget_lose_no_trial(searching: Callable[
     best = max(trial.value or 0.0 for trial in found)
     assert status["best"] == f"score={best:.4g}"
     assert len(json.dumps(search.site.api.get(search.path))) < 100_000
+
+
+def test_trials_that_are_jobs_count_once(site: Site, searching: Callable[..., ClusterSearch]) -> None:
+    """Two workers each; their search's coordinator is killed, a job is deleted, and all of them are suspended."""
+    phase = {
+        "name": "train",
+        "type": "supervised",
+        "optimizer": {"learningRate": 0.001},
+        "batch": {"size": 64},
+        "stop": {"epochs": 2},
+    }
+    workers = {"min": 2, "max": 2, "resources": {"requests": {"cpu": "50m", "memory": "200Mi"}}}
+    search = searching(
+        "grand",
+        space={"parameters": [{"name": "model.args.width", "values": [8, 16, 32]}]},
+        objectives=[{"metric": "val/accuracy", "goal": "maximize"}],
+        algorithm={"name": "random"},
+        budget={"trials": 3},
+        execution="Jobs",
+        evaluators=None,
+        trial={"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [phase], "workers": workers},
+    )
+
+    def workers_of_trials() -> list[Object]:
+        return site.pods(site.namespace, "adaptrain.io/role=worker,app.kubernetes.io/component=worker")
+
+    def names(pods: list[Object]) -> set[str]:
+        return {name for name in map(name_of, pods) if name.startswith("grand-trial-")}
+
+    until("two trials are jobs", lambda: len(search.trials) == 2, 90, search.tell)
+    first = name_of(search.trials[0])
+    site.api("DELETE", f"{JOBS}/namespaces/{site.namespace}/adaptivetrainingjobs/{first}")
+    until("it is made again", lambda: first in {name_of(job) for job in search.trials}, 30, search.tell)
+    search.kill("coordinator")
+    search.patch(suspend=True)
+    until("their workers are gone", lambda: not names(workers_of_trials()), 90, search.tell)
+    search.patch(suspend=False)
+    status = search.succeeded(300)
+    assert status["trials"] == {"complete": 3, "pruned": 0, "failed": 0, "running": 0}
+    assert not search.pods("worker"), "the search has none of its own"
+    found = told(search.folder)
+    assert sorted(numbers(found)) == [0, 1, 2]
+    assert status["best"] == f"val/accuracy={max(trial.value or 0.0 for trial in found):.4g}"
+    until("its trials' jobs are gone", lambda: not search.trials, told=search.tell)
 
 
 def test_the_winner_is_trained_by_a_job_of_its_own(site: Site, searching: Callable[..., ClusterSearch]) -> None:

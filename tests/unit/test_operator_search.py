@@ -9,7 +9,8 @@ from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatu
 from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
 from adaptrain_operator.core.children import worker_pod
 from adaptrain_operator.core.observed import Job
-from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
+from adaptrain_operator.core.search import SearchPlan, decide_search
+from adaptrain_operator.core.searched import Search, SearchSeen
 
 from tests.unit.test_api_rules import PHASE
 

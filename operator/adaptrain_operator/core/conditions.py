@@ -97,7 +97,7 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
     """The PodsReady condition: how many take part, and what keeps the others."""
     if draft.unheard:
         return
-    wanted = draft.job.spec.workers.wanted
+    wanted = draft.job.spec.wanted_workers
     ready = {pod.uid for pod in draft.ready} if _known(draft) else set()
     head = f"{len(ready)} of {wanted} workers running"
     if blocked is not None and len(ready) < wanted:
@@ -111,7 +111,7 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
     if (stuck := _unprepared(draft, ready)) is not None:
         draft.conditions.set("PodsReady", False, "VolumesNotMounted", f"{head}; {stuck}")
         return
-    if len(ready) >= wanted:
+    if len(ready) >= wanted and (wanted or draft.fresh):
         draft.conditions.set("PodsReady", True, "AllWorkersRunning", head)
         return
     for pod in draft.seen.coordinators:
@@ -189,7 +189,7 @@ def _known(draft: Draft) -> bool:
 
 def tell_rescaling(draft: Draft, stale: int) -> None:
     """The Rescaling condition: whether the number or the make of the workers is on its way to what is wanted."""
-    wanted, now = draft.job.spec.workers.wanted, len(draft.ready)
+    wanted, now = draft.job.spec.wanted_workers, len(draft.ready)
     conditions = draft.conditions
     if draft.unheard or (draft.job.status.phase != "Running" and not conditions.true("Rescaling")):
         return

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from adaptrain_api.progress import Result, headline
-from adaptrain_api.training import AvoidedNode, TrainedModel, checkpoint_folder, checkpoint_uri
+from adaptrain_api.training import MOST_METRICS, AvoidedNode, TrainedModel, checkpoint_folder, checkpoint_uri
 
 from adaptrain_operator.core import children, conditions, failures, naming
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
@@ -79,7 +79,7 @@ def _run(draft: Draft) -> None:
 def _phase(draft: Draft) -> str:
     if draft.unheard:
         return "Running"
-    enough = len(draft.ready) >= draft.job.spec.workers.min
+    enough = len(draft.ready) >= min(draft.job.spec.workers.min, draft.job.spec.wanted_workers)
     if draft.fresh or draft.job.status.phase != "Running":
         return "Running" if enough and draft.fresh else "Pending"
     # While a coordinator is being replaced its workers train on.
@@ -199,6 +199,7 @@ def _succeed(draft: Draft, result: Result) -> None:
     draft.fields |= {
         "phase": "Succeeded",
         "completion_time": moment(draft.now),
+        "metrics": {name: float(f"{value:.6g}") for name, value in sorted(result.metrics.items())[:MOST_METRICS]},
         "step": None if job.spec.torchrun else result.step,
         "epoch": None if job.spec.torchrun else result.epoch,
         "eta": None,

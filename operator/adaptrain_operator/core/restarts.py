@@ -59,5 +59,5 @@ def tell_restarts(draft: Draft, failed: Pod | None, until: float) -> None:
             f" {failures.explain(failed)}",
         )
         return
-    if draft.conditions.true("Restarting") and draft.fresh and len(draft.ready) >= draft.job.spec.workers.wanted:
+    if draft.conditions.true("Restarting") and draft.fresh and len(draft.ready) >= draft.job.spec.wanted_workers:
         draft.conditions.set("Restarting", False, "Recovered", f"{restarts} of {most} restarts used")

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from adaptrain_api import search as api
-from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
+from adaptrain_api.progress import SearchEnd, TrialReports, TrialResult
 from adaptrain_api.search import (
     ArchitectureSearch,
     ArchitectureSearchSpec,
@@ -16,73 +16,34 @@ from adaptrain_api.search import (
     metrics_named,
     set_parameter,
 )
-from adaptrain_api.training import (
-    Condition,
-    ObjectMeta,
-    TrainingJobSpec,
-    TrainingJobStatus,
-    checkpoint_folder,
-    dump,
-)
+from adaptrain_api.training import ObjectMeta, TrainingJobSpec, checkpoint_folder, dump
 from pydantic import ValidationError
 
-from adaptrain_operator.core import naming
 from adaptrain_operator.core.children import contained
 from adaptrain_operator.core.conditions import duration, first_problem
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.observed import Object, moment
-from adaptrain_operator.core.plan import Event
+from adaptrain_operator.core.plan import Deletion, Event
+from adaptrain_operator.core.searched import Search, SearchSeen, condition_of, job_of, own, status_of
+from adaptrain_operator.core.trials import TrialsPlan, decide_trials, remove_trials
 
 CHOICES_LENGTH = 2000
 """Of an architecture in the status: ten of them must leave it small."""
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """An ArchitectureSearch."""
-
-    kind: ClassVar[str] = api.KIND
-
-    name: str
-    namespace: str
-    uid: str
-    generation: int
-    deleting: bool
-    spec: ArchitectureSearchSpec
-    status: ArchitectureSearchStatus
-
-    @property
-    def pool(self) -> str:
-        """The name of the job whose workers are the evaluators."""
-        return self.name + api.POOL
-
-    @property
-    def winner(self) -> str:
-        """The name of the job that the winner is promoted to."""
-        return self.name + api.WINNER
-
-
-@dataclass(frozen=True, slots=True)
-class SearchSeen:
-    """Everything besides the search that a decision rests on."""
-
-    jobs: Mapping[str, Object]
-    """Jobs of its namespace that concern it, by name: its own, and a gate's."""
-    progress: SearchProgress | None = None
-    """The newest word of its coordinator."""
-    eta: float | None = None
-    """Seconds left, as the coordinator estimates them."""
-
-
 @dataclass(slots=True)
 class SearchPlan:
-    """The reconciler carries it out in this order: apply, status, events.
+    """The reconciler carries it out in this order: apply, delete, reports, status, events.
 
     What the status says was made must be there: a status that came first would be believed after a crash between them.
     """
 
     status: ArchitectureSearchStatus
     apply: list[Object] = field(default_factory=list)
+    delete: list[Deletion] = field(default_factory=list)
+    """Jobs of trials."""
+    reports: TrialReports | None = None
+    """What the coordinator is told of its trials' jobs; None: it has none."""
     events: list[Event] = field(default_factory=list)
     remove: bool = False
     requeue_after: float | None = None
@@ -107,7 +68,7 @@ class _Draft:
 
     @property
     def pool(self) -> Object | None:
-        return _own(self.search, self.seen.jobs.get(self.search.pool))
+        return own(self.search, self.seen.jobs.get(self.search.pool))
 
 
 def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
@@ -180,22 +141,34 @@ def _run(draft: _Draft) -> None:
             "Suspended",
             True,
             "SearchSuspended",
-            "evaluators are removed, the study is kept: set suspend to false to go on",
+            f"{'evaluators' if spec.execution == 'Pool' else 'workers'} are removed, the study is kept: set suspend to"
+            " false to go on",
         )
         draft.fields["start_time"] = None
     else:
         draft.conditions.clear("Suspended", "Resumed", "the search runs again")
     _apply_pool(draft, pool_job(search))
-    _tell_pods(draft)
+    trials = _run_trials(draft) if spec.execution == "Jobs" else None
+    _tell_pods(draft, trials)
     draft.fields["budget"] = spec.budget
     draft.plan.wake(5.0)
+
+
+def _run_trials(draft: _Draft) -> TrialsPlan:
+    trials = decide_trials(draft.search, draft.seen)
+    draft.plan.apply += trials.apply
+    draft.plan.delete += trials.delete
+    draft.plan.reports = trials.reports
+    for one in trials.failed:
+        draft.event("Warning", "TrialFailed", f"trial {one.number} failed: {one.message[:800]}")
+    return trials
 
 
 def pool_job(search: Search) -> Object:
     """The job whose workers are the evaluators."""
     meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
     job = api.pool(ArchitectureSearch(metadata=meta, spec=search.spec))
-    return _job(search, search.pool, dump(job)["spec"])
+    return job_of(search, search.pool, dump(job)["spec"])
 
 
 def _apply_pool(draft: _Draft, wanted: Object) -> None:
@@ -203,37 +176,12 @@ def _apply_pool(draft: _Draft, wanted: Object) -> None:
         draft.plan.apply.append(wanted)
 
 
-def _job(search: Search, name: str, spec: Object) -> Object:
-    return {
-        "apiVersion": naming.API_VERSION,
-        "kind": "AdaptiveTrainingJob",
-        "metadata": {
-            "name": name,
-            "namespace": search.namespace,
-            "labels": {**naming.common_labels(search.name, "search"), naming.SEARCH_NAME: search.name},
-            "ownerReferences": [naming.owner(search.name, search.uid, api.KIND)],
-        },
-        "spec": spec,
-    }
+def _tell_pods(draft: _Draft, trials: TrialsPlan | None) -> None:
+    """The evaluators' own conditions are the pool's.
 
-
-def _own(search: Search, job: Object | None) -> Object | None:
-    """A job, if the search made it."""
-    owners = [] if job is None else job["metadata"].get("ownerReferences") or []
-    return job if any(owner["uid"] == search.uid for owner in owners) else None
-
-
-def _status(job: Object) -> TrainingJobStatus:
-    status: TrainingJobStatus = TrainingJobStatus.model_validate(job.get("status") or {})
-    return status
-
-
-def _condition(job: Object, type: str) -> Condition | None:
-    return next((one for one in _status(job).conditions if one.type == type), None)
-
-
-def _tell_pods(draft: _Draft) -> None:
-    """The evaluators' own conditions are the pool's."""
+    Args:
+        trials: of a search whose trials are jobs.
+    """
     search, pool = draft.search, draft.pool
     wanted = 0 if search.spec.suspend else search.spec.parallelism.max
     if pool is None:
@@ -244,17 +192,20 @@ def _tell_pods(draft: _Draft) -> None:
             draft.plan.apply.clear()
         draft.fields |= {"phase": "Pending", "evaluators": f"0/{wanted}"}
         return
-    status = _status(pool)
-    draft.fields["evaluators"] = f"{status.ready_replicas or 0}/{wanted}"
+    status = status_of(pool)
+    running = trials.running if trials is not None else status.ready_replicas or 0
+    draft.fields["evaluators"] = f"{running}/{wanted}"
     if search.spec.suspend or wanted == 0:
-        left = bool(status.ready_replicas)
-        draft.fields["phase"] = "Suspended" if search.spec.suspend and not left else "Pending"
+        draft.fields["phase"] = "Suspended" if search.spec.suspend and not running else "Pending"
         words = "the search is suspended" if search.spec.suspend else "parallelism.max is 0: raise it to go on"
         draft.conditions.set("PodsReady", False, "NoEvaluators", words)
         return
     draft.fields["phase"] = "Running" if status.phase == "Running" else "Pending"
-    ready = _condition(pool, "PodsReady")
-    if ready is not None:
+    ready = condition_of(pool, "PodsReady")
+    if trials is not None and ready is not None and ready.status == "True":
+        told = trials.problem or ("TrialsRunning", f"{running} of at most {wanted} trials train")
+        draft.conditions.set("PodsReady", trials.problem is None, *told)
+    elif ready is not None:
         message = ready.message.replace("workers", "evaluators").replace("worker ", "evaluator ")
         draft.conditions.set("PodsReady", ready.status == "True", ready.reason, message)
     progress = draft.seen.progress
@@ -293,7 +244,7 @@ def _summary(spec: ArchitectureSearchSpec, one: TrialResult) -> TrialSummary:
 def _end(draft: _Draft) -> bool:
     """Whether the search has ended, well or badly."""
     pool, progress = draft.pool, draft.seen.progress
-    failed = None if pool is None else _condition(pool, "Failed")
+    failed = None if pool is None else condition_of(pool, "Failed")
     if failed is not None and failed.status == "True":
         _fail(draft, failed.reason, failed.message)
         return True
@@ -340,7 +291,7 @@ def _taken(draft: _Draft, wanted: Object) -> tuple[str, str] | None:
     name, there = draft.search.winner, draft.seen.jobs.get(draft.search.winner)
     if there is None:
         return None
-    if _own(draft.search, there) is None:
+    if own(draft.search, there) is None:
         return "NameTaken", f"there is a job {name} that this search did not make: rename one of them"
     if contained(wanted, there):
         return None
@@ -363,7 +314,7 @@ def _refusal(gate: Gate | None, winner: TrialResult, jobs: Mapping[str, Object])
     if gate.better_than is None:
         return None
     rival = jobs.get(gate.better_than)
-    model = None if rival is None else _status(rival).model
+    model = None if rival is None else status_of(rival).model
     if model is None or model.value is None or model.metric != gate.metric:
         return f"the gate compares with {gate.metric} of the job {gate.better_than}, which has left none"
     better = value < model.value if gate.at_most is not None or "loss" in gate.metric else value > model.value
@@ -390,7 +341,7 @@ def promoted_job(search: Search, winner: TrialResult) -> Object:
         TrainingJobSpec.model_validate(spec)
     except ValidationError as error:
         raise ValueError(f"promote.job: with the winner in it, {first_problem(error)}: correct it") from error
-    return _job(search, search.winner, spec)
+    return job_of(search, search.winner, spec)
 
 
 def _weights(search: Search, winner: TrialResult) -> Object | None:
@@ -424,6 +375,7 @@ def _after_end(draft: _Draft) -> None:
         wanted = pool_job(search)
         wanted["spec"]["suspend"] = True
         _apply_pool(draft, wanted)
+    draft.plan.delete += remove_trials(search, draft.seen)
     draft.fields["evaluators"] = "0/0"
     trials = draft.fields.get("trials") or search.status.trials
     if trials is not None:

@@ -19,7 +19,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     _drop_lost(draft)
     _drop_needlessly_kept_away(draft)
     stale, impatient = _stale(draft)
-    wanted = draft.job.spec.workers.wanted
+    wanted = draft.job.spec.wanted_workers
     active = draft.active
     surplus = len(active) - wanted - bool(stale)
     if surplus > 0:

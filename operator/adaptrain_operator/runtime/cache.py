@@ -102,6 +102,16 @@ class Cache:
     def jobs(self) -> list[Key]:
         return list(self._objects[JOB.name])
 
+    def trials(self, search: Key) -> dict[str, Object]:
+        """The jobs that are a search's trials, by name."""
+        return {
+            key[1]: entry.value
+            for key, entry in self._objects[JOB.name].items()
+            if key[0] == search[0]
+            and (labels := entry.value["metadata"].get("labels") or {}).get(naming.SEARCH_NAME) == search[1]
+            and naming.TRIAL in labels
+        }
+
     def phases(self) -> dict[str, int]:
         """How many jobs are in each phase."""
         counts = dict.fromkeys(("Pending", "Running", "Suspended", "Succeeded", "Failed"), 0)
@@ -172,6 +182,8 @@ def _trim(kind: Kind, obj: Object) -> Any:
         return Node.read(obj)
     meta = {name: value for name, value in obj["metadata"].items() if name in _KEPT}
     meta |= {name: obj["metadata"][name] for name in ("labels", "ownerReferences") if name in obj["metadata"]}
+    given = (obj["metadata"].get("annotations") or {}).get(naming.GIVEN)
+    meta |= {} if given is None else {"annotations": {naming.GIVEN: given}}
     if kind in (JOB, SEARCH):
         return {"metadata": meta, "spec": obj.get("spec") or {}, "status": obj.get("status") or {}}
     # Items of a list come without their kind.

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from adaptrain_api.progress import TrialReports
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
 from pydantic import ValidationError
@@ -47,6 +48,7 @@ class Contacts(Protocol):
     def ask(self, key: Key, number: int, address: str, node: str | None, token: str) -> None: ...
     def stop(self, key: Key) -> None: ...
     def contact(self, key: Key) -> Contact: ...
+    def say(self, key: Key, trials: TrialReports | None) -> None: ...
 
 
 @dataclass(slots=True)

@@ -1,16 +1,19 @@
 """Reads what is known of a search, has the core decide, and carries the plan out."""
 
+import contextlib
 import logging
 import time
 from typing import Any
 
-from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.search import POOL, ArchitectureSearchSpec, ArchitectureSearchStatus
 from adaptrain_api.training import dump
 from pydantic import ValidationError
 
+from adaptrain_operator.core import naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.draft import Conditions
-from adaptrain_operator.core.search import Search, SearchPlan, SearchSeen, decide_search
+from adaptrain_operator.core.search import SearchPlan, decide_search
+from adaptrain_operator.core.searched import Search, SearchSeen
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import Conflict, NotFound, Refused
 from adaptrain_operator.kube.kinds import JOB, SEARCH
@@ -49,12 +52,16 @@ class SearchReconciler:
         self._events = events
         self._written: dict[Key, float] = {}
         """When a status was written last, seconds."""
+        self._refused: dict[Key, dict[str, str]] = {}
+        """Why trials' jobs were refused, by the search and the job's name. To forget it costs one more request each."""
 
     async def reconcile(self, key: Key) -> None:
         """Bring one search closer to what is wanted. Raises what a retry may cure."""
         raw = self._cache.search(key)
         if raw is None:
             self._written.pop(key, None)
+            self._refused.pop(key, None)
+            self._contacts.say((key[0], key[1] + POOL), None)
             return
         search = _read(raw)
         if isinstance(search, str):
@@ -62,13 +69,15 @@ class SearchReconciler:
             return
         plan = decide_search(search, self._observe(search), time.time())
         try:
-            await self._apply(plan)
+            await self._apply(key, plan)
         except Refused as problem:
             logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
             message = f"the API server refuses its jobs: {problem.message[:500]}: correct the search"
             await self._tell(key, self._cache.search(key) or raw, "JobRefused", message)
             self._queue.add(key, REFUSED_AGAIN)
             return
+        await self._delete(key, plan)
+        self._contacts.say((search.namespace, search.pool), plan.reports)
         await self._write_status(key, raw, plan.status)
         for event in plan.events:
             self._events.tell(search, event)
@@ -78,22 +87,47 @@ class SearchReconciler:
             self._queue.add(key, plan.requeue_after)
 
     def _observe(self, search: Search) -> SearchSeen:
+        progress = self._contacts.contact((search.namespace, search.pool)).progress
         promote = search.spec.promote
         rival = promote.gate.better_than if promote is not None and promote.gate is not None else None
         names = [name for name in (search.pool, search.winner, rival) if name is not None]
-        found = {name: self._cache.job((search.namespace, name)) for name in names}
-        contact = self._contacts.contact((search.namespace, search.pool))
-        progress = contact.progress
+        orders = progress.search.orders if progress is not None and progress.search is not None else []
+        ordered = {search.trial(order.number) for order in orders}
+        names += ordered
+        refused = self._refused.get((search.namespace, search.name), {})
+        for name in refused.keys() - ordered:
+            del refused[name]
+        trials = self._cache.trials((search.namespace, search.name))
+        found = {name: self._cache.job((search.namespace, name)) for name in names} | trials
+        heard = {name: self._contacts.contact((search.namespace, name)).progress for name in trials}
         return SearchSeen(
             jobs={name: job for name, job in found.items() if job is not None},
             progress=None if progress is None else progress.search,
             eta=None if progress is None else progress.eta_seconds,
+            trials={name: told for name, told in heard.items() if told is not None},
+            refused=refused,
         )
 
-    async def _apply(self, plan: SearchPlan) -> None:
+    async def _apply(self, key: Key, plan: SearchPlan) -> None:
         for job in plan.apply:
+            try:
+                made = await self._client.apply(JOB, job)
+            except Refused as problem:
+                if problem.quota or naming.TRIAL not in job["metadata"]["labels"]:
+                    raise
+                message = f"the API server refuses its job: {problem.message[:500]}: correct trial or space"
+                self._refused.setdefault(key, {})[job["metadata"]["name"]] = message
+                self._queue.add(key)
+                continue
             # The watch will bring nothing new of it.
-            for changed in self._cache.put(JOB, await self._client.apply(JOB, job)):
+            for changed in self._cache.put(JOB, made):
+                self._jobs.add(changed)
+
+    async def _delete(self, key: Key, plan: SearchPlan) -> None:
+        for one in plan.delete:
+            with contextlib.suppress(NotFound, Conflict):
+                await self._client.delete(JOB, key[0], one.name, one.uid, background=True)
+            for changed in self._cache.gone(JOB, (key[0], one.name), one.uid):
                 self._jobs.add(changed)
 
     async def _remove(self, key: Key, search: Search) -> None:

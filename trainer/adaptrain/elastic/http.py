@@ -10,6 +10,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+LARGEST = 16 * 1024 * 1024
+"""Bytes of what is told."""
+
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
@@ -29,8 +32,10 @@ def serve(
     registry: CollectorRegistry,
     progress: Callable[[], dict[str, Any]] | None = None,
     token: str = "",
+    told: Callable[[bytes], None] | None = None,
 ) -> int:
-    """Serve ``/metrics`` and ``/healthz`` to anyone and ``/progress`` to who knows the token.
+    """Serve ``/metrics`` and ``/healthz`` to anyone, and ``/progress`` to who knows the token; so who posts to
+    ``/trials``, which ``told`` takes or raises ValueError, and is answered with the progress.
 
     Returns the port (``port`` 0: any free one).
     """
@@ -43,11 +48,22 @@ def serve(
         if path == "/healthz":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return [b"ok\n"]
-        if path == "/progress" and progress is not None:
+        posted = path == "/trials" and told is not None and environ.get("REQUEST_METHOD") == "POST"
+        if (path == "/progress" or posted) and progress is not None:
             said = environ.get("HTTP_AUTHORIZATION", "")
             if not hmac.compare_digest(said.encode(), f"Bearer {token}".encode()):
                 start_response("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer")])
                 return [b"the job's token is needed: see the Secret named after the job\n"]
+            if posted and told is not None:
+                length = int(environ.get("CONTENT_LENGTH") or 0)
+                if length > LARGEST:
+                    start_response("413 Content Too Large", [("Content-Type", "text/plain")])
+                    return [f"at most {LARGEST} bytes are taken\n".encode()]
+                try:
+                    told(environ["wsgi.input"].read(length))
+                except ValueError as error:
+                    start_response("400 Bad Request", [("Content-Type", "text/plain")])
+                    return [f"{error}\n".encode()]
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(progress()).encode()]
         start_response("404 Not Found", [("Content-Type", "text/plain")])

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from adaptrain_api.progress import Progress
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Announce = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 async def listen(
@@ -24,6 +25,7 @@ async def listen(
     token: str,
     ports: tuple[str, int, int],
     announce: Announce | None,
+    told: Callable[[bytes], None] | None = None,
 ) -> asyncio.Server:
     """Open both ports.
 
@@ -32,18 +34,26 @@ async def listen(
         snapshot: what is told of the progress; called on this event loop.
         ports: the host, and the ports for control and HTTP; 0: any free one.
         announce: is called with the two ports once they are open.
+        told: takes what is posted to ``/trials``, on this event loop, or raises ValueError.
     """
     loop = asyncio.get_running_loop()
     host, control_port, http_port = ports
 
-    def progress() -> dict[str, Any]:
-        async def taken() -> dict[str, Any]:
-            return snapshot().model_dump(mode="json", by_alias=True)
+    def here(work: Callable[[], T]) -> T:
+        async def done() -> T:
+            return work()
 
-        return asyncio.run_coroutine_threadsafe(taken(), loop).result(timeout=5)
+        return asyncio.run_coroutine_threadsafe(done(), loop).result(timeout=5)
+
+    def progress() -> dict[str, Any]:
+        return here(lambda: snapshot().model_dump(mode="json", by_alias=True))
+
+    def hear(body: bytes) -> None:
+        if told is not None:
+            here(lambda: told(body))
 
     server = await asyncio.start_server(serve, host, control_port, limit=wire.MAX_FRAME)
-    web = http.serve(host, http_port, registry, progress, token)
+    web = http.serve(host, http_port, registry, progress, token, None if told is None else hear)
     if announce is not None:
         announce(server.sockets[0].getsockname()[1], web)
     return server

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialResult, TrialWeights
+from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialReports, TrialResult, TrialWeights
 from adaptrain_api.search import HEAVY, ArchitectureSearch
 
 from adaptrain.elastic import wire
@@ -28,6 +28,7 @@ from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import STATES, Ended, Study, as_architecture, finite, one_line, open_store
+from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ class SearchCoordinator:
         self._storage_error: str | None = None
         self._first_hello: float | None = None
         self._takes_over = number > 1
+        most = spec.parallelism.max
+        self._jobs = TrialJobs(self._dispatch, self._space, most) if spec.execution == "Jobs" else None
 
     async def run(self, host: str, control_port: int, http_port: int, announce: Announce | None = None) -> None:
         """Serve for ever. ``announce`` is called with the two ports once they are open.
@@ -97,10 +100,13 @@ class SearchCoordinator:
             Superseded: a newer coordinator has the study.
         """
         ports = host, control_port, http_port
-        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce)
+        told = None if self._jobs is None else self._told_of_jobs
+        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce, told)
         async with server, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write())
             tasks.create_task(self._watch())
+            if self._jobs is not None:
+                tasks.create_task(self._order(self._jobs))
 
     def progress(self) -> Progress:
         """A snapshot for the operator."""
@@ -110,7 +116,7 @@ class SearchCoordinator:
         top = [self._result(one) for one in d.top]
         return Progress(
             number=self.number,
-            state="done" if verdict is not None else "running" if self._evaluators else "waiting",
+            state="done" if verdict is not None else "running" if self._evaluators or d.running else "waiting",
             members=[Member(id=e.id, name=e.name, step=e.ended, joined=e.joined) for e in self._evaluators.values()],
             silent=list(self._silent.values()),
             step=len(d.ended),
@@ -126,6 +132,8 @@ class SearchCoordinator:
                 per_minute=round(d.per_minute(now), 2),
                 storage_error=self._storage_error,
                 end=verdict,
+                orders=[] if self._jobs is None else self._jobs.orders(),
+                done=[] if self._jobs is None else self._jobs.done(set(self._unwritten)),
             ),
         )
 
@@ -260,6 +268,27 @@ class SearchCoordinator:
         if isinstance(self._searcher, Apart):
             return await asyncio.to_thread(self._searcher.ask, number, self._dispatch.tried)
         return self._searcher.ask(number, self._dispatch.tried)
+
+    def _told_of_jobs(self, body: bytes) -> None:
+        assert self._jobs is not None
+        for one in self._jobs.hear(TrialReports.model_validate_json(body), time.time()):
+            self._keep(one)
+
+    async def _order(self, jobs: TrialJobs) -> None:
+        """Have an algorithm choose trials for as many jobs as there may be."""
+        while True:
+            number = jobs.next(time.time())
+            if number is None:
+                await asyncio.sleep(TICK_SECONDS)
+                continue
+            try:
+                with self._metrics.ask_seconds.time():
+                    proposal = await self._ask(number)
+                self._dispatch.give(OPERATOR, number, proposal, time.time())
+            except Exception:
+                log.exception("no trial was chosen")
+                await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(0)
 
     def _gone(self, id: str, orderly: bool) -> None:
         for one in self._dispatch.lost(id, time.time(), orderly):

@@ -22,7 +22,7 @@ GRACE_SECONDS = 5.0
 def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     """Search to the budget's end. Returns the exit code."""
     console = Console()
-    search = read_search(path)
+    search = _local(read_search(path), console)
     wanted = evaluators if evaluators is not None else max(1, search.spec.parallelism.max)
     if wanted < 1:
         raise InvalidJob(f"--evaluators {wanted}: at least one is needed")
@@ -50,6 +50,16 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
         console.print(f"the weights of trial {top[0].trial}: {kept}", highlight=False, soft_wrap=True)
     console.print(f"[green]Succeeded[/green]: {end.message}; the study is in {output}", highlight=False)
     return 0
+
+
+def _local(search: ArchitectureSearch, console: Console) -> ArchitectureSearch:
+    """What of it this machine can do: trials that are jobs on a cluster run in evaluators, one process each."""
+    spec = search.spec
+    if spec.execution == "Pool":
+        return search
+    console.print("execution Jobs needs a cluster: here each trial runs in one process of an evaluator")
+    trial = spec.trial.model_copy(update={"workers": None, "checkpoint": None})
+    return search.model_copy(update={"spec": spec.model_copy(update={"execution": "Pool", "trial": trial})})
 
 
 def _watch(local: LocalJob, keeper: Keeper, console: Console, search: ArchitectureSearch) -> Progress:

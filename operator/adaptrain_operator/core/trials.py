@@ -1,0 +1,180 @@
+"""Trials that are jobs: which are made, suspended and removed, and what their search's coordinator is told of them.
+
+The coordinator orders trials and says which jobs are of no more use; it is told of all jobs each time. So whoever is
+killed when, a trial's job is found by its name, and none is removed before what it found is written.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptrain_api.progress import Progress, TrialOrder, TrialReport, TrialReports
+from adaptrain_api.search import TRIAL_DIGITS, set_parameter
+from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from pydantic import ValidationError
+
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.conditions import first_problem
+from adaptrain_operator.core.observed import Object
+from adaptrain_operator.core.plan import Deletion
+from adaptrain_operator.core.searched import Search, SearchSeen, condition_of, job_of, own, status_of
+
+BEST = "best/"
+"""How a job's result marks the metrics of its best epoch."""
+
+
+@dataclass(slots=True)
+class TrialsPlan:
+    """What to do for all trials of a search."""
+
+    apply: list[Object] = field(default_factory=list)
+    delete: list[Deletion] = field(default_factory=list)
+    reports: TrialReports = field(default_factory=TrialReports)
+    failed: list[TrialReport] = field(default_factory=list)
+    """Those that have failed, and whose jobs are removed now."""
+    running: int = 0
+    """Jobs whose workers train."""
+    problem: tuple[str, str] | None = None
+    """What keeps a job's workers from it: the reason, in a word and in a sentence."""
+
+
+def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
+    """What to do, given everything that was seen. Idempotent."""
+    plan, progress = TrialsPlan(), seen.progress
+    room = 0 if search.spec.suspend else search.spec.parallelism.max
+    done = set() if progress is None else set(progress.done)
+    jobs = dict(_jobs(search, seen))
+    for number, job in jobs.items():
+        report = _report(number, job, seen.trials.get(job["metadata"]["name"]))
+        if report.job in done:
+            plan.delete += _deletion(job)
+            plan.failed += [report] if report.state == "failed" else []
+            continue
+        plan.reports.trials.append(report)
+        if report.state != "running":
+            continue
+        suspend = room <= 0
+        room -= 1
+        if bool(job["spec"].get("suspend")) != suspend:
+            plan.apply.append(_marked(search, number, report.given, {**job["spec"], "suspend": suspend}))
+        _look(plan, number, job, suspend)
+    for order in [] if progress is None else progress.orders:
+        if order.number in jobs or room <= 0:
+            continue
+        made = _make(search, seen, order)
+        if isinstance(made, str):
+            report = TrialReport(number=order.number, given=order.given, state="failed", message=made)
+            plan.reports.trials.append(report)
+        else:
+            room -= 1
+            plan.apply.append(made)
+    return plan
+
+
+def remove_trials(search: Search, seen: SearchSeen) -> list[Deletion]:
+    """The search needs none any more."""
+    return [deletion for _, job in _jobs(search, seen) for deletion in _deletion(job)]
+
+
+def _jobs(search: Search, seen: SearchSeen) -> Iterator[tuple[int, Object]]:
+    """Its trials' jobs, by number: the oldest first, which have come the furthest."""
+    found = [job for job in seen.jobs.values() if own(search, job) and naming.TRIAL in _labels(job)]
+    yield from sorted(((int(_labels(job)[naming.TRIAL]), job) for job in found), key=lambda one: one[0])
+
+
+def _labels(job: Object) -> dict[str, str]:
+    labels: dict[str, str] = job["metadata"].get("labels") or {}
+    return labels
+
+
+def _deletion(job: Object) -> list[Deletion]:
+    meta = job["metadata"]
+    return [] if "deletionTimestamp" in meta else [Deletion(meta["name"], meta["uid"])]
+
+
+def _look(plan: TrialsPlan, number: int, job: Object, suspend: bool) -> None:
+    if status_of(job).phase == "Running":
+        plan.running += 1
+    ready = condition_of(job, "PodsReady")
+    if plan.problem is None and not suspend and ready is not None and ready.status == "False":
+        plan.problem = ready.reason, f"trial {number}: {ready.message}"
+
+
+def _report(number: int, job: Object, progress: Progress | None) -> TrialReport:
+    status, failed, complete = status_of(job), condition_of(job, "Failed"), condition_of(job, "Complete")
+    report = TrialReport(
+        number=number,
+        given=_given(job),
+        job=job["metadata"]["uid"],
+        started=None if status.start_time is None else status.start_time.timestamp(),
+    )
+    if complete is not None and complete.status == "True":
+        return report.model_copy(update={"state": "complete", "metrics": _found(status)})
+    if failed is not None and failed.status == "True":
+        return report.model_copy(update={"state": "failed", "message": failed.message})
+    if progress is not None and progress.metrics:
+        return report.model_copy(update={"step": progress.data_epoch, "metrics": progress.metrics})
+    return report
+
+
+def _given(job: Object) -> dict[str, Any]:
+    """What the coordinator gave for it; nothing, if somebody changed that."""
+    try:
+        found = json.loads((job["metadata"].get("annotations") or {}).get(naming.GIVEN, ""))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _found(status: TrainingJobStatus) -> dict[str, float]:
+    """A job's metrics as an evaluator would tell them: those of the best epoch go before the last one's."""
+    best = {name.removeprefix(BEST): value for name, value in status.metrics.items() if name.startswith(BEST)}
+    last = {name: value for name, value in status.metrics.items() if not name.startswith(BEST)}
+    loss = {} if status.loss is None else {"train/loss": status.loss}
+    return loss | last | best
+
+
+def _make(search: Search, seen: SearchSeen, order: TrialOrder) -> Object | str:
+    """A trial's job, or why there can be none."""
+    name = search.trial(order.number)
+    if name in seen.refused:
+        return seen.refused[name]
+    if name in seen.jobs:
+        return f"there is a job {name} that this search did not make: rename one of them"
+    if len(str(order.number)) > TRIAL_DIGITS:
+        return f"a search whose trials are jobs can have {10**TRIAL_DIGITS} of them: start another one"
+    try:
+        return trial_job(search, order)
+    except ValueError as error:
+        return str(error)
+
+
+def trial_job(search: Search, order: TrialOrder) -> Object:
+    """The job that is a trial.
+
+    Raises:
+        ValueError: with the trial's model and parameters it is no valid job.
+    """
+    of_search, trial = dump(search.spec), dump(search.spec.trial)
+    spec: Object = {name: trial[name] for name in ("model", "data", "phases", "workers", "checkpoint") if name in trial}
+    shared = ("image", "imagePullPolicy", "imagePullSecrets", "seed", "maxRestarts")
+    spec |= {name: of_search[name] for name in shared if name in of_search}
+    if search.spec.trial.timeout_seconds is not None:
+        spec["activeDeadlineSeconds"] = search.spec.trial.timeout_seconds
+    if order.model is not None:
+        spec["model"] = order.model
+    for name, value in order.parameters.items():
+        set_parameter(spec, name, value)
+    try:
+        TrainingJobSpec.model_validate(spec)
+    except ValidationError as error:
+        raise ValueError(f"its job would be invalid: {first_problem(error)}: correct trial or space") from error
+    return _marked(search, order.number, order.given, spec)
+
+
+def _marked(search: Search, number: int, given: dict[str, Any], spec: Object) -> Object:
+    job = job_of(search, search.trial(number), spec)
+    job["metadata"]["labels"][naming.TRIAL] = str(number)
+    job["metadata"]["annotations"] = {naming.GIVEN: json.dumps(given, separators=(",", ":"))}
+    return job
