@@ -277,18 +277,15 @@ class SearchCoordinator:
     async def _order(self, jobs: TrialJobs) -> None:
         """Have an algorithm choose trials for as many jobs as there may be."""
         while True:
-            number = jobs.next(time.time())
-            if number is None:
-                await asyncio.sleep(TICK_SECONDS)
-                continue
-            try:
-                with self._metrics.ask_seconds.time():
-                    proposal = await self._ask(number)
-                self._dispatch.give(OPERATOR, number, proposal, time.time())
-            except Exception:
-                log.exception("no trial was chosen")
-                await asyncio.sleep(RETRY_SECONDS)
-            await asyncio.sleep(0)
+            given = None
+            if (number := jobs.next(time.time())) is not None:
+                try:
+                    with self._metrics.ask_seconds.time():
+                        proposal = await self._ask(number)
+                    given = self._dispatch.give(OPERATOR, number, proposal, time.time())
+                except Exception:
+                    log.exception("no trial was chosen")
+            await asyncio.sleep(TICK_SECONDS if given is None else 0)
 
     def _gone(self, id: str, orderly: bool) -> None:
         for one in self._dispatch.lost(id, time.time(), orderly):
