@@ -626,7 +626,8 @@ def leaves_weights(job: TrainingJobSpec) -> bool:
     if job.search is None or job.checkpoint is None:
         return False
     spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
-    return spec.trial.callable is None and spec.promote is not None and spec.promote.weights
+    trains = spec.execution == "Pool" and spec.trial.callable is None
+    return trains and spec.promote is not None and spec.promote.weights
 
 
 def _fields(model: Model) -> dict[str, Any]:
