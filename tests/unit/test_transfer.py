@@ -36,8 +36,9 @@ def together() -> Iterator[Any]:
             with socket.create_server((HOST, 0)) as free:
                 port = free.getsockname()[1]
             store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+            told = control()
             done = [
-                pool.submit(lambda rank=rank, act=act: act(meet(control(), rank, store.port, len(acts))))
+                pool.submit(lambda rank=rank, act=act: act(meet(told, rank, store.port, len(acts))))
                 for rank, act in enumerate(acts)
             ]
             return [one.result(60) for one in done]
@@ -94,6 +95,7 @@ def test_one_of_several_sources_is_lost_in_the_middle(together: Any) -> None:
         def until_it_ends(*arguments: Any) -> None:
             if next(sent, None) is None:
                 group._sockets.sever()
+                group._control.must_leave = True  # as the coordinator tells all of them
             broadcast(*arguments)
 
         group.broadcast = until_it_ends  # type: ignore[method-assign]
