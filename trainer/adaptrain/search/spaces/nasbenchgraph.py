@@ -102,8 +102,8 @@ def _features(architecture: Architecture) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def _tree(architecture: Architecture) -> tuple[object, ...]:
-    """The tree of layers without skips: of each, how often it is the output, and what it feeds, in order. The input is
-    none of the output, whose width it doesn't have: skips that lead from the one to the other are as good as absent."""
+    """The tree of layers without skips: of each, how often it is the output, and what it feeds, in order. As in the
+    benchmark, skips that lead from the input to the output count for nothing beside other layers."""
     structure, layers = STRUCTURES[architecture[0]], architecture[1:]
     stands_for, outputs = [0], {0: 0}
     fed: dict[int, list[tuple[int, int]]] = {0: []}
