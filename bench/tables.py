@@ -63,13 +63,17 @@ class OptunaSampler(Algorithm):
         self._trial: Any = None
 
     def ask(self, number: int, pending: Sequence[Architecture] = ()) -> Proposal:
-        self._trial = self._study.ask()
-        return Proposal(
-            tuple(
+        import optuna
+
+        while True:
+            self._trial = self._study.ask()
+            found = tuple(
                 self._trial.suggest_categorical(dimension.name, list(range(len(dimension.choices))))
                 for dimension in self.space.dimensions
             )
-        )
+            if self.space.is_valid(found):
+                return Proposal(found)
+            self._study.tell(self._trial, state=optuna.trial.TrialState.FAIL)
 
     def tell(self, architecture: Architecture, value: float) -> None:
         super().tell(architecture, value)

@@ -1,6 +1,6 @@
 """Search spaces: what is near what, and which architectures are the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import product
 
 import numpy as np
@@ -11,6 +11,7 @@ from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
 from adaptrain.search.spaces.parameters import Parameters
+from adaptrain.search.spaces.product import Product
 from adaptrain.search.spaces.registry import make_space
 from adaptrain_api.search import Parameter, SearchSpace
 
@@ -149,6 +150,29 @@ def test_graph_networks_that_compute_the_same_have_one_key() -> None:
     assert space.key((chain, gat, gcn, skip, skip)) == space.key((chain, skip, gat, skip, gcn))
     assert space.key((chain, gat, gcn, skip, skip)) != space.key((chain, gcn, gat, skip, skip))
     assert not space.is_valid((chain, skip, skip, skip, skip))
+    assert space.key((star, gat, gcn, gat, skip)) == space.key((STRUCTURES.index((0, 1, 1, 1)), skip, gat, gcn, gat))
+
+
+def test_the_table_of_graph_networks_has_as_many_as_there_are_keys() -> None:
+    """26,206, as the paper says (Qin et al., 2022)."""
+    space = NasBenchGraph()
+    every = product(*map(range, space.sizes))
+    assert len({space.key(one) for one in every if space.is_valid(one)}) == 26206
+
+
+@pytest.mark.parametrize("space", [*SPACES, Product(NasBenchGraph(), Darts())])
+def test_groups_hold_all_features(space: Space) -> None:
+    rng = np.random.default_rng(0)
+    codes = np.array([space.random(rng) for _ in range(5)])
+    assert space.features(codes).shape == (5, sum(space.feature_groups))
+
+
+def test_graph_networks_that_compute_the_same_have_the_same_features() -> None:
+    space, rng = NasBenchGraph(), np.random.default_rng(0)
+    found: dict[Hashable, list[float]] = {}
+    for one in (space.random(rng) for _ in range(5000)):
+        features = space.features(np.array([one]))[0].tolist()
+        assert found.setdefault(space.key(one), features) == features
 
 
 def test_graphs_tell_what_feeds_what() -> None:

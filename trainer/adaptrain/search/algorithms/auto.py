@@ -25,11 +25,13 @@ AGAIN = 0.25
 """Under noise, so often an architecture is looked at that was looked at before."""
 MUTANTS = 100
 RANDOM = 100
+CLIMBS = 3
+"""So often the neighbours of the most promising candidates become candidates."""
 STEPS = 5
 FIRST_STEPS = 30
 GROWTH = 1.01
 """The history grows by so much from fit to fit."""
-MOST = 400
+MOST = 200
 """The model learns from so many."""
 
 
@@ -61,14 +63,27 @@ class Auto(Algorithm):
         if thought is not None and rng.random() < AGAIN:
             hopeful: Architecture = tuple(codes[int(np.argmax(thought[0] + thought[1]))].tolist())
             return Proposal(hopeful, {"again": True, "mean": float(worth.max())})
-        asked: Codes = np.array(pool)
-        mean, deviation = self._model.predict(asked, self.space.features(asked))
+        gain, mean = self._gain(pool, float(worth.max()))
+        found = set(pool)
+        for _ in range(CLIMBS):
+            top = [pool[i] for i in np.argsort(-gain, kind="stable")[:PARENTS]]
+            near = {other: None for one in top for other in self.space.neighbours(one) if other not in found}
+            if not (more := unlike(self.space, list(near), self.seen)):
+                break
+            found |= near.keys()
+            more_gain, more_mean = self._gain(more, float(worth.max()))
+            pool, gain, mean = pool + more, np.append(gain, more_gain), np.append(mean, more_mean)
+        best = int(np.argmax(gain))
+        return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
+
+    def _gain(self, pool: list[Architecture], best: float) -> tuple[Floats, Floats]:
+        """Logarithms of the expected improvements, and the means that are expected."""
+        codes: Codes = np.array(pool)
+        mean, deviation = self._model.predict(codes, self.space.features(codes))
         if not self.noisy:
             # What the model takes for noise is then part of what will be seen.
             deviation = np.hypot(deviation, self._model.noise)
-        gain = log_expected_improvement(mean, deviation, float(worth.max()))
-        best = int(np.argmax(gain))
-        return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
+        return log_expected_improvement(mean, deviation, best), mean
 
     def pick(self) -> Architecture:
         """Which of those that were tried is thought to be the best."""
@@ -118,10 +133,17 @@ def candidates(
     for _ in range(MUTANTS):
         mutant = list(parents[int(rng.integers(len(parents)))])
         for place in rng.integers(len(mutant), size=2):
-            mutant[place] = int(rng.integers(space.sizes[place]))
+            if space.sizes[place] > 1:
+                # Any other choice.
+                mutant[place] = int(mutant[place] + rng.integers(1, space.sizes[place])) % space.sizes[place]
         if space.is_valid(tuple(mutant)):
             found.append(tuple(mutant))
     found += [space.random(rng) for _ in range(RANDOM)]
+    return unlike(space, found, seen)
+
+
+def unlike(space: Space, found: list[Architecture], seen: Set[Hashable]) -> list[Architecture]:
+    """Those whose keys were not seen, one of each."""
     fresh: dict[Hashable, Architecture] = {}
     for one in found:
         if (same := space.key(one)) not in seen:

@@ -1,9 +1,9 @@
 """A Gaussian process over categorical choices (Rasmussen and Williams, 2006, chapters 2 and 5).
 
 The covariance of two architectures falls with the squared distance of their choices' embeddings, weighted for each
-dimension, and of their features, weighted as a whole:
+dimension, and of their features, weighted for each group:
 
-    k(x, y) = s exp(-sum_d w_d |E_d(x_d) - E_d(y_d)|^2 - v |phi(x) - phi(y)|^2)
+    k(x, y) = s exp(-sum_d w_d |E_d(x_d) - E_d(y_d)|^2 - sum_g v_g |phi_g(x) - phi_g(y)|^2)
 
 What was looked at n times is known by its mean, whose noise is an n-th of one look's.
 
@@ -22,6 +22,12 @@ RANK = 3
 """Numbers in an embedding."""
 RATE = 0.1
 """Of Adam (Kingma and Ba, 2015), on logarithms."""
+BY_FEATURES = 0.8
+"""Of the squared distance of two architectures, about 1 before anything is learned, if there are features."""
+FIRST_NOISE = 0.1
+"""Variance, before anything is learned."""
+SAMPLE = 200
+"""Architectures by which the features' weights are set."""
 JITTER = 1e-6
 WIDTH = {"weights": 1.0, "features": 1.5, "scale": 1.0, "noise": 2.0}
 EMBEDDING_WIDTH = 0.3
@@ -39,11 +45,13 @@ class GaussianProcess:
         kinds: dict[str, int] = {}
         self._kind = [kinds.setdefault(dimension.kind, len(kinds)) for dimension in space.dimensions]
         size_of = {kind: len(d.choices) for kind, d in zip(self._kind, space.dimensions, strict=True)}
+        groups = space.feature_groups
+        self._groups = [slice(end - size, end) for size, end in zip(groups, np.cumsum(groups), strict=True)]
         self.parameters: dict[str, Floats] = {
-            "weights": np.full(len(space.sizes), np.log(1.0 / len(space.sizes))),
-            "features": np.array([np.log(0.05)]),
+            "weights": np.full(len(space.sizes), np.log((1.0 - BY_FEATURES if groups else 1.0) / len(space.sizes))),
+            "features": self._equal_weights(space, rng),
             "scale": np.array([0.0]),
-            "noise": np.array([np.log(1e-2)]),
+            "noise": np.array([np.log(FIRST_NOISE)]),
         }
         for kind, size in size_of.items():
             # Choices begin about equally far from each other.
@@ -55,29 +63,29 @@ class GaussianProcess:
 
     def fit(self, codes: Codes, features: Features, values: Floats, looks: Floats, steps: int) -> None:
         """Take so many steps towards the likeliest parameters."""
-        hot, apart = self._one_hot(codes), _squared_distances(features, features)
+        hot, apart = self._one_hot(codes), self._apart(features)
         for _ in range(steps):
             self._climb(self._gradient(hot, apart, codes, values, looks))
 
     def condition(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> None:
         """Predict from these data: ``values`` are means of so many ``looks``."""
         self._codes, self._features = codes, features
-        covariance = self._covariance(codes, codes, _squared_distances(features, features))
+        covariance = self._covariance(codes, features, codes, features)
         self._alpha, self._inverse = self._solve(covariance, values, looks)
 
     def log_likelihood(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> float:
         """Of the values, without its constant (Rasmussen and Williams, equation 5.8)."""
-        covariance = self._covariance(codes, codes, _squared_distances(features, features))
+        covariance = self._covariance(codes, features, codes, features)
         alpha, inverse = self._solve(covariance, values, looks)
         return float(-0.5 * values @ alpha + np.log(np.diag(inverse)).sum())
 
     def gradient(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> dict[str, Floats]:
         """Of the likelihood, by the parameters."""
-        return self._gradient(self._one_hot(codes), _squared_distances(features, features), codes, values, looks)
+        return self._gradient(self._one_hot(codes), self._apart(features), codes, values, looks)
 
     def predict(self, codes: Codes, features: Features) -> tuple[Floats, Floats]:
         """Mean and standard deviation, without noise."""
-        between = self._covariance(codes, self._codes, _squared_distances(features, self._features))
+        between = self._covariance(codes, features, self._codes, self._features)
         solved = self._inverse @ between.T
         variance = np.exp(self.parameters["scale"][0]) - np.einsum("ij,ij->j", solved, solved)
         return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
@@ -86,6 +94,20 @@ class GaussianProcess:
     def noise(self) -> float:
         """Standard deviation of one look."""
         return float(np.exp(0.5 * self.parameters["noise"][0]))
+
+    def _equal_weights(self, space: Space, rng: np.random.Generator) -> Floats:
+        """Logarithms of the groups' weights by which random architectures are equally far from each other by each."""
+        if not self._groups:
+            return np.zeros(0)
+        features = space.features(np.array([space.random(rng) for _ in range(SAMPLE)]))
+        far = np.array([2.0 * features[:, group].var(axis=0).sum() for group in self._groups])
+        found: Floats = np.log(BY_FEATURES / len(far) / np.maximum(far, 1e-6))
+        return found
+
+    def _apart(self, features: Features) -> Floats:
+        """Squared distances by each group: [groups, n, n]."""
+        each = [_squared_distances(features[:, group], features[:, group]) for group in self._groups]
+        return np.array(each).reshape(len(each), len(features), len(features))
 
     def _one_hot(self, codes: Codes) -> Floats:
         hot = np.zeros((len(codes), int(self._offsets[-1])))
@@ -100,10 +122,15 @@ class GaussianProcess:
         ]
         return np.concatenate(parts, axis=1)
 
-    def _covariance(self, one: Codes, other: Codes, apart: Floats) -> Floats:
-        distance = _squared_distances(self._embedded(one), self._embedded(other))
-        exponent = -distance - np.exp(self.parameters["features"][0]) * apart + self.parameters["scale"][0]
-        found: Floats = np.exp(exponent)
+    def _placed(self, codes: Codes, features: Features) -> Floats:
+        """The same of the choices and the features."""
+        weights = np.exp(0.5 * self.parameters["features"])
+        parts = [weight * features[:, group] for weight, group in zip(weights, self._groups, strict=True)]
+        return np.concatenate([self._embedded(codes), *parts], axis=1)
+
+    def _covariance(self, one: Codes, features: Features, other: Codes, others: Features) -> Floats:
+        distance = _squared_distances(self._placed(one, features), self._placed(other, others))
+        found: Floats = np.exp(self.parameters["scale"][0] - distance)
         return found
 
     def _solve(self, covariance: Floats, values: Floats, looks: Floats) -> tuple[Floats, Floats]:
@@ -113,7 +140,9 @@ class GaussianProcess:
         return inverse.T @ (inverse @ values), inverse
 
     def _gradient(self, hot: Floats, apart: Floats, codes: Codes, values: Floats, looks: Floats) -> dict[str, Floats]:
-        covariance = self._covariance(codes, codes, apart)
+        distance = np.tensordot(np.exp(self.parameters["features"]), apart, 1)
+        embedded = self._embedded(codes)
+        covariance = np.exp(self.parameters["scale"][0] - distance - _squared_distances(embedded, embedded))
         alpha, inverse = self._solve(covariance, values, looks)
         # d log p / dK = (alpha alpha^T - K^-1) / 2 (Rasmussen and Williams, equation 5.9)
         slope = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)
@@ -121,7 +150,7 @@ class GaussianProcess:
         gradient: dict[str, Floats] = {
             "scale": np.array([through.sum()]),
             "noise": np.array([(np.diag(slope) / looks).sum() * np.exp(self.parameters["noise"][0])]),
-            "features": np.array([-(through * apart).sum() * np.exp(self.parameters["features"][0])]),
+            "features": -np.exp(self.parameters["features"]) * np.tensordot(apart, through, 2),
         }
         met = hot.T @ through @ hot
         weights = np.exp(self.parameters["weights"])

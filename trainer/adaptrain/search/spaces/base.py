@@ -94,6 +94,12 @@ class Space:
         return np.zeros((len(codes), 0))
 
     @property
+    def feature_groups(self) -> tuple[int, ...]:
+        """How many features each group has whose weight is learned by itself: all are one group, if there are any."""
+        count = self.features(np.zeros((1, len(self.sizes)), dtype=np.int64)).shape[1]
+        return (count,) if count else ()
+
+    @property
     def graph_operations(self) -> int:
         """How many kinds of nodes there are in graphs."""
         return sum(self.sizes) + 1

@@ -11,11 +11,14 @@ from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension
 
 LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 SKIP = LAYERS.index("skip")
+KINDS = len(LAYERS)
 STRUCTURES = (
     *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 1), (0, 0, 1, 2), (0, 0, 1, 3)),
     *((0, 1, 1, 1), (0, 1, 1, 2), (0, 1, 2, 2), (0, 1, 2, 3)),
 )
 """Which one feeds each layer: 0 is the input, 1 the first layer. What feeds no layer is the output."""
+FEATURES = (4 * KINDS, KINDS * KINDS, KINDS, KINDS, 3 * 4)
+"""Numbers of features in each group."""
 
 
 class NasBenchGraph(Space):
@@ -64,40 +67,43 @@ class NasBenchGraph(Space):
     def diagrams(self, architecture: Architecture) -> list[Diagram]:
         return [diagram("layers", self.graph(architecture), (*LAYERS, "input", "output"))]
 
+    @property
+    def feature_groups(self) -> tuple[int, ...]:
+        return FEATURES
+
     def features(self, codes: Codes) -> Features:
-        """How often each layer lies at each depth, follows each other one, and is the output; skips left out."""
-        kinds = len(LAYERS)
-        found = np.zeros((len(codes), 4 * kinds + kinds * kinds + kinds))
-        for row, architecture in zip(found, codes.tolist(), strict=True):
-            for depth, before, layer, outputs in _layers(tuple(architecture)):
-                row[depth * kinds + layer] += 1
-                row[4 * kinds + before * kinds + layer] += 1
-                row[4 * kinds + kinds * kinds + layer] += outputs
-        return found
+        """How often each layer lies at each depth, follows each other one, is the output, and is there at all; how many
+        layers lie at each depth, are the output there, and feed none, one, two or more. Skips are left out."""
+        width = sum(FEATURES)
+        places = [n * width + place for n, one in enumerate(codes.tolist()) for place in _features(tuple(one))]
+        return np.bincount(places, minlength=len(codes) * width).reshape(-1, width).astype(float)
 
 
 @lru_cache(maxsize=1 << 16)
-def _layers(architecture: Architecture) -> tuple[tuple[int, int, int, int], ...]:
-    """Of each layer but skips: its depth, which one feeds it (the input is called a skip), itself, and how often it is
-    an output."""
+def _features(architecture: Architecture) -> tuple[int, ...]:
+    """The features that are there, as often as they are."""
     structure, layers = STRUCTURES[architecture[0]], architecture[1:]
     stands_for = [0]
     for n, (start, layer) in enumerate(zip(structure, layers, strict=True), 1):
         stands_for.append(stands_for[start] if layer == SKIP else n)
     outputs = [stands_for[n] for n in range(1, 5) if n not in structure]
-    depths, found = {0: 0}, []
-    for n, (start, layer) in enumerate(zip(structure, layers, strict=True), 1):
-        if layer != SKIP:
-            fed_by = stands_for[start]
-            depths[n] = depths[fed_by] + 1
-            before = layers[fed_by - 1] if fed_by else SKIP
-            found.append((depths[n] - 1, before, layer, outputs.count(n)))
+    fed_by = {n: stands_for[start] for n, start in enumerate(structure, 1) if layers[n - 1] != SKIP}
+    feeds, depths = list(fed_by.values()), {0: -1}
+    at_depth, after, output, there, shape = np.cumsum((0, *FEATURES[:-1])).tolist()
+    found: list[int] = []
+    for n, before in fed_by.items():
+        layer, depth = layers[n - 1], depths[before] + 1
+        depths[n] = depth
+        found += [at_depth + depth * KINDS + layer, there + layer, shape + depth, shape + 8 + min(feeds.count(n), 3)]
+        found.append(after + (layers[before - 1] if before else SKIP) * KINDS + layer)
+        found += [output + layer, shape + 4 + depth] * outputs.count(n)
     return tuple(found)
 
 
 @lru_cache(maxsize=1 << 16)
 def _tree(architecture: Architecture) -> tuple[object, ...]:
-    """The tree of layers without skips: of each, how often it is the output, and what it feeds, in order."""
+    """The tree of layers without skips: of each, how often it is the output, and what it feeds, in order. As in the
+    benchmark, skips that lead from the input to the output count for nothing beside other layers."""
     structure, layers = STRUCTURES[architecture[0]], architecture[1:]
     stands_for, outputs = [0], {0: 0}
     fed: dict[int, list[tuple[int, int]]] = {0: []}
@@ -113,6 +119,6 @@ def _tree(architecture: Architecture) -> tuple[object, ...]:
             outputs[stands_for[n]] += 1
 
     def below(n: int) -> tuple[object, ...]:
-        return outputs[n], tuple(sorted(((layer, below(child)) for layer, child in fed[n]), key=repr))
+        return n and outputs[n], tuple(sorted(((layer, below(child)) for layer, child in fed[n]), key=repr))
 
     return below(0)

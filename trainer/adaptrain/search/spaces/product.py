@@ -24,6 +24,10 @@ class Product(Space):
     def features(self, codes: Codes) -> Features:
         return np.hstack((self._one.features(codes[:, : self._cut]), self._other.features(codes[:, self._cut :])))
 
+    @property
+    def feature_groups(self) -> tuple[int, ...]:
+        return self._one.feature_groups + self._other.feature_groups
+
     def random(self, rng: np.random.Generator) -> Architecture:
         return (*self._one.random(rng), *self._other.random(rng))
 
