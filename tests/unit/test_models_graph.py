@@ -1,5 +1,7 @@
 """Layers of graph neural networks beside their papers' formulas on a tiny graph, and what nodes' order means."""
 
+from typing import cast
+
 import pytest
 import torch
 from adaptrain.data.digits import digits
@@ -95,6 +97,19 @@ def test_the_network_does_not_know_the_order_of_nodes() -> None:
         logits.append(nasbenchgraph((NODES, BEFORE), 5, dtype="float64", **args)(given))
     assert logits[0].shape == (2, 5)
     torch.testing.assert_close(*logits)
+
+
+@pytest.mark.parametrize(
+    ("structure", "layers", "outputs"),
+    [("00", ["gcn", "fc"], 2), ("00", ["gcn", "skip"], 1), ("01", ["gcn", "skip"], 1), ("00", ["skip", "skip"], 2)],
+)
+def test_skips_from_the_input_are_outputs_only_if_there_is_nothing_else(
+    structure: str, layers: list[str], outputs: int
+) -> None:
+    model = nasbenchgraph((1, 4, 4), 3, structure, layers, width=8)
+    assert model(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
+    (head,) = (part for name, part in model.named_modules() if name == "head")
+    assert cast(nn.Linear, head).in_features == outputs * 8
 
 
 def test_pixels_have_four_neighbours() -> None:

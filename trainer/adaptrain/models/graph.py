@@ -153,7 +153,7 @@ class GraphNetwork(nn.Module):
             for name in layers
         )
         self._starts = starts
-        self._joined = [n for n in range(1, len(starts) + 1) if n not in starts]
+        self._joined = _outputs(starts, layers)
         self.head = nn.Linear(len(self._joined) * width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -162,6 +162,15 @@ class GraphNetwork(nn.Module):
             found.append(layer(found[start]))
         joined = torch.cat([found[n] for n in self._joined], 2)
         return self.head(F.relu(joined).mean(1))  # type: ignore[no-any-return]
+
+
+def _outputs(starts: Sequence[int], layers: Sequence[str]) -> list[int]:
+    """Layers that feed none. As in the benchmark, skips from the input count for nothing beside others."""
+    computes = [False]
+    for start, name in zip(starts, layers, strict=True):
+        computes.append(name != "skip" or computes[start])
+    last = [n for n in range(1, len(starts) + 1) if n not in starts]
+    return [n for n in last if computes[n]] or last
 
 
 def nasbenchgraph(
