@@ -56,9 +56,7 @@ class Fronts:
             return Proposal(history.unseen(rng))
         codes, worth = self._learn()
         front = np.flatnonzero(undominated(worth))
-        # Those in the middle of the front first: they are the ones that are good in everything.
-        parents = front[np.argsort(-worth[front].min(axis=1), kind="stable")]
-        chosen = rng.choice(parents, size=min(PARENTS, len(parents)), replace=False)
+        chosen = rng.choice(front, size=min(PARENTS, len(front)), replace=False)
         pool = candidates(self.space, [tuple(code) for code in codes[chosen].tolist()], history.seen, rng)
         if not pool:
             return Proposal(history.unseen(rng))
