@@ -729,6 +729,13 @@ def test_only_the_newest_changes_are_kept(world: World) -> None:
     assert [c.message for c in world.status.recent_changes] == [f"change {n}" for n in range(20, 30)]
 
 
+def test_what_happened_is_told_of_a_job_that_ended_before_it_was_asked(world: World) -> None:
+    world.answer(result=RESULT, recentChanges=[{"time": T0, "epoch": 1, "message": "job-worker-0 starts", "count": 0}])
+    world.step()
+    assert world.status.phase == "Succeeded"
+    assert [c.message for c in world.status.recent_changes] == ["job-worker-0 starts"]
+
+
 RESULT = {
     "outcome": "completed",
     "step": 99,

@@ -192,6 +192,7 @@ def _succeed(draft: Draft, result: Result) -> None:
     draft.conditions.clear("Restarting", "Complete", "training is complete")
     draft.conditions.clear("PodsReady", "Complete", "training is complete")
     conditions.tell_progress(draft)
+    conditions.tell_changes(draft)
     if (
         job.spec.checkpoint is not None and not job.spec.torchrun
     ):  # the last one is saved before training is said to be complete
@@ -218,6 +219,7 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
     draft.conditions.set("Failed", True, reason, message)
     for type in ("Rescaling", "Restarting", "PodsReady"):
         draft.conditions.clear(type, "Failed", "the job has failed")
+    conditions.tell_changes(draft)
     draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now), "eta": None, "ready_replicas": 0}
     _after_end(draft)
 
