@@ -7,13 +7,14 @@ Wen et al., 2020, section 3.2). All members are computed at once.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptrain.search.algorithms.auto import spread, unlike
 from adaptrain.search.algorithms.base import Algorithm, Proposal
 from adaptrain.search.spaces.base import Architecture, Space
 
@@ -31,8 +32,6 @@ GROWTH = 1.02
 """The history grows by so much from training to training."""
 PARENTS = 10
 MUTANTS, RANDOM = 100, 20
-SOFT = 0.15
-"""Targets are -log(best - y + SOFT (best - median)): who of the best ones is better matters most."""
 
 
 class Predictor(Algorithm):
@@ -78,11 +77,7 @@ class Predictor(Algorithm):
         for _ in range(MUTANTS):
             mutant = self.space.mutate(parents[int(rng.integers(len(parents)))][0], rng)
             found.append(self.space.mutate(mutant, rng) if rng.random() < 0.5 else mutant)
-        fresh: dict[Hashable, Architecture] = {}
-        for one in found:
-            if (same := self.space.key(one)) not in self.seen:
-                fresh.setdefault(same, one)
-        return list(fresh.values())
+        return unlike(self.space, found, self.seen)
 
 
 class Ensemble:
@@ -149,12 +144,3 @@ class Ensemble:
 
     def _drawn(self, before: int, after: int) -> Tensor:
         return torch.randn(MEMBERS, before, after, generator=self._generator) * math.sqrt(2.0 / before)
-
-
-def spread(values: Floats) -> Floats:
-    """The targets, standardized."""
-    best = values.max()
-    width = max(float(best - np.median(values)), 1e-12)
-    seen = -np.log(best - values + SOFT * width)
-    found: Floats = (seen - seen.mean()) / max(float(seen.std()), 1e-12)
-    return found
