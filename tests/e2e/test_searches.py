@@ -11,6 +11,14 @@ from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, until
 from tests.e2e.cluster_searches import ClusterSearch, apply_search
 from tests.e2e.local_searches import numbers, told
 
+PHASE: Object = {
+    "name": "train",
+    "type": "supervised",
+    "optimizer": {"learningRate": 0.001},
+    "batch": {"size": 64},
+    "stop": {"epochs": 2},
+}
+
 
 @pytest.fixture
 def searching(site: Site) -> Iterator[Callable[..., ClusterSearch]]:
@@ -54,13 +62,6 @@ def test_kills_suspension_and_a_larger_budget_lose_no_trial(searching: Callable[
 
 def test_trials_that_are_jobs_count_once(site: Site, searching: Callable[..., ClusterSearch]) -> None:
     """Two workers each; their search's coordinator is killed, a job is deleted, and all of them are suspended."""
-    phase = {
-        "name": "train",
-        "type": "supervised",
-        "optimizer": {"learningRate": 0.001},
-        "batch": {"size": 64},
-        "stop": {"epochs": 2},
-    }
     workers = {"min": 2, "max": 2, "resources": {"requests": {"cpu": "50m", "memory": "200Mi"}}}
     search = searching(
         "grand",
@@ -70,7 +71,7 @@ def test_trials_that_are_jobs_count_once(site: Site, searching: Callable[..., Cl
         budget={"trials": 3},
         execution="Jobs",
         evaluators=None,
-        trial={"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [phase], "workers": workers},
+        trial={"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE], "workers": workers},
     )
 
     def workers_of_trials() -> list[Object]:
@@ -97,13 +98,6 @@ def test_trials_that_are_jobs_count_once(site: Site, searching: Callable[..., Cl
 
 
 def test_the_winner_is_trained_by_a_job_of_its_own(site: Site, searching: Callable[..., ClusterSearch]) -> None:
-    phase = {
-        "name": "train",
-        "type": "supervised",
-        "optimizer": {"learningRate": 0.001},
-        "batch": {"size": 64},
-        "stop": {"epochs": 2},
-    }
     spec: Object = {
         "space": {
             "parameters": [
@@ -114,7 +108,7 @@ def test_the_winner_is_trained_by_a_job_of_its_own(site: Site, searching: Callab
         "objectives": [{"metric": "val/accuracy", "goal": "maximize"}, {"metric": "parameters", "goal": "minimize"}],
         "algorithm": {"name": "auto"},
         "budget": {"trials": 6},
-        "trial": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [phase]},
+        "trial": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE]},
         "evaluators": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
     }
     job = {
