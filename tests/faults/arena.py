@@ -10,18 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adaptrain.local import LocalJob
+from adaptrain.local import PRELOADED, LocalJob
 from adaptrain_api.progress import Progress
 
 from tests.e2e.local_jobs import job
 from tests.faults.schedule import Fault
 from tests.faults.wires import Wires, sever
 
+PRELOADED.append("tests.faults.arena")
 RECOVERY_SECONDS = 30.0
 """Bound of every wait: silence is noticed after 3 s, a new coordinator waits 2 s, a start takes 2 s if all is busy."""
 START_SECONDS = 180.0
 """The first workers may have to import torch from a disk that was never read."""
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 SIZES = {1: (3, 5), 2: (2, 3)}
 """Workers at first, and at most, by the number of processes of each."""
 SLOW_PULSES = 10
@@ -36,13 +37,13 @@ class Violation(AssertionError):
 class Arena:
     """Use as a context manager. All that is done to the job is told in ``story``."""
 
-    def __init__(self, path: Path, processes: int = 1, micro_size: int | None = None) -> None:
+    def __init__(self, path: Path, processes: int, micro_size: int | None, pace: float) -> None:
         self.checkpoints, self.trace = path / "checkpoints", path / "trace"
         self.checkpoints.mkdir(parents=True)
         spec: dict[str, Any] = {
             "workers": {"min": 1, "max": 10, "processesPerWorker": processes},
             "phase": {"batch": {"size": 64, "microSize": micro_size}},
-            "model": {"name": "tests.faults.model:mlp"},
+            "model": {"name": "tests.faults.model:mlp", "args": {"seconds": pace}},
             "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "x"}}, "everySeconds": 1, "keep": 3},
         }
         self.local = LocalJob(job(**spec), checkpoints=self.checkpoints, trace=self.trace)

@@ -27,6 +27,8 @@ SHARDED = 3
 """Every third seed's workers are of two processes."""
 MICRO = 7
 """Every seventh seed's steps are taken in micro-batches."""
+HURRIED = 4
+"""Every fourth seed's steps take little but work; the others mostly sleep, so that many schedules run side by side."""
 
 
 def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]:
@@ -37,8 +39,8 @@ def run(seed: int, reference: Reference, faults: int = FAULTS) -> dict[str, Any]
     """
     began = time.monotonic()
     planned, processes = schedule(seed, faults), 2 if seed % SHARDED == 0 else 1
-    micro_size = 5 if seed % MICRO == 3 else None
-    with tempfile.TemporaryDirectory() as scratch, Arena(Path(scratch), processes, micro_size) as arena:
+    micro_size, pace = 5 if seed % MICRO == 3 else None, 0.01 if seed % HURRIED == 1 else 0.05
+    with tempfile.TemporaryDirectory() as scratch, Arena(Path(scratch), processes, micro_size, pace) as arena:
         try:
             for fault in planned:
                 arena.do(fault)

@@ -9,7 +9,7 @@ from tests.faults.campaign import results
 
 KEPT = [1, 5, 209, 403]
 """Seeds that found something."""
-NEW, SIDE_BY_SIDE = 2, 3
+NEW, SIDE_BY_SIDE = 20, 6
 
 
 @pytest.mark.timeout(1200)

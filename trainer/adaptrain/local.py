@@ -20,6 +20,10 @@ from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
 from adaptrain.ports import hold_port
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
+# An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
+PRELOADED = ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training", "torch._dynamo"]
+"""What workers find imported. A program that starts many of them adds what it imports itself: multiprocessing lets
+each import the program's main module again."""
 # Spinning threads would take the cores that the other workers of this machine need.
 THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
@@ -182,9 +186,6 @@ def _work(environment: dict[str, str], log: Path) -> None:
 def _context() -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
-    # An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
-    context.set_forkserver_preload(
-        ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training", "torch._dynamo"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     os.environ.update(THREADS)  # read when torch is loaded
     return context

@@ -47,6 +47,18 @@ class GlobalRandom:
         return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators on all devices: as ``torch.manual_seed``.
+
+    That takes a millisecond where there is no GPU, since it keeps the caller's stack for the day on which one is used
+    (``torch.cuda._lazy_call``).
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def derive(*parts: int | str) -> int:
     """A seed in [0, 2**63) from what it is for."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()

@@ -44,7 +44,7 @@ from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.process import Farewell, end, failed, leave_behind, settings
-from adaptrain.seeds import derive
+from adaptrain.seeds import derive, seed_torch
 
 
 class Disagreement(Exception):
@@ -290,7 +290,7 @@ class Elastic:
             mine = self._shares.mine(group, c.step, ids)
             self._batch = len(ids), len(mine)
             # A user's dropout draws from here: the same again when the step is taken again by as many members.
-            torch.manual_seed(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
+            seed_torch(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
             self._session.trace.loaded(group, c, mine)
             self._began, self._done = time.perf_counter(), 0
             return mine if len(mine) else ids[:1]

@@ -27,7 +27,7 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.seeds import derive
+from adaptrain.seeds import derive, seed_torch
 
 EVALUATION_BATCH = 1024
 DEFAULT_METRIC = "val/accuracy"
@@ -146,7 +146,7 @@ class SupervisedTask:
         return c.step > c.evaluated_step and (c.cursor == 0 or c.step == self._phase.stop.steps)
 
     def _fresh(self) -> ReplicatedState:
-        torch.manual_seed(derive(self._seed, "initial weights"))
+        seed_torch(derive(self._seed, "initial weights"))
         model = self._build()
         state = self._replica(model, _optimizer(self._phase, model))
         state.counters.samples = len(self._data.train)
@@ -202,7 +202,7 @@ class SupervisedTask:
         for number, (some, inputs, classes) in enumerate(parts, 1):
             group.check()
             # A user's dropout draws from here: the same again when the step is taken again by as many members.
-            torch.manual_seed(derive(self._seed, "step", state.counters.step, int(some[0])))
+            seed_torch(derive(self._seed, "step", state.counters.step, int(some[0])))
             logits = self._logits(inputs)
             if (left := max(0, counted - most * (number - 1))) < len(some):
                 logits, classes = logits[:left], classes[:left]

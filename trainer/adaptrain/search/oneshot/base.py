@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from adaptrain.search.oneshot.supernet import Supernet
 from adaptrain.search.spaces.base import Architecture
-from adaptrain.seeds import derive
+from adaptrain.seeds import derive, seed_torch
 
 Samples = tuple[torch.Tensor, torch.Tensor]
 """Inputs [n, …] and classes int64 [n]."""
@@ -28,7 +28,7 @@ class Found:
 def seeded(*parts: int | str) -> Iterator[None]:
     """torch's global random state is ``parts``'s inside, and as before outside."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(*parts))
+        seed_torch(derive(*parts))
         yield
 
 
