@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -137,7 +138,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         epoch = (1 << 32) + 1
-        control = SimpleNamespace(epoch=epoch, may_commit=True, connected=True, note=lambda _: None)
+        control = SimpleNamespace(
+            epoch=epoch, may_commit=True, connected=True, note=lambda _: None, doing=lambda *_: nullcontext()
+        )
         checkpoints = Checkpoints(Directory(here / "ours"), Policy(1e9, keep=2), cast(Control, control))
         for turn in range(arguments.turns + 1):
             loop.warm()

@@ -125,7 +125,9 @@ class Saver:
     def __init__(self, where: str, epoch: int) -> None:
         model = torch.nn.Linear(1000, 1000)
         self.state = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        control = SimpleNamespace(epoch=epoch, may_commit=True, connected=True, note=lambda _: None)
+        control = SimpleNamespace(
+            epoch=epoch, may_commit=True, connected=True, note=lambda _: None, doing=lambda *_: contextlib.nullcontext()
+        )
         storage = Bucket(where) if where.startswith("s3:") else Directory(Path(where))
         self._checkpoints = Checkpoints(storage, Policy(keep=2), cast(Control, control))
 

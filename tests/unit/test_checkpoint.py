@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ class Worker:
         self.state = ReplicatedState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
         self.notes: list[str] = []
         self.control = SimpleNamespace(
-            epoch=(lineage << 32) + 1, may_commit=True, connected=True, note=self.notes.append
+            epoch=(lineage << 32) + 1, may_commit=True, connected=True, note=self.notes.append,
+            doing=lambda *_: nullcontext(),
         )  # fmt: skip
         rules = Policy(**{"every_seconds": 0, **policy})
         self.checkpoints = Checkpoints(place.storage, rules, cast(Control, self.control))

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+import torch.distributed as dist
 import xxhash
+from torch.distributed.tensor import DTensor
 
 from adaptrain.elastic.storage import MANIFEST, Storage
 
@@ -38,15 +40,26 @@ class Mismatch(Exception):
     """A checkpoint is of another model or optimizer."""
 
 
-def write(storage: Storage, folder: str, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> bytes:
+def write(
+    storage: Storage,
+    folder: str,
+    tensors: dict[str, torch.Tensor],
+    counters: dict[str, Any],
+    savers: dist.ProcessGroup | None = None,
+) -> bytes:
     """Write all files of a checkpoint but its manifest, which is returned. ``tensors`` are on the CPU.
+
+    Args:
+        savers: the processes that write it together, and all call this: each a file of its own with its shards of
+            those tensors that are DTensors, and its share of the others. Who fails fails on all of them.
 
     Raises:
         OSError: storage refused.
     """
     # Imported here: it takes as long as the rest of torch, and a worker that joins does not need it.
-    from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, save
+    from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, Metadata, save
     from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.storage import WriteResult
 
     digests: dict[str, _Digest] = {}
 
@@ -68,20 +81,31 @@ def write(storage: Storage, folder: str, tensors: dict[str, torch.Tensor], count
         def exists(self, path: str | os.PathLike[str]) -> bool:
             return False
 
-    writer = FileSystemWriter(folder, sync_files=False)  # the storage's own files are durable
+    class Writer(FileSystemWriter):
+        """Writes the counters after everything else."""
+
+        def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+            super().finish(metadata, results)
+            with storage.create(f"{folder}/{COUNTERS}") as stream:
+                _Written(stream, digests.setdefault(COUNTERS, _Digest())).write(json.dumps(counters).encode())
+
+    writer = Writer(folder, sync_files=False)  # the storage's own files are durable
     writer.fs = Files()
     try:
-        save(tensors, storage_writer=writer, no_dist=True)
+        save(tensors, storage_writer=writer, process_group=savers, no_dist=savers is None)
     except CheckpointException as error:  # no Exception, for a reason that nobody knows
         cause = _cause(error)
         raise cause if isinstance(cause, OSError) else OSError(reason(cause)) from error
-    with storage.create(f"{folder}/{COUNTERS}") as stream:
-        _Written(stream, digests.setdefault(COUNTERS, _Digest())).write(json.dumps(counters).encode())
+    written = [{name: {"bytes": d.length, "xxh3_128": d.hexdigest()} for name, d in digests.items()}]
+    if savers is not None:
+        written *= savers.size()
+        dist.all_gather_object(written, written[0], savers)
+    files = {name: told for some in written for name, told in some.items()}
     manifest = {
         "format": FORMAT,
         "xxh3_128": UNSIGNED,
         "step": counters["step"],
-        "files": {name: {"bytes": d.length, "xxh3_128": d.hexdigest()} for name, d in sorted(digests.items())},
+        "files": dict(sorted(files.items())),
         "tensors": {name: _kind(t) for name, t in tensors.items()},
     }
     unsigned = json.dumps(manifest, indent=1).encode()
@@ -102,8 +126,13 @@ def verify(storage: Storage, folder: str) -> dict[str, Any]:
     return manifest
 
 
-def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Verify a checkpoint and put its tensors, on the CPU, in the place of ``tensors``; returns the counters.
+def read(
+    storage: Storage, folder: str, tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Verify what is read of a checkpoint: whole files. Returns its tensors, on the CPU, and its counters.
+
+    Args:
+        tensors: one of each shape and type; of a DTensor the local shard is read, however it was sharded there.
 
     Raises:
         Corrupt: it isn't what was written.
@@ -112,7 +141,7 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
     """
     from torch.distributed.checkpoint import CheckpointException, FileSystemReader, load
     from torch.distributed.checkpoint.filesystem import FileSystem
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
     manifest = _manifest(storage, folder)
     small: dict[str, bytes] = {}
@@ -136,24 +165,38 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
                 yield parts
 
     places: dict[str, list[tuple[int, int]]] = {}
-    found: dict[str, torch.Tensor] = {}
+    found = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    missing = {name: t.numel() for name, t in found.items()}
+
+    def put(item: ReadItem, saved: torch.Tensor) -> None:
+        into = found[name := item.dest_index.fqn]
+        if saved.dtype != into.dtype:
+            raise Corrupt(f"{name} is not there as its manifest tells")
+        missing[name] -= item.lengths.numel()
+        if saved.shape == into.shape == item.lengths:
+            found[name] = saved
+            return
+        for dimension, length in enumerate(item.lengths):
+            saved = saved.narrow(dimension, item.storage_offsets[dimension], length)
+            into = into.narrow(dimension, item.dest_offsets[dimension], length)
+        into.copy_(saved)
 
     class Reader(FileSystemReader):
         """Takes the tensors in the order in which they lie in their files, the next one while one is looked at, and
-        keeps each in the memory into which it was unpacked."""
+        keeps what is whole in the memory into which it was unpacked."""
 
         def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
-            items: dict[str, list[tuple[int, int, str]]] = {}
+            items: dict[str, list[tuple[int, int, ReadItem]]] = {}
             for item in plan.items:
                 at = self.storage_data[item.storage_index]
-                items.setdefault(at.relative_path, []).append((at.offset, at.length, item.dest_index.fqn))
+                items.setdefault(at.relative_path, []).append((at.offset, at.length, item))
             for file, parts in sorted(items.items()):
-                parts.sort()
+                parts.sort(key=lambda part: part[0])
                 places[file] = [(offset, length) for offset, length, _ in parts]
                 with self.fs.create_stream(f"{folder}/{file}", "rb") as stream:
-                    for _, _, name in parts:
+                    for _, _, item in parts:
                         part = cast(IO[bytes], _Part(cast(memoryview, next(stream))))
-                        found[name] = torch.load(part, map_location="cpu", weights_only=True)
+                        put(item, torch.load(part, map_location="cpu", weights_only=True))
             done: torch.futures.Future[None] = torch.futures.Future()
             done.set_result(None)
             return done
@@ -165,12 +208,9 @@ def read(storage: Storage, folder: str, tensors: dict[str, torch.Tensor]) -> dic
     except (Exception, CheckpointException) as error:
         cause = _cause(error)
         raise cause if isinstance(cause, (Corrupt, OSError)) else Corrupt(reason(cause)) from error
-    for name, t in tensors.items():
-        if t.numel() and (name not in found or _kind(found[name]) != _kind(t)):
-            raise Corrupt(f"{name} is not there as its manifest tells")
-    tensors.update(found)
-    counters: dict[str, Any] = json.loads(small[COUNTERS])
-    return counters
+    if odd := next((name for name, left in missing.items() if left != 0), None):
+        raise Corrupt(f"{odd} is not there as its manifest tells")
+    return found, json.loads(small[COUNTERS])
 
 
 def reason(error: BaseException) -> str:

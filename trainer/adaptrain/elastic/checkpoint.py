@@ -9,16 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import save_file
 
 from adaptrain.elastic import archive
 from adaptrain.elastic.control import Epochs
+from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.membership import coordinator_of
-from adaptrain.elastic.state import Capture, Counters, Savable
+from adaptrain.elastic.state import Counters, ReplicatedState
 from adaptrain.elastic.storage import Saved, Storage, Unavailable
 from adaptrain.errors import InvalidJob
 
@@ -50,9 +51,12 @@ class Policy:
 
 
 class Checkpoints:
-    """The checkpoints of one job."""
+    """The checkpoints of one job. A worker's processes call the same in the same order: each saves and loads its own
+    part of the state; the first one decides, and commits."""
 
-    def __init__(self, storage: Storage, policy: Policy, control: Epochs) -> None:
+    def __init__(self, storage: Storage, policy: Policy, control: Epochs, mates: Mates | None = None) -> None:
+        self._mates = mates or Mates()
+        self._leads = self._mates.rank == 0
         self._storage = storage
         self._policy = policy
         self._control = control
@@ -73,24 +77,25 @@ class Checkpoints:
 
         Storage that refuses, or doesn't answer, doesn't stop training: nothing is saved before the note is made.
         """
-        if coordinator_of(self._control.epoch) != self._claimed and not self._busy:
+        if self._leads and coordinator_of(self._control.epoch) != self._claimed and not self._busy:
             self._aside(self._claim)
 
-    def is_due(self, counters: Counters) -> bool:
-        """Whether it is time to save, and this group may commit."""
-        improved = self._policy.keep_best and counters.best_step > self._best_step
-        return (improved or time.monotonic() >= self._due) and not self._busy and self._control.may_commit
-
-    def maybe_save(self, state: Savable) -> None:
+    def maybe_save(self, state: ReplicatedState) -> None:
         """Begin to save in the background when it is due."""
-        if not self.is_due(state.counters):
+        due, busy = self._mates.any(self._leads and self._is_due(state.counters), self._busy)
+        if busy or not due:
             return
         self._due = time.monotonic() + self._policy.every_seconds
         self._best_step = state.counters.best_step
         capture, epoch = state.begin_capture(), self._control.epoch
-        self._aside(lambda: self._save_capture(capture, epoch))
+        self._aside(lambda: self._save(state, capture.copy(), epoch))
 
-    def save(self, state: Savable) -> None:
+    def _is_due(self, counters: Counters) -> bool:
+        """Whether it is time to save, and this group may commit."""
+        improved = self._policy.keep_best and counters.best_step > self._best_step
+        return (improved or time.monotonic() >= self._due) and self._control.may_commit
+
+    def save(self, state: ReplicatedState) -> None:
         """Save now, and wait for it.
 
         Raises:
@@ -99,10 +104,12 @@ class Checkpoints:
         """
         if self._thread is not None:
             self._thread.join()
-        self._save(state.capture(), self._control.epoch)
+        self._as_one(lambda: self._save(state, state.capture(), self._control.epoch))
 
     def failed(self, error: Exception, what: str = "a checkpoint could not be saved") -> None:
-        """Keep why there is no newer checkpoint, for the job's condition."""
+        """Keep why there is no newer checkpoint, for the job's condition: which the first process tells."""
+        if not self._leads:
+            return
         why = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {archive.reason(error)}"
         self.error = f"{what}: {why}"
         log.warning("%s", self.error)
@@ -122,7 +129,7 @@ class Checkpoints:
                     check()
                     time.sleep(RETRY_SECONDS)
 
-    def load(self, state: Savable) -> bool:
+    def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that is as it was written; whether there was one.
 
         Raises:
@@ -133,12 +140,13 @@ class Checkpoints:
             state.restore({**tensors, "counters": counters})
             self.newest_step, self.newest_time = state.counters.step, saved.time
             self._best_step = state.counters.best_step
-            log.info("resumed from %s/%s", self._storage, saved.name)
-            self._control.note(f"resumed from {saved.name}")
+            if self._leads:
+                log.info("resumed from %s/%s", self._storage, saved.name)
+                self._control.note(f"resumed from {saved.name}")
             return True
         return False
 
-    def sound(self, state: Savable) -> tuple[int, dict[str, torch.Tensor]] | None:
+    def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
         """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any.
 
         Raises:
@@ -148,46 +156,69 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
         for saved, tensors, counters in self._readable(state):
-            if all(t.isfinite().all() for name, t in tensors.items() if name in parameters):
+            if self._mates.agree(all(bool(t.isfinite().all()) for name, t in tensors.items() if name in parameters)):
                 return counters["step"], tensors
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
 
-    def _readable(self, state: Savable) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
+    def _readable(self, state: ReplicatedState) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
         """Tensors and counters of each checkpoint that is as it was written, the newest first."""
-        for saved in self._storage.saved():
-            path = f"{self._storage}/{saved.name}"
-            tensors = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
+        found = self._as_one(lambda: self._storage.saved() if self._leads else [])
+        for saved in [Saved(**told) for told in self._mates.tell([asdict(one) for one in found])]:
             try:
-                counters = archive.read(self._storage, saved.name, tensors)
-                if counters["step"] != saved.step:
-                    raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
+                tensors, counters = self._as_one(lambda saved=saved: self._read(saved, state))  # type: ignore[misc]
             except Unavailable:
                 raise
             except (archive.Corrupt, OSError) as error:
-                log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
-                self._control.note(f"checkpoint {saved.name} can't be used: {error}")
+                if self._leads:
+                    path = f"{self._storage}/{saved.name}"
+                    log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
+                    self._control.note(f"checkpoint {saved.name} can't be used: {error}")
                 continue
             except archive.Mismatch as error:
                 raise InvalidJob(
-                    f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
-                    " or give this job an empty volume or another checkpoint.uri"
+                    f"checkpoint {self._storage}/{saved.name} is of another model: {error}; bring back the image and"
+                    " the model that wrote it, or give this job an empty volume or another checkpoint.uri"
                 ) from error
             yield saved, tensors, counters
 
-    def export(self, state: Savable) -> None:
+    def _read(self, saved: Saved, state: ReplicatedState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        room = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
+        tensors, counters = archive.read(self._storage, saved.name, state.parts(room))
+        if counters["step"] != saved.step:
+            raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
+        return tensors, counters
+
+    def export(self, state: ReplicatedState) -> None:
         """Write the best weights as safetensors.
 
         Raises:
             Superseded: another lineage is newer.
             OSError: storage refused.
         """
-        epoch = self._control.epoch
+        best = state.gather_best()
+        self._as_one(lambda: self._export(best, state.counters, self._control.epoch) if self._leads else None)
+
+    def _export(self, best: dict[str, torch.Tensor], c: Counters, epoch: int) -> None:
         self._check(epoch)
-        c = state.counters
         metadata = {"step": str(c.best_step), "metrics": json.dumps(c.best), "format": "pt"}
         with self._storage.replace(MODEL_FILE, lambda: self._check(epoch)) as path:
-            save_file({k: t.contiguous() for k, t in state.best.items()}, path, metadata)
+            save_file({k: t.contiguous() for k, t in best.items()}, path, metadata)
+
+    def _as_one(self, act: Callable[[], T]) -> T:
+        """What a process does itself; what keeps one of them from it keeps them all."""
+        done: T | None = None
+        error: Exception | None = None
+        try:
+            done = act()
+        except (OSError, Superseded, archive.Corrupt, archive.Mismatch) as failure:
+            error = failure
+        # However long it takes the others: it is their beats that say so.
+        with self._control.doing("voting"):
+            first = next(filter(None, self._mates.hear(error)), None)
+        if first is not None:
+            raise first
+        return cast(T, done)
 
     @property
     def _busy(self) -> bool:
@@ -205,30 +236,44 @@ class Checkpoints:
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()
 
-    def _save_capture(self, capture: Capture, epoch: int) -> None:
-        self._save(capture.copy(), epoch)
-
-    def _save(self, captured: dict[str, Any], epoch: int) -> None:
-        counters = captured["counters"]
-        step = counters["step"]
-        if any((s.step, s.epoch, s.complete) == (step, epoch, True) for s in self._storage.saved()):
-            return
-        self._claim()
-        name = f"step-{step:010d}.{epoch}"
-        folder = self._storage.begin(name)
-        self._unfinished.append(folder)
+    def _save(self, state: ReplicatedState, captured: dict[str, Any], epoch: int) -> None:
+        counters = captured.pop("counters")
+        name = f"step-{counters['step']:010d}.{epoch}"
+        folder, refused = "", None
         try:
-            tensors = {name: t for name, t in captured.items() if name != "counters"}
-            manifest = archive.write(self._storage, folder, tensors, counters)
+            if self._leads:
+                folder = self._begin(name)
+        except (OSError, Superseded) as error:
+            refused = error
+        folder = self._mates.tell_saver(folder)
+        if refused is not None:
+            raise refused
+        if not folder:
+            return
+        try:
+            manifest = archive.write(self._storage, folder, state.parts(captured), counters, self._mates.savers)
+            if not self._leads:
+                return
             committed = self._storage.commit(folder, name, manifest, lambda: self._check(epoch))
             self._unfinished.remove(folder)
         finally:
             self._clean_up()
         if self._policy.verify:
             self._verify(committed)
-        self.newest_step, self.newest_time, self.error = step, time.time(), ""
+        self.newest_step, self.newest_time, self.error = counters["step"], time.time(), ""
         self._retain(counters["best_step"])
         self._storage.sweep(epoch)
+
+    def _begin(self, name: str) -> str:
+        """A new folder for a checkpoint; empty if it is there already."""
+        wanted = Saved.of(name, True, 0.0)
+        assert wanted is not None
+        if any((s.step, s.epoch, s.complete) == (wanted.step, wanted.epoch, True) for s in self._storage.saved()):
+            return ""
+        self._claim()
+        folder = self._storage.begin(name)
+        self._unfinished.append(folder)
+        return folder
 
     def _clean_up(self) -> None:
         """Remove what was begun and not completed."""

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
-from adaptrain.elastic.checkpoint import Checkpoints
 from adaptrain.elastic.control import Control, Epochs, Identity
 from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group, Meeting, form
@@ -27,6 +27,8 @@ class Mates:
 
     rank = 0
     size = 1
+    savers: ProcessGroup | None = None
+    """Their threads that save checkpoints, if there are several mates."""
 
     def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
         """This process's side of the conversation with the coordinator."""
@@ -59,15 +61,22 @@ class Mates:
         """This process's part of the model that ``make`` makes."""
         return make()
 
-    @property
-    def checkpoints(self) -> Callable[..., Checkpoints]:
-        """What makes the checkpoints of that state."""
-        return Checkpoints
-
     def agree(self, ok: bool) -> bool:
         """Whether all mates say so."""
-        return ok
+        return not any(self.any(not ok))
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether any mate has raised it."""
+        return list(flags)
+
+    def hear(self, said: T) -> list[T]:
+        """What each mate says."""
+        return [said]
 
     def tell(self, said: T) -> T:
         """What the lead says (JSON), once all mates are here."""
+        return said
+
+    def tell_saver(self, said: T) -> T:
+        """The same, among the threads that save checkpoints."""
         return said

@@ -27,10 +27,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,14 +37,13 @@ from torch.distributed import TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from adaptrain.elastic import wire
-from adaptrain.elastic.checkpoint import Checkpoints, Superseded
 from adaptrain.elastic.control import Control, Epochs, Identity
 from adaptrain.elastic.followers import Place, Watch
 from adaptrain.elastic.group import Group, GroupBroken, Meeting, meet
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import ReplicatedState, Savable, spread_words
+from adaptrain.elastic.state import ReplicatedState, spread_words
 
 T = TypeVar("T")
 Activity = tuple[str, float, float]
@@ -77,6 +74,7 @@ class Pod(Mates):
         kind = self.device.type
         backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=FOREVER)
+        self.savers = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=FOREVER))
         self._mesh = init_device_mesh(kind, (place.size,))
 
     def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
@@ -105,21 +103,23 @@ class Pod(Mates):
         assert model is not None
         return model
 
-    @property
-    def checkpoints(self) -> Callable[..., Checkpoints]:
-        return partial(PodCheckpoints, self)
-
-    def agree(self, ok: bool) -> bool:
-        return not any(self.any(not ok))
-
     def any(self, *flags: bool) -> list[bool]:
         """For each flag whether any mate has raised it."""
         raised = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised]
 
+    def hear(self, said: T) -> list[T]:
+        heard: list[Any] = [None] * self.size
+        dist.all_gather_object(heard, said)
+        return heard
+
     def tell(self, said: T) -> T:
         heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0))
+        return heard
+
+    def tell_saver(self, said: T) -> T:
+        heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0, self.savers))
         return heard
 
 
@@ -181,79 +181,6 @@ class PodGroup(Group):
         told: T | None = self._pod.tell(learned)
         assert told is not None
         return told
-
-
-class PodCheckpoints(Checkpoints):
-    """The lead gathers the whole state, and saves and loads it for all mates, who all call the same."""
-
-    def __init__(self, pod: Pod, *arguments: Any) -> None:
-        self._pod = pod
-        super().__init__(*arguments)
-
-    def claim(self) -> None:
-        if self._pod.rank == 0:
-            super().claim()
-
-    def maybe_save(self, state: Savable) -> None:
-        (due,) = self._pod.any(self._pod.rank == 0 and self.is_due(state.counters))
-        if due:
-            whole = _sharded(state).gather()
-            if self._pod.rank == 0:
-                super().maybe_save(whole)
-
-    def save(self, state: Savable) -> None:
-        whole = _sharded(state).gather()
-        self._led(lambda: super(PodCheckpoints, self).save(whole))
-
-    def export(self, state: Savable) -> None:
-        whole = _sharded(state).gather()
-        self._led(lambda: super(PodCheckpoints, self).export(whole))
-
-    def load(self, state: Savable) -> bool:
-        sharded = _sharded(state)
-        whole = sharded.room()
-        loaded = self._led(lambda: super(PodCheckpoints, self).load(whole))
-        if loaded:
-            counters = self._pod.tell(asdict(whole.counters))
-            sharded.restore({**sharded.parts_of(whole.tensors()), "counters": counters})
-        return bool(loaded)
-
-    def sound(self, state: Savable) -> tuple[int, dict[str, torch.Tensor]] | None:
-        sharded = _sharded(state)
-        whole = sharded.room()
-        found: tuple[int, dict[str, torch.Tensor]] | None = None
-
-        def look() -> int | None:
-            nonlocal found
-            found = super(PodCheckpoints, self).sound(whole)
-            return found[0] if found is not None else None
-
-        step = self._led(look)
-        return None if step is None else (step, sharded.parts_of(found[1] if found is not None else {}))
-
-    def failed(self, error: Exception, what: str = "a checkpoint could not be saved") -> None:
-        if self._pod.rank == 0:
-            super().failed(error, what)
-
-    def _led(self, act: Callable[[], T]) -> T | None:
-        """What the lead does alone; its errors are raised on all mates."""
-        done, error = None, None
-        if self._pod.rank == 0:
-            try:
-                done = act()
-            except (OSError, Superseded) as failure:
-                error = failure
-        # However long it takes the lead: it is the lead's beats that say so.
-        with self._control.doing("voting"):
-            done, why = self._pod.tell((done, None if error is None else str(error)))
-        if why is not None:
-            raise error or OSError(why)
-        return done
-
-
-def _sharded(state: Savable) -> ShardedState:
-    assert isinstance(state, ShardedState)
-    return state
 
 
 class _Lead(Control):

@@ -79,7 +79,7 @@ class Session:
         if (storage := _storage(settings)) is not None:
             c = checkpoint
             policy = Policy(c.every_seconds, c.keep, c.keep_best, c.verify) if c is not None else Policy()
-            self._checkpoints = self._mates.checkpoints(storage, policy, self.control)
+            self._checkpoints = Checkpoints(storage, policy, self.control, self._mates)
 
     def loop(self, task: Task) -> ElasticLoop:
         """The loop that trains a task."""

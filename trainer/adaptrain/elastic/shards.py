@@ -5,19 +5,18 @@ processes of other workers that hold the same ones.
 """
 
 import math
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from adaptrain.elastic.gradients import LOSS, Gradients
 from adaptrain.elastic.group import Group
-from adaptrain.elastic.state import Capture, Counters, ReplicatedState, in_words
+from adaptrain.elastic.state import ReplicatedState, Stateful, in_words
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 
@@ -79,6 +78,14 @@ class ShardedGradients(Gradients):
 class ShardedState(ReplicatedState):
     """The state of which this process holds its shards."""
 
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
+    ) -> None:
+        super().__init__(model, optimizer, more)
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        # Noted now: while a layer computes, its parameters are whole, and a checkpoint is saved beside that.
+        self._as_part = {n: _as_part(t, mesh) for n, t in super().tensors().items() if isinstance(t, DTensor)}
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: _local(t) for name, t in super().tensors().items()}
 
@@ -88,28 +95,18 @@ class ShardedState(ReplicatedState):
     def _shapes(self) -> dict[str, str]:
         return {name: in_words(t) + _how(t) for name, t in super().tensors().items()}
 
+    def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: self._as_part[name](t) if name in self._as_part else t for name, t in tensors.items()}
+
     @torch.no_grad()
-    def gather(self) -> "WholeState":
-        """The whole state, on the lead; all mates must call this."""
+    def gather_best(self) -> dict[str, torch.Tensor]:
+        """All mates must call this; only the lead keeps what is whole."""
         whole = {}
-        for name, t in super().tensors().items():
-            every = t.full_tensor() if isinstance(t, DTensor) else t.clone()
+        for name, t in self.best.items():
+            every = t.full_tensor() if isinstance(t, DTensor) else t
             if self._leads:
                 whole[name] = every.cpu()
-        return WholeState(self.model, whole, self._counters())
-
-    def room(self) -> "WholeState":
-        """A whole state without content, to load one into."""
-        whole = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in super().tensors().items()}
-        return WholeState(self.model, whole, self._counters())
-
-    @torch.no_grad()
-    def parts_of(self, whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This process's parts of the tensors that the lead has. All mates must call this."""
-        parts = {}
-        for name, t in super().tensors().items():
-            parts[name] = self._part(t, whole.get(name))
-        return parts
+        return whole
 
     @torch.no_grad()
     def begin_with(self, weights: Weights) -> None:
@@ -141,34 +138,14 @@ class ShardedState(ReplicatedState):
         return dist.get_rank() == 0
 
 
-class WholeState:
-    """A copy of a whole state in the lead's memory, as checkpoints are made of it."""
-
-    def __init__(self, model: nn.Module, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
-        self.model = model
-        self._tensors = tensors
-        self.counters = Counters(**counters)
-
-    @property
-    def best(self) -> dict[str, torch.Tensor]:
-        return {name.removeprefix("best."): t for name, t in self._tensors.items() if name.startswith("best.")}
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return self._tensors
-
-    def begin_capture(self) -> Capture:
-        return Capture(self._tensors, self._tensors, asdict(self.counters))
-
-    def capture(self) -> dict[str, Any]:
-        return {**self._tensors, "counters": asdict(self.counters)}
-
-    def restore(self, captured: dict[str, Any]) -> None:
-        self._tensors = {name: captured[name] for name in self._tensors}
-        self.counters = Counters(**captured["counters"])
-
-
 def _how(t: torch.Tensor) -> str:
     return f" in {t.device_mesh.size()} shards" if isinstance(t, DTensor) else ""
+
+
+def _as_part(whole: DTensor, mesh: DeviceMesh) -> Callable[[torch.Tensor], DTensor]:
+    """What makes this process's shard of a tensor, on another mesh's device, known as that."""
+    placements, shape, stride = whole.placements, whole.shape, whole.stride()
+    return lambda local: DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def _shard_of(local: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

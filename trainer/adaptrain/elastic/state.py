@@ -104,24 +104,6 @@ class Capture:
         return {**self._into, "counters": self._counters}
 
 
-class Savable(Protocol):
-    """What a checkpoint is made of."""
-
-    model: torch.nn.Module
-    counters: Counters
-
-    @property
-    def best(self) -> dict[str, torch.Tensor]: ...
-
-    def tensors(self) -> dict[str, torch.Tensor]: ...
-
-    def begin_capture(self) -> Capture: ...
-
-    def capture(self) -> dict[str, Any]: ...
-
-    def restore(self, captured: dict[str, Any]) -> None: ...
-
-
 class ReplicatedState:
     """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON."""
 
@@ -171,6 +153,14 @@ class ReplicatedState:
         self._settle()
         for name, t in self.weights().items():
             t.copy_(weights[name])
+
+    def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors like ``tensors()`` on the CPU, each as the part that it is of a whole one."""
+        return tensors
+
+    def gather_best(self) -> dict[str, torch.Tensor]:
+        """The best weights, whole, for the first process to write."""
+        return self.best
 
     def keep_best(self) -> None:
         """Take the present weights for the best."""
