@@ -88,7 +88,7 @@ class Checkpoints:
         self._due = time.monotonic() + self._policy.every_seconds
         self._best_step = state.counters.best_step
         capture, epoch = state.begin_capture(), self._control.epoch
-        self._aside(lambda: self._save(state, capture.copy(), epoch))
+        self._aside(lambda: self._save(state, capture.copy, epoch))
 
     def _is_due(self, counters: Counters) -> bool:
         """Whether it is time to save, and this group may commit."""
@@ -104,7 +104,7 @@ class Checkpoints:
         """
         if self._thread is not None:
             self._thread.join()
-        self._as_one(lambda: self._save(state, state.capture(), self._control.epoch))
+        self._as_one(lambda: self._save(state, state.capture, self._control.epoch))
 
     def failed(self, error: Exception, what: str = "a checkpoint could not be saved") -> None:
         """Keep why there is no newer checkpoint, for the job's condition: which the first process tells."""
@@ -236,19 +236,24 @@ class Checkpoints:
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()
 
-    def _save(self, state: ReplicatedState, captured: dict[str, Any], epoch: int) -> None:
-        counters = captured.pop("counters")
-        name = f"step-{counters['step']:010d}.{epoch}"
-        folder, refused = "", None
+    def _save(self, state: ReplicatedState, capture: Callable[[], dict[str, Any]], epoch: int) -> None:
+        captured: dict[str, Any] = {}
+        name = folder = ""
+        error: Exception | None = None
         try:
-            if self._leads:
-                folder = self._begin(name)
-        except (OSError, Superseded) as error:
-            refused = error
-        folder = self._mates.tell_saver(folder)
-        if refused is not None:
-            raise refused
-        if not folder:
+            captured = capture()
+            counters = captured.pop("counters")
+            name = f"step-{counters['step']:010d}.{epoch}"
+            folder = self._begin(name) if self._leads else ""
+        except (OSError, Superseded) as failure:
+            error = failure
+        except Exception as failure:  # who says nothing lets its mates wait for ever
+            error = OSError(f"{type(failure).__name__}: {failure}")
+        said = self._mates.hear((folder, error), savers=True)
+        if first := next(filter(None, [error for _, error in said]), None):
+            self._clean_up()
+            raise first
+        if not (folder := said[0][0]):
             return
         try:
             manifest = archive.write(self._storage, folder, state.parts(captured), counters, self._mates.savers)

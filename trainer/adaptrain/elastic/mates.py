@@ -28,7 +28,7 @@ class Mates:
     rank = 0
     size = 1
     savers: ProcessGroup | None = None
-    """Their threads that save checkpoints, if there are several mates."""
+    """Of their threads that save checkpoints, if there are several mates."""
 
     def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
         """This process's side of the conversation with the coordinator."""
@@ -69,14 +69,10 @@ class Mates:
         """For each flag whether any mate has raised it."""
         return list(flags)
 
-    def hear(self, said: T) -> list[T]:
-        """What each mate says."""
+    def hear(self, said: T, savers: bool = False) -> list[T]:
+        """What each mate says (pickled), or each mate's thread that saves a checkpoint."""
         return [said]
 
     def tell(self, said: T) -> T:
         """What the lead says (JSON), once all mates are here."""
-        return said
-
-    def tell_saver(self, said: T) -> T:
-        """The same, among the threads that save checkpoints."""
         return said

@@ -109,17 +109,13 @@ class Pod(Mates):
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised]
 
-    def hear(self, said: T) -> list[T]:
+    def hear(self, said: T, savers: bool = False) -> list[T]:
         heard: list[Any] = [None] * self.size
-        dist.all_gather_object(heard, said)
+        dist.all_gather_object(heard, said, self.savers if savers else None)
         return heard
 
     def tell(self, said: T) -> T:
         heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0))
-        return heard
-
-    def tell_saver(self, said: T) -> T:
-        heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0, self.savers))
         return heard
 
 
