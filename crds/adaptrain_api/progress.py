@@ -141,6 +141,8 @@ class SearchProgress(Open):
     per_minute: float = 0.0
     storage_error: str | None = None
     """Why the study can't be written right now."""
+    unread: str | None = None
+    """What of the space no trial looks at, and what to do; empty: nothing."""
     end: SearchEnd | None = None
     orders: list[TrialOrder] = []
     """Trials under way, if they are jobs."""

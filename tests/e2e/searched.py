@@ -14,6 +14,11 @@ def score(trial: Trial) -> dict[str, float]:
     return {"score": sum((0.0, 1.0, 0.4, 2.0)[int(one)] for one in chosen), "cost": float(sum(map(int, chosen)))}
 
 
+def deaf(trial: Trial) -> float:
+    """Looks at one choice of many."""
+    return float(trial.choices["c1"])
+
+
 def rising(trial: Trial) -> float:
     """Reports as it goes on; the more is chosen, the better from the first step."""
     worth = sum(map(float, trial.choices.values()))

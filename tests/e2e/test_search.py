@@ -111,6 +111,16 @@ def test_a_bad_trial_costs_itself_and_says_why(tmp_path: Path) -> None:
         assert words in failed[way]
 
 
+def test_a_dimension_that_no_trial_looks_at_is_named(tmp_path: Path) -> None:
+    one = search(choices=3, budget={"trials": 12}, trial={"callable": "tests.e2e.searched:deaf"})
+    with running(one, tmp_path) as (_, keeper):
+        found = ended(keeper)
+    assert found.unread is not None
+    assert "looked at c0, c2:" in found.unread
+    with running(search(budget={"trials": 12}), tmp_path / "other") as (_, keeper):
+        assert ended(keeper).unread == ""
+
+
 def test_too_many_bad_trials_end_the_search_with_their_last_words(tmp_path: Path) -> None:
     with running(naughty(maxFailedTrials=2), tmp_path) as (_, keeper):
         found = ended(keeper)

@@ -113,6 +113,31 @@ def test_progress_is_told() -> None:
     assert world.status.progress == "4/10", "a coordinator that has just started knows less"
 
 
+@pytest.mark.parametrize(
+    ("type", "ill", "well"),
+    [
+        ("StudyWritable", {"storage_error": "the study can't be written: no space"}, {}),
+        ("SpaceUsed", {"unread": "none of 10 trials looked at lr"}, {"unread": ""}),
+    ],
+)
+def test_what_is_wrong_is_told_until_it_is_well(type: str, ill: dict[str, Any], well: dict[str, Any]) -> None:
+    world = World()
+    world.settle()
+
+    def condition() -> tuple[str, str] | None:
+        return next(((c.status, c.message) for c in world.status.conditions if c.type == type), None)
+
+    assert condition() is None
+    world.progress = SearchProgress(running=1, **ill)
+    world.settle()
+    assert condition() == ("False", *ill.values())
+    world.progress = SearchProgress(running=1, **well)
+    world.settle()
+    found = condition()
+    assert found is not None
+    assert found[0] == "True"
+
+
 def test_the_end_removes_the_evaluators_and_keeps_the_result() -> None:
     world = World()
     world.settle()

@@ -31,6 +31,7 @@ class Reused:
     """Trials of a process that runs several, as on a GPU."""
 
     reusable = True
+    unread: list[str] = []
 
     def begin(self) -> None: ...
 

@@ -51,6 +51,11 @@ class Conditions:
         if type in self._now:
             self.set(type, False, reason, message)
 
+    def recover(self, type: str, reason: str, message: str) -> None:
+        """Say that something is well again; of what always was, nothing is said."""
+        if type in self._now:
+            self.set(type, True, reason, message)
+
     def changed(self, type: str) -> Condition | None:
         """The condition if its truth or reason is new: worth an event."""
         old, new = self._before.get(type), self._now.get(type)

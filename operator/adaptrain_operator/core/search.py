@@ -106,6 +106,10 @@ def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
             draft.event("Warning" if warns else "Normal", condition.reason, condition.message)
         elif condition is not None and type == "Promoted":
             draft.event("Warning", condition.reason, condition.message)
+    for type in ("StudyWritable", "SpaceUsed"):
+        condition = draft.conditions.changed(type)
+        if condition is not None:
+            draft.event("Normal" if condition.status == "True" else "Warning", condition.reason, condition.message)
     return draft.plan
 
 
@@ -212,7 +216,11 @@ def _tell_pods(draft: _Draft, trials: TrialsPlan | None) -> None:
     if progress is not None and progress.storage_error:
         draft.conditions.set("StudyWritable", False, "StorageFailed", progress.storage_error[:800])
     else:
-        draft.conditions.clear("StudyWritable", "Written", "the study is written")
+        draft.conditions.recover("StudyWritable", "Written", "the study is written")
+    if progress is not None and progress.unread:
+        draft.conditions.set("SpaceUsed", False, "DimensionNotRead", progress.unread[:800])
+    elif progress is not None and progress.unread == "":
+        draft.conditions.recover("SpaceUsed", "AllRead", "trials look at every dimension")
 
 
 def _tell_progress(draft: _Draft) -> None:

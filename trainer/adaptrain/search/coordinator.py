@@ -29,6 +29,7 @@ from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import STATES, Ended, Study, as_architecture, finite, one_line, open_store
 from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
+from adaptrain.search.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class SearchCoordinator:
         for state in STATES:
             self._metrics.ended(state, sum(one.state == state for one in history))
         self._storage_error: str | None = None
+        self._unread = Unread()
         self._first_hello: float | None = None
         self._takes_over = number > 1
         most = spec.parallelism.max
@@ -131,6 +133,7 @@ class SearchCoordinator:
                 pareto_size=len(d.front),
                 per_minute=round(d.per_minute(now), 2),
                 storage_error=self._storage_error,
+                unread=self._unread.words,
                 end=verdict,
                 orders=[] if self._jobs is None else self._jobs.orders(),
                 done=[] if self._jobs is None else self._jobs.done(set(self._unwritten)),
@@ -215,6 +218,8 @@ class SearchCoordinator:
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
+                    if ended.state == "complete":
+                        self._unread.hear(map(str, frame.get("unread", [])))
                 self._later(self._answer(evaluator, number))
                 return None
             case other:

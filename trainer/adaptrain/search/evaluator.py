@@ -67,6 +67,10 @@ class Bench(Protocol):
     def reusable(self) -> bool:
         """Whether a process should run more than one."""
 
+    @property
+    def unread(self) -> list[str]:
+        """Dimensions of the space at which the trial that was just run did not look."""
+
     def begin(self) -> None: ...
 
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
@@ -361,8 +365,8 @@ def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
                 frame = json.loads(line)
                 metrics = bench.run(frame, lambda step, found: say({"step": step, "metrics": found}))
                 weights = bench.keep(frame["trial"])
-                kept = {} if weights is None else {"weights": weights.model_dump()}
-                say({"state": "complete", "metrics": metrics, "message": "", **kept})
+                more: dict[str, Any] = {} if weights is None else {"weights": weights.model_dump()}
+                say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **more})
             except InvalidJob as error:
                 say({"state": "failed", "metrics": {}, "message": str(error)[-TAIL:]})
             except Exception:

@@ -45,6 +45,8 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
         console.print(f"[red]Failed[/red]: {end.message}", highlight=False)
         return 1
     console.print(_best(search, top))
+    if progress.search.unread:
+        console.print(f"[yellow]Warning[/yellow]: {progress.search.unread}", highlight=False, soft_wrap=True)
     if top[0].weights is not None:
         kept = f"{output / top[0].weights.path} (sha256 {top[0].weights.sha256})"
         console.print(f"the weights of trial {top[0].trial}: {kept}", highlight=False, soft_wrap=True)

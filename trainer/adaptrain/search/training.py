@@ -54,6 +54,11 @@ class Training:
         self._data = None if chosen else load_data(spec.trial.data)
 
     @property
+    def unread(self) -> list[str]:
+        """None: a parameter that a trial has no place for is refused before the first."""
+        return []
+
+    @property
     def reusable(self) -> bool:
         """Whether a process should run more than one trial: a GPU's driver takes seconds to start."""
         return torch.cuda.is_available()

@@ -7,6 +7,7 @@ from adaptrain_api.search import ArchitectureSearchSpec
 
 from adaptrain.errors import InvalidJob
 from adaptrain.load import find
+from adaptrain.search.unread import MODEL, Choices
 
 # No torch here: a function that does without is called in a process that is forked in a moment.
 
@@ -27,9 +28,21 @@ class Trial:
     def __init__(
         self, number: int, choices: dict[str, Any], model: dict[str, Any] | None, seed: int, report: Report
     ) -> None:
-        self.number, self.choices, self.model, self.seed = number, choices, model, seed
+        self.number, self.choices, self.seed = number, Choices(choices), seed
+        self._model, self._model_read = model, False
         self._report = report
         self._last = -1
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        self._model_read = True
+        return self._model
+
+    def unread(self, parameters: list[str]) -> list[str]:
+        """Which of the space's parameters were not looked at, and whether its architecture was not."""
+        names = [name for name in parameters if name not in self.choices.read]
+        architecture = self._model_read or self.choices.read - set(parameters)
+        return names if self._model is None or architecture else [*names, MODEL]
 
     def report(self, step: int, **metrics: float) -> None:
         """Tell metrics on the way: a hopeless trial ends here.
@@ -56,6 +69,7 @@ class Function:
         assert spec.trial.callable is not None
         self._spec = spec
         self._function = find("trial.callable", spec.trial.callable)
+        self.unread: list[str] = []
 
     def begin(self) -> None:
         """In a process that is about to run a trial."""
@@ -68,6 +82,7 @@ class Function:
         """
         trial = Trial(given["trial"], given["choices"], given.get("model"), self._spec.seed, report)
         returned = self._function(trial)
+        self.unread = trial.unread([parameter.name for parameter in self._spec.space.parameters])
         objectives = self._spec.objectives
         if isinstance(returned, int | float) and not isinstance(returned, bool) and len(objectives) == 1:
             return {objectives[0].metric: float(returned)}
