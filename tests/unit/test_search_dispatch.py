@@ -4,8 +4,9 @@ import random
 from typing import Any
 
 import pytest
+from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import MOST_ATTEMPTS, Dispatch
+from adaptrain.search.dispatch import MOST_ATTEMPTS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
 from adaptrain_api.search import ArchitectureSearchSpec
@@ -22,13 +23,32 @@ def spec(**given: Any) -> ArchitectureSearchSpec:
     return ArchitectureSearchSpec.model_validate(base | given)
 
 
-def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Dispatch:
-    wanted = spec(**given)
-    algorithm = make_algorithm(wanted.algorithm, make_space(wanted.space), wanted.seed, len(wanted.objectives))
-    return Dispatch(wanted, algorithm, make_pruner(wanted.pruning), history or [], known or [])
+class Desk(Dispatch):
+    """With its algorithm, as a coordinator has them."""
+
+    def __init__(self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended]) -> None:
+        space = make_space(wanted.space)
+        self.algorithm = make_algorithm(wanted.algorithm, space, wanted.seed, len(wanted.objectives))
+        super().__init__(wanted, self.algorithm, make_pruner(wanted.pruning), history, known)
+
+    def ask(self, now: float) -> tuple[int, Proposal] | None:
+        """The next trial's number and what the algorithm proposes for it."""
+        number = self.next(now)
+        return None if number is None else (number, self.algorithm.ask(number, self.tried))
+
+    def take(self, evaluator: str, now: float) -> Assignment | None:
+        """What an evaluator that asks gets if nothing happens meanwhile."""
+        given = self.again(evaluator, now)
+        if given is not None or (asked := self.ask(now)) is None:
+            return given
+        return self.give(evaluator, *asked, now)
 
 
-def run(d: Dispatch, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
+def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Desk:
+    return Desk(spec(**given), history or [], known or [])
+
+
+def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
     given = d.take(evaluator, now)
     assert given is not None
     found = {"score": float(sum(given.architecture)), **metrics}
@@ -43,6 +63,8 @@ def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
     chance = random.Random(seed)
     d, history = dispatch(seed=seed), list[Ended]()
     has: dict[str, Any] = {}
+    asking: tuple[str, tuple[int, Proposal]] | None = None
+    """Who waits for the algorithm, and what it will be: one at a time."""
     for now in range(10000):
         who = chance.choice("abc")
         match chance.choice(["work", "work", "work", "lost", "coordinator"]):
@@ -52,13 +74,22 @@ def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
                 assert ended is not None
                 assert d.tell(who, one.number, "complete", {"score": 2.0}, "", now) is None, "told once more"
                 history.append(ended)
-            case "work" if (given := d.take(who, now)) is not None:
+            case "work" if asking is not None:
+                (waiting, asked), asking = asking, None
+                given = d.give(waiting or None, *asked, now)
+                if given is not None and waiting:
+                    has[waiting] = given
+            case "work" if (given := d.again(who, now)) is not None:
                 has[who] = given
+            case "work" if (asked := d.ask(now)) is not None:
+                asking = who, asked
             case "lost" if who in has:
                 assert not d.lost(who, now, orderly=True)
                 del has[who]
+            case "lost" if asking is not None and asking[0] == who:
+                asking = "", asking[1]
             case "coordinator":
-                d = dispatch(history, seed=seed)
+                d, asking = dispatch(history, seed=seed), None
                 for one, given in list(has.items()):
                     if not d.back(one, given.number, given.architecture, given.why, now):
                         del has[one]

@@ -84,15 +84,9 @@ class Dispatch:
                     pruner.report(one.number, step, self._sign * value)
             self._end(one)
 
-    def take(self, evaluator: str, now: float) -> Assignment | None:
-        """What an evaluator should try; None: nothing, for now or for ever (see ``verdict``)."""
-        given = self.again(evaluator, now)
-        if given is not None or (number := self.next(now)) is None:
-            return given
-        return self.give(evaluator, number, self._searcher.ask(number, self.tried), now)
-
     def again(self, evaluator: str, now: float) -> Assignment | None:
-        """A trial that somebody else has lost, if there is one.
+        """A trial for an evaluator that somebody else has lost, if there is one; else the algorithm is asked for the
+        ``next`` one, which takes time, and what it proposes is given out by ``give``.
 
         An evaluator that asks has no trial: what we think it has, it has lost.
         """
