@@ -18,23 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from adaptrain.elastic.trace import read_times
+from adaptrain.ports import hold_port
 
 from bench.stalls import stalls_after
 
 WINDOW_SECONDS = 10.0
 START_SECONDS = 180.0
-"""At its defaults a lighthouse waits 60 s for replicas that beat and have not come."""
+"""At its program's defaults a lighthouse waits 60 s for replicas that beat and have not come."""
 DEFAULTS: dict[str, int] = {}
-TUNED = {"join_timeout_ms": 100, "quorum_tick_ms": 10, "heartbeat_timeout_ms": 1000}
+TUNED = {"heartbeat_timeout_ms": 1000, "quorum_tick_ms": 10}
 """Of its lighthouse. With shorter heartbeats, replicas that live are taken for dead on two cores."""
+EAGER = TUNED | {"join_timeout_ms": 100}
+"""Nor does it wait any longer for a replica that lives: who takes 0.1 s more than the others for a step is left out."""
 
 
 def train(trace: str, lighthouse: str) -> None:
-    """torchft's loop for a replica group of one process."""
+    """torchft's loop for a replica group of one process.
+
+    Gradients are summed through its manager, which takes note of errors. The hook of its DistributedDataParallel
+    (0.2.0, ddp.py: ``assert fut._fut``) ends the process when a peer is lost: nobody would go on who could be timed.
+    """
     import torch
     from adaptrain.data.digits import digits
     from torch.distributed import TCPStore
-    from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo
+    from torch.nn.utils import parameters_to_vector
+    from torchft import Manager, Optimizer, ProcessGroupGloo
 
     from bench.paced import mlp
 
@@ -61,12 +69,17 @@ def train(trace: str, lighthouse: str) -> None:
         replica_id=os.environ["PEER_NAME"],
         hostname="127.0.0.1",
     )
-    model, optimizer, data = DistributedDataParallel(manager, network), Optimizer(manager, adamw), digits().train
+    optimizer, data = Optimizer(manager, adamw), digits().train
     with (Path(trace) / f"{os.environ['PEER_NAME']}.jsonl").open("a", buffering=1) as file:
         while True:
             x, y = data.fetch(torch.randint(len(data), (64 // max(1, manager.num_participants()),)))
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x), y).backward()
+            torch.nn.functional.cross_entropy(network(x), y).backward()
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            flat = parameters_to_vector(gradients)
+            manager.allreduce(flat).wait()
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
             before = manager.current_step()
             optimizer.step()
             if manager.current_step() > before:
@@ -87,11 +100,12 @@ class Replicas:
     """Replica groups around one lighthouse."""
 
     def __init__(self, trace: Path, settings: dict[str, int]) -> None:
-        os.environ.setdefault("RUST_LOG", "off")  # read when its library is loaded
-        from torchft.coordination import LighthouseServer
-
         self._trace = trace
-        self._lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=1, **settings)
+        self._held = hold_port("127.0.0.1")
+        self._port = int(self._held.getsockname()[1])
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        command = [str(Path(sys.executable).parent / "torchft_lighthouse"), f"--bind=127.0.0.1:{self._port}"]
+        self._lighthouse = subprocess.Popen([*command, "--min_replicas=1", *flags], stderr=subprocess.DEVNULL)
         self._next = 0
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -99,7 +113,7 @@ class Replicas:
         name = f"replica-{self._next}"
         self._next += 1
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "bench.torchft_peer", str(self._trace), self._lighthouse.address()],
+            [sys.executable, "-m", "bench.torchft_peer", str(self._trace), f"http://127.0.0.1:{self._port}"],
             env=os.environ | {"PEER_NAME": name, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -126,7 +140,9 @@ class Replicas:
     def close(self) -> None:
         for process in self.processes.values():
             process.kill()
-        self._lighthouse.shutdown()
+        self._lighthouse.kill()
+        self._lighthouse.wait()
+        self._held.close()
 
 
 def kills(count: int, settings: dict[str, int], workers: int = 3) -> Found:

@@ -251,6 +251,11 @@ def test_pods_fit_the_restricted_level(world: World) -> None:
         assert rules["capabilities"] == {"drop": ["ALL"]}
 
 
+RUNC = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed:"
+RUNC_LOST = "can't get final child's PID from pipe: EOF: unknown"
+NO_FILE = "executable file not found in $PATH: unknown"
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "message", "meta", "expected"),
     [
@@ -262,6 +267,9 @@ def test_pods_fit_the_restricted_level(world: World) -> None:
         (137, "Error", "", {}, Ending.DISRUPTED),
         (255, "Unknown", "the last lines of its log", {}, Ending.DISRUPTED),
         (143, "Error", "", {}, Ending.DISRUPTED),
+        (128, "StartError", f"{RUNC} unable to start container process: {RUNC_LOST}", {}, Ending.DISRUPTED),
+        (128, "StartError", f'{RUNC} unable to start container process: exec: "trian": {NO_FILE}', {}, Ending.FAILED),
+        (128, "StartError", f"{RUNC} container init was OOM-killed (memory limit too low?)", {}, Ending.FAILED),
         (EXIT_INVALID, "Error", "no such module", {}, Ending.INVALID),
         (0, "Completed", '{"outcome": "completed", "step": 5, "epoch": 1}', {}, Ending.COMPLETED),
         (0, "Completed", '{"outcome": "left", "step": 5, "epoch": 1}', {}, Ending.DISRUPTED),

@@ -24,6 +24,12 @@ SIGNALS_FROM_OUTSIDE = frozenset({128 + 2, 128 + 9, 128 + 15})
 LOST_WITH_NODE = frozenset({"ContainerStatusUnknown", "Unknown"})
 """What the kubelet and containerd (with exit code 255) say of a container that ended while its node was away."""
 
+NOT_STARTED = "StartError"
+"""What the kubelet says of a container that the node's runtime could not start (with exit code 128)."""
+OWN_START = ('exec: "', "executable file", "chdir to cwd", "OOM-killed")
+"""What runc and crun say when that is for the pod's own command, folder or memory limit. All else is the node's: one
+that is busy or about to go can't make every container (https://github.com/containerd/containerd/issues/9160)."""
+
 
 def ending(pod: Pod) -> Ending:
     """The class of a pod that has ended."""
@@ -40,6 +46,8 @@ def ending(pod: Pod) -> Ending:
         return Ending.INVALID
     if exited.reason == "OOMKilled":
         return Ending.FAILED
+    if exited.reason == NOT_STARTED and not any(words in exited.message for words in OWN_START):
+        return Ending.DISRUPTED
     if exited.code in SIGNALS_FROM_OUTSIDE or exited.reason in LOST_WITH_NODE:
         return Ending.DISRUPTED
     return Ending.FAILED
