@@ -8,11 +8,8 @@ import random
 
 from bench.report import emit
 from tests.e2e.cluster_jobs import installed, until
-from tests.e2e.cluster_searches import SCORED, apply_search, strike
+from tests.e2e.cluster_searches import SCORED, apply_search
 from tests.e2e.local_searches import numbers, told
-
-BACK_OFF = 400.0
-"""Seconds within which the kubelet starts a container again, however often it was killed."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -28,7 +25,7 @@ if __name__ == "__main__":
             search.reached((n + 1) * trials // (arguments.kills + 2), 300)
             role = chance.choices(list(killed), (6, 3, 1))[0]
             if role == "operator":
-                until("an operator runs", lambda: strike([site.operator()]), BACK_OFF)
+                until("an operator runs", site.kill_operator)
             else:
                 search.kill(role)
             killed[role] += 1

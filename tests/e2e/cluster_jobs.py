@@ -7,6 +7,7 @@ kernel would, and what the workers write to their volume can be read here.
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -129,6 +130,22 @@ class Site:
     def operator(self) -> Object:
         """The operator's pod."""
         return until("the operator's pod", lambda: self.pods(self.system, "app.kubernetes.io/component=operator"))[0]
+
+    def kill_operator(self) -> bool:
+        """SIGKILL the operator; whether it ran.
+
+        The kubelet waits ever longer before it starts a container again, up to five minutes: one that was killed twice
+        loses its pod instead, with no grace, and gets another one at once.
+        """
+        pod = self.operator()
+        if sum(container["restartCount"] for container in pod["status"].get("containerStatuses", [])) > 1:
+            path = f"/api/v1/namespaces/{self.system}/pods/{name_of(pod)}"
+            return self.api("DELETE", path, {"gracePeriodSeconds": 0})[0] == 200
+        try:
+            signal_pod(pod, signal.SIGKILL)
+        except (AssertionError, ProcessLookupError):  # it has no process now
+            return False
+        return True
 
     def apply(self, *objects: Object) -> None:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})

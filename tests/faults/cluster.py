@@ -31,7 +31,6 @@ RECOVERY_SECONDS = 90.0
 LONGEST_PAUSE = 3.0
 CLEAN_SECONDS = 90.0
 """Pods that ended soon after they were made stay for a minute, so that the operator sees how many there are."""
-NO_GRACE = {"gracePeriodSeconds": 0}
 
 
 class Arena:
@@ -107,12 +106,7 @@ class Arena:
         _signal(self.job.coordinator, signal.SIGKILL)
 
     def _operator(self) -> None:
-        pod = self.site.operator()
-        # The kubelet starts a container again ever later, up to five minutes; a pod's first times come at once.
-        if any(container["restartCount"] > 1 for container in pod["status"].get("containerStatuses", [])):
-            self.site.api("DELETE", f"/api/v1/namespaces/{self.site.system}/pods/{name_of(pod)}", NO_GRACE)
-        else:
-            _signal(pod, signal.SIGKILL)
+        self.site.kill_operator()
 
     def _all(self) -> None:
         for pod in self.job.workers:
