@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
-from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
-from adaptrain_operator.core.children import worker_pod
+from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
 from adaptrain_operator.core.observed import Job
+from adaptrain_operator.core.pods import worker_pod
 from adaptrain_operator.core.search import SearchPlan, decide_search
 from adaptrain_operator.core.searched import Search, SearchSeen
 

@@ -17,7 +17,8 @@ from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
 from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
 from adaptrain_api.progress import Progress, SearchProgress, TrialOrder, TrialReport, TrialReports
-from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training import AdaptiveTrainingJob
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.search import SearchPlan, decide_search

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
-from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
+from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adaptrain_api.training import Condition
+from adaptrain_api.objects import Condition
 
 from adaptrain_operator.core import failures
 from adaptrain_operator.core.observed import Job, Observed, Pod, moment

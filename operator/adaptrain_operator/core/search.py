@@ -4,19 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adaptrain_api import search as api
+from adaptrain_api.checkpoints import checkpoint_folder
+from adaptrain_api.objects import ObjectMeta
+from adaptrain_api.pool import pool as evaluators_job
 from adaptrain_api.progress import SearchEnd, TrialReports, TrialResult
-from adaptrain_api.search import (
-    ArchitectureSearch,
-    ArchitectureSearchSpec,
-    ArchitectureSearchStatus,
-    Gate,
-    TrialCounts,
-    TrialSummary,
-    metrics_named,
-    set_parameter,
-)
-from adaptrain_api.training import ObjectMeta, TrainingJobSpec, checkpoint_folder, dump
+from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, metrics_named
+from adaptrain_api.search_goals import Gate
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.search_status import ArchitectureSearchStatus, TrialCounts, TrialSummary
+from adaptrain_api.training import TrainingJobSpec, dump
 from pydantic import ValidationError
 
 from adaptrain_operator.core.children import contained
@@ -171,7 +167,7 @@ def _run_trials(draft: _Draft) -> TrialsPlan:
 def pool_job(search: Search) -> Object:
     """The job whose workers are the evaluators."""
     meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
-    job = api.pool(ArchitectureSearch(metadata=meta, spec=search.spec))
+    job = evaluators_job(ArchitectureSearch(metadata=meta, spec=search.spec))
     return job_of(search, search.pool, dump(job)["spec"])
 
 

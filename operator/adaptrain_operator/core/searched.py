@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from adaptrain_api import search as api
+from adaptrain_api.objects import Condition
 from adaptrain_api.progress import Progress, SearchProgress
-from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
-from adaptrain_api.training import Condition, TrainingJobStatus
+from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.training_status import TrainingJobStatus
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Object

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptrain_api.progress import Progress, TrialOrder, TrialReport, TrialReports
-from adaptrain_api.search import TRIAL_DIGITS, set_parameter
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from adaptrain_api.search import TRIAL_DIGITS
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
 from adaptrain_operator.core import naming

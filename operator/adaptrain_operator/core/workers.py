@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import children
+from adaptrain_operator.core import pods
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -111,7 +111,7 @@ def _stale(draft: Draft) -> tuple[set[str], bool]:
     Besides pods of an old template these are, at ``min``, those on a cordoned node: there the disruption budget
     forbids the eviction that a drain asks for, until one more worker runs elsewhere.
     """
-    wanted = children.template_hash(draft.job)
+    wanted = pods.template_hash(draft.job)
     commit = _agree_on_commit(draft)
     outdated = {
         pod.uid
@@ -233,7 +233,7 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
     image = job.spec.image or seen.default_image
     for number in range(first, first + missing):
         commit = draft.value("source_commit")
-        draft.plan.create.append(children.worker_pod(job, number, image, draft.avoided, commit))
+        draft.plan.create.append(pods.worker_pod(job, number, image, draft.avoided, commit))
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
     draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")

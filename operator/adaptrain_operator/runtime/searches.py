@@ -5,7 +5,8 @@ import logging
 import time
 from typing import Any
 
-from adaptrain_api.search import POOL, ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.search import POOL, ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training import dump
 from pydantic import ValidationError
 

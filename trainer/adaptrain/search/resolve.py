@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from adaptrain_api.components import ModelSource
 from adaptrain_api.errors import explain
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
+from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 from adaptrain_api.search import Trial as TrialSpec
-from adaptrain_api.training import ModelSource, dump
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.training import dump
 from pydantic import ValidationError
 
 from adaptrain.errors import InvalidJob

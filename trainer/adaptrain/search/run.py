@@ -3,8 +3,9 @@
 import time
 from pathlib import Path
 
+from adaptrain_api.pool import pool
 from adaptrain_api.progress import Progress, TrialResult
-from adaptrain_api.search import ArchitectureSearch, metrics_named, pool
+from adaptrain_api.search import ArchitectureSearch, metrics_named
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
