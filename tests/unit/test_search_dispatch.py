@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import MOST_ATTEMPTS, Assignment, Dispatch
+from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
 from adaptrain_api.search import ArchitectureSearchSpec
@@ -26,10 +26,12 @@ def spec(**given: Any) -> ArchitectureSearchSpec:
 class Desk(Dispatch):
     """With its algorithm, as a coordinator has them."""
 
-    def __init__(self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended]) -> None:
+    def __init__(
+        self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended], returning: bool = False
+    ) -> None:
         space = make_space(wanted.space)
         self.algorithm = make_algorithm(wanted.algorithm, space, wanted.seed, len(wanted.objectives))
-        super().__init__(wanted, self.algorithm, make_pruner(wanted.pruning), history, known)
+        super().__init__(wanted, self.algorithm, make_pruner(wanted.pruning), history, known, returning)
 
     def ask(self, now: float) -> tuple[int, Proposal] | None:
         """The next trial's number and what the algorithm proposes for it."""
@@ -44,8 +46,10 @@ class Desk(Dispatch):
         return self.give(evaluator, *asked, now)
 
 
-def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Desk:
-    return Desk(spec(**given), history or [], known or [])
+def dispatch(
+    history: list[Ended] | None = None, known: list[Ended] | None = None, returning: bool = False, **given: Any
+) -> Desk:
+    return Desk(spec(**given), history or [], known or [], returning)
 
 
 def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
@@ -97,6 +101,58 @@ def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
             break
     assert sorted(one.number for one in history) == list(range(20))
     assert len({one.architecture for one in history}) == 20
+
+
+@pytest.mark.parametrize("budget", [{"seconds": 30}, {"evaluatorSeconds": 60}, {"trials": 12}])
+@pytest.mark.parametrize("seed", range(20))
+def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str, int]) -> None:
+    """Coordinators end at any time, also when the budget is spent: evaluators come back one after the other, within
+    the grace that the first one begins. None of them is lost, so every trial counts, and no other takes it."""
+    chance = random.Random(seed)
+    d, history, given = dispatch(seed=seed, budget=budget), list[Ended](), set[int]()
+    has: dict[str, Any] = {}
+    calls = dict.fromkeys("abc", 0.0)
+    """When each one reaches the coordinator."""
+    here: set[str] = set()
+    for tick in range(4000):
+        now = tick / 2
+        if (end := d.verdict(now)) is not None:
+            break
+        for who in sorted(calls.keys() - here):
+            if calls[who] <= now:
+                here.add(who)
+                d.greet(now)
+                if (one := has.get(who)) is not None:
+                    assert d.back(who, one.number, one.architecture, one.why, now), "another one has it"
+        if tick == 8 or chance.random() < 0.05:
+            d, here = dispatch(history, seed=seed, budget=budget, returning=True), set()
+            first = now + chance.choice([0.5, 1.0, 8.0])
+            calls = {who: first + chance.choice([0, 0.5, 2.5]) for who in calls}
+            calls[chance.choice("abc")] = first
+        elif here:
+            who = chance.choice(sorted(here))
+            if who not in has and (one := d.take(who, now)) is not None:
+                has[who] = one
+                given.add(one.number)
+            elif who in has and chance.random() < 0.3:
+                ended = d.tell(who, has.pop(who).number, "complete", {"score": 1.0}, "", now)
+                assert ended is not None
+                history.append(ended)
+    assert end is not None
+    assert end.outcome == "complete"
+    assert not has, "nobody tries what would not count any more"
+    assert sorted(one.number for one in history) == sorted(given)
+
+
+def test_nothing_is_given_out_before_the_first_can_have_come_back() -> None:
+    history = [run(dispatch())]
+    d = dispatch(history, returning=True, budget={"seconds": 1})
+    assert d.verdict(1000) is None, "nobody has reached it yet"
+    d.greet(1000)
+    d.greet(1002)
+    assert d.verdict(1000 + RETURN_SECONDS - 0.1) is None
+    assert d.take("a", 1000) is None
+    assert d.verdict(1000 + RETURN_SECONDS) is not None
 
 
 def test_what_was_lost_is_given_out_first() -> None:

@@ -109,7 +109,7 @@ class Study:
         spec = ArchitectureSearchSpec.model_validate(cluster.spec)
         space = make_space(spec.space)
         self.searcher = make_algorithm(spec.algorithm, space, spec.seed, 1)
-        self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [])
+        self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [], returning=True)
         self.jobs = TrialJobs(self.dispatch, space, spec.parallelism.max)
         self.history = history
         self.unwritten: list[Ended] = []
@@ -308,6 +308,19 @@ def test_suspension_and_less_parallelism_suspend_the_newest_trials() -> None:
     cluster.spec["suspend"] = False
     cluster.settle()
     assert suspended() == [False, False, False]
+
+
+def test_a_spent_budget_does_not_end_what_the_operator_has_not_named_yet() -> None:
+    """A coordinator that takes over may be asked before it is told of jobs that run."""
+    ended = Ended(0, (0,), "complete", {"val/accuracy": 0.5}, seconds=10.0, ended=10.0)
+    study = Study(Cluster(budget={"seconds": 5}), [ended])
+    assert study.dispatch.verdict(1000) is None
+    runs = TrialReport(number=1, given={"architecture": [1], "why": {}}, job="j")
+    assert study.hear(TrialReports(trials=[runs]), 1000).end is None
+    told = study.hear(TrialReports(trials=[runs.model_copy(update={"state": "failed"})]), 1001)
+    study.write()
+    assert told.failed == 1
+    assert study.hear(TrialReports(), 1002).end is not None
 
 
 def test_the_end_of_the_search_removes_its_trials() -> None:

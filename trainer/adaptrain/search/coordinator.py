@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An evaluator that was not heard for so long is taken for lost."""
-RETURN_SECONDS = 3.0
-"""A coordinator that takes over waits so long for evaluators to come back with what they have."""
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
 
@@ -77,7 +75,9 @@ class SearchCoordinator:
         self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
         history = self._study.history()
         known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
-        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known)
+        # Of jobs that are trials, even the first coordinator may find some: those of a pool that was made again.
+        returning = number > 1 or spec.execution == "Jobs"
+        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known, returning)
         self._evaluators: dict[str, _Evaluator] = {}
         self._silent: dict[str, Silent] = {}
         self._told: list[Ended] = []
@@ -90,8 +90,6 @@ class SearchCoordinator:
             self._metrics.ended(state, sum(one.state == state for one in history))
         self._storage_error: str | None = None
         self._unread = Unread()
-        self._first_hello: float | None = None
-        self._takes_over = number > 1
         most = spec.parallelism.max
         self._jobs = TrialJobs(self._dispatch, self._space, most) if spec.execution == "Jobs" else None
 
@@ -187,8 +185,7 @@ class SearchCoordinator:
         evaluator = _Evaluator(id, str(hello["name"]), now, writer, now)
         self._evaluators[id] = evaluator
         self._silent.pop(id, None)
-        if self._first_hello is None:
-            self._first_hello = now
+        self._dispatch.greet(now)
         goes_on = True
         if (has := hello.get("trial")) is not None:
             architecture = as_architecture(has["architecture"])
@@ -243,9 +240,6 @@ class SearchCoordinator:
 
     async def _choose(self, evaluator: _Evaluator) -> wire.Frame:
         dispatch = self._dispatch
-        assert self._first_hello is not None
-        if self._takes_over and time.time() < self._first_hello + RETURN_SECONDS:
-            return {"do": "wait"}
         async with self._asking:  # the next one must know what this one gets
             if not self._has(evaluator):
                 return {"do": "wait"}

@@ -22,6 +22,8 @@ from adaptrain.search.study import Ended, State, violations
 
 RATE_WINDOW = 300.0
 """Seconds over which trials per minute are counted."""
+RETURN_SECONDS = 3.0
+"""So long after the first one evaluators may come back with what an earlier coordinator gave them."""
 MOST_ATTEMPTS = 5
 """A trial that as many evaluators were lost with has failed: it may be what kills them."""
 TOP = 10
@@ -48,6 +50,8 @@ class Dispatch:
         pruner: which trials are stopped early; None: none.
         history: what the study holds, in its order.
         known: trials of another search to learn from, which don't count.
+        returning: somebody may come back with what an earlier coordinator gave out. Until that is over, nothing is
+            given out, and the search goes on, even if its budget is spent: what comes back counts.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Dispatch:
         pruner: Pruner | None,
         history: list[Ended],
         known: list[Ended],
+        returning: bool = False,
     ) -> None:
         self.spec = spec
         self.pending: dict[int, Assignment] = {}
@@ -68,6 +73,8 @@ class Dispatch:
         self.front: list[Ended] = []
         """Those of them that none surpasses in one objective and equals in the others."""
         self._exhausted = False
+        self._returning = returning
+        self._return_by: float | None = None
         self._searcher = searcher
         self._pruner = pruner
         self._sign = 1.0 if spec.objectives[0].goal == "maximize" else -1.0
@@ -84,6 +91,19 @@ class Dispatch:
                     pruner.report(one.number, step, self._sign * value)
             self._end(one)
 
+    def greet(self, now: float) -> None:
+        """An evaluator is here: if it is the first, the others can come as well from now on."""
+        if self._return_by is None:
+            self._return_by = now + RETURN_SECONDS
+
+    def all_back(self) -> None:
+        """Whoever had a trial of an earlier coordinator has come back with it."""
+        self._returning = False
+
+    def returning(self, now: float) -> bool:
+        """Whether somebody may still come back with what an earlier coordinator gave out."""
+        return self._returning and (self._return_by is None or now < self._return_by)
+
     def again(self, evaluator: str, now: float) -> Assignment | None:
         """A trial for an evaluator that somebody else has lost, if there is one; else the algorithm is asked for the
         ``next`` one, which takes time, and what it proposes is given out by ``give``.
@@ -91,7 +111,7 @@ class Dispatch:
         An evaluator that asks has no trial: what we think it has, it has lost.
         """
         self.lost(evaluator, now)
-        if self.verdict(now) is not None:
+        if self.returning(now) or self.verdict(now) is not None:
             return None
         waiting = sorted(number for number, one in self.pending.items() if one.evaluator is None)
         if waiting:
@@ -103,7 +123,9 @@ class Dispatch:
 
     def next(self, now: float) -> int | None:
         """Number of the next new trial; None: there shall be none."""
-        if self.verdict(now) is not None or self._spent(now, len(self.ended) + len(self.pending)):
+        if self.returning(now) or self.verdict(now) is not None:
+            return None
+        if self._spent(now, len(self.ended) + len(self.pending)):
             return None
         while self._next in self.ended or self._next in self.pending:
             self._next += 1
@@ -239,7 +261,7 @@ class Dispatch:
                 f"{len(self.failed)} trials failed, and maxFailedTrials is {self.spec.max_failed_trials}; the last one,"
                 f" trial {last.number}: {last.message[-800:] or 'no reason was told'}",
             )
-        if self.pending or not (self._exhausted or self._spent(now, len(self.ended))):
+        if self.pending or self.returning(now) or not (self._exhausted or self._spent(now, len(self.ended))):
             return None
         if len(self.failed) + self.pruned == len(self.ended):
             return _failed("NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed")
