@@ -10,10 +10,15 @@ from adaptrain_api.search import POOL, ArchitectureSearch, ArchitectureSearchSpe
 from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec
 
 
-def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
+def pool(search: ArchitectureSearch, evaluators: int | None = None) -> AdaptiveTrainingJob:
     """The job whose workers are a search's evaluators, and whose coordinator holds its study. If its trials are jobs
-    themselves, it has no workers."""
+    themselves, it has no workers.
+
+    Args:
+        evaluators: how many there is something to try for; None: as many as there may be.
+    """
     spec, most = search.spec, max(1, search.spec.parallelism.max)
+    wanted = most if evaluators is None else max(1, min(most, evaluators))
     volume = spec.storage.volume if spec.storage is not None else None
     return AdaptiveTrainingJob(
         metadata=ObjectMeta(
@@ -24,7 +29,10 @@ def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
             image_pull_policy=spec.image_pull_policy,
             image_pull_secrets=spec.image_pull_secrets,
             workers=Workers(
-                min=max(1, spec.parallelism.min), max=most, replicas=most, **_fields(spec.evaluators or PodTemplate())
+                min=min(max(1, spec.parallelism.min), wanted),
+                max=most,
+                replicas=wanted,
+                **_fields(spec.evaluators or PodTemplate()),
             ),
             search=dump(search),
             checkpoint=None if volume is None else Checkpoint(volume=volume),

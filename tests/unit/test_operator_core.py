@@ -1137,3 +1137,19 @@ def test_weights_to_start_from_are_mounted_read_only(checkpoint: str | None) -> 
     }
     assert claims[mount["name"]] == "models"
     assert sorted(claims.values()) == sorted({"models", checkpoint} - {None}), "each claim is mounted once"
+
+
+def test_of_evaluators_those_leave_that_have_no_trial() -> None:
+    search = {"metadata": {"name": "s"}, "spec": {"trial": {"callable": "m:f"}}}
+    world = World(model=None, data=None, phases=None, search=search, workers={"replicas": 4})
+    world.settle()
+    members = [
+        {"id": f"uid-job-worker-{n}", "name": str(n), "step": 0, "joined": T0, "idle": n in (0, 2)} for n in range(4)
+    ]
+    world.spec = world.spec.model_copy(update={"workers": world.spec.workers.model_copy(update={"replicas": 2})})
+    world.now += 6
+    world.step()
+    assert len(world.active()) == 4, "while its coordinator says nothing, nobody knows who has a trial"
+    world.answer(members=members)
+    world.step()
+    assert world.active() == ["job-worker-1", "job-worker-3"]

@@ -109,7 +109,8 @@ def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str
     """Coordinators end at any time, also when the budget is spent: evaluators come back one after the other, within
     the grace that the first one begins. None of them is lost, so every trial counts, and no other takes it."""
     chance = random.Random(seed)
-    d, history, given = dispatch(seed=seed, budget=budget), list[Ended](), set[int]()
+    wants: dict[str, Any] = {"seed": seed, "budget": budget, "parallelism": {"max": 3}}
+    d, history, given = dispatch(**wants), list[Ended](), set[int]()
     has: dict[str, Any] = {}
     calls = dict.fromkeys("abc", 0.0)
     """When each one reaches the coordinator."""
@@ -118,6 +119,8 @@ def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str
         now = tick / 2
         if (end := d.verdict(now)) is not None:
             break
+        wanted = d.evaluators(now)
+        assert wanted is None or len(d.busy) <= wanted <= d.spec.parallelism.max, "who has a trial is wanted"
         for who in sorted(calls.keys() - here):
             if calls[who] <= now:
                 here.add(who)
@@ -125,7 +128,7 @@ def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str
                 if (one := has.get(who)) is not None:
                     assert d.back(who, one.number, one.architecture, one.why, now), "another one has it"
         if tick == 8 or chance.random() < 0.05:
-            d, here = dispatch(history, seed=seed, budget=budget, returning=True), set()
+            d, here = dispatch(history, returning=True, **wants), set()
             first = now + chance.choice([0.5, 1.0, 8.0])
             calls = {who: first + chance.choice([0, 0.5, 2.5]) for who in calls}
             calls[chance.choice("abc")] = first
@@ -142,6 +145,31 @@ def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str
     assert end.outcome == "complete"
     assert not has, "nobody tries what would not count any more"
     assert sorted(one.number for one in history) == sorted(given)
+
+
+def test_as_many_evaluators_are_wanted_as_find_something_to_try() -> None:
+    d = dispatch(budget={"trials": 5}, parallelism={"max": 3})
+    assert d.evaluators(0) == 3
+    run(d)
+    run(d)
+    has = [d.take(who, 0) for who in "abc"]
+    assert all(has)
+    assert d.evaluators(0) == 3
+    d.lost("a", 1)
+    assert d.evaluators(1) == 3, "what was lost is tried again"
+    assert has[1] is not None
+    d.tell("b", has[1].number, "failed", {}, "", 1)
+    assert (d.evaluators(1), d.busy) == (2, {"c"})
+    assert dispatch(budget={"trials": 5}, returning=True).evaluators(0) is None, "who has a trial isn't known yet"
+    timed = dispatch(budget={"seconds": 10}, parallelism={"max": 3})
+    run(timed)
+    assert timed.take("a", 1) is not None
+    assert (timed.evaluators(9), timed.evaluators(10)) == (3, 1)
+    small = dispatch(space={"parameters": [{"name": "a", "values": [1, 2]}]}, parallelism={"max": 3})
+    assert small.take("a", 0) is not None
+    assert small.take("b", 0) is not None
+    assert small.take("c", 0) is None
+    assert small.evaluators(0) == 2, "the space is used up"
 
 
 def test_nothing_is_given_out_before_the_first_can_have_come_back() -> None:

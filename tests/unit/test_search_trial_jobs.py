@@ -60,7 +60,7 @@ class Cluster:
         spec = ArchitectureSearchSpec.model_validate(self.spec)
         search = Search("digits", "ns", "uid", 1, False, spec, self.status)
         jobs = copy.deepcopy(self.jobs)
-        return decide_search(search, SearchSeen(jobs, self.progress, None, self.heard, self.refused), NOW)
+        return decide_search(search, SearchSeen(jobs, self.progress, True, None, self.heard, self.refused), NOW)
 
     def carry_out(self, plan: SearchPlan, most: int = 1000) -> None:
         """As much of it as somebody does who is killed after so many requests."""

@@ -119,6 +119,12 @@ class Draft:
         return frozenset() if progress is None else frozenset(member.id for member in progress.members)
 
     @property
+    def idle(self) -> frozenset[str]:
+        """Uids of those of them that have nothing to do."""
+        progress = self.seen.contact.progress
+        return frozenset() if progress is None else frozenset(member.id for member in progress.members if member.idle)
+
+    @property
     def active(self) -> list[Pod]:
         """Workers that run or will run after this plan, oldest first."""
         kept = [pod for pod in self.seen.workers if pod.active and pod.uid not in self.gone]

@@ -147,9 +147,10 @@ def _run(draft: _Draft) -> None:
         draft.fields["start_time"] = None
     else:
         draft.conditions.clear("Suspended", "Resumed", "the search runs again")
-    _apply_pool(draft, pool_job(search))
+    evaluators = _evaluators(draft)
+    _apply_pool(draft, pool_job(search, evaluators))
     trials = _run_trials(draft) if spec.execution == "Jobs" else None
-    _tell_pods(draft, trials)
+    _tell_pods(draft, trials, evaluators)
     draft.fields["budget"] = spec.budget
     draft.plan.wake(5.0)
 
@@ -164,10 +165,25 @@ def _run_trials(draft: _Draft) -> TrialsPlan:
     return trials
 
 
-def pool_job(search: Search) -> Object:
-    """The job whose workers are the evaluators."""
+def _evaluators(draft: _Draft) -> int | None:
+    """How many evaluators there is something to try for; None: as many as there may be."""
+    search, pool = draft.search, draft.pool
+    if pool is None or search.spec.suspend or search.spec.execution == "Jobs":
+        return None
+    if not contained(pool_job(search)["spec"]["search"], pool["spec"].get("search")):
+        return None  # with another budget there is something else to try
+    progress = draft.seen.progress
+    if draft.seen.current and progress is not None and progress.evaluators is not None:
+        return progress.evaluators
+    # A coordinator that takes over doesn't know yet who has a trial.
+    before: int | None = pool["spec"]["workers"].get("replicas")
+    return before
+
+
+def pool_job(search: Search, evaluators: int | None = None) -> Object:
+    """The job whose workers are the evaluators; None: as many as there may be."""
     meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
-    job = evaluators_job(ArchitectureSearch(metadata=meta, spec=search.spec))
+    job = evaluators_job(ArchitectureSearch(metadata=meta, spec=search.spec), evaluators)
     return job_of(search, search.pool, dump(job)["spec"])
 
 
@@ -176,14 +192,17 @@ def _apply_pool(draft: _Draft, wanted: Object) -> None:
         draft.plan.apply.append(wanted)
 
 
-def _tell_pods(draft: _Draft, trials: TrialsPlan | None) -> None:
+def _tell_pods(draft: _Draft, trials: TrialsPlan | None, evaluators: int | None) -> None:
     """The evaluators' own conditions are the pool's.
 
     Args:
         trials: of a search whose trials are jobs.
+        evaluators: how many there is something to try for; None: as many as there may be.
     """
     search, pool = draft.search, draft.pool
     wanted = 0 if search.spec.suspend else search.spec.parallelism.max
+    if evaluators is not None:
+        wanted = min(wanted, max(1, evaluators))
     if pool is None:
         stranger = draft.seen.jobs.get(search.pool)
         if stranger is not None:

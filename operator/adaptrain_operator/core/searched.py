@@ -52,6 +52,8 @@ class SearchSeen:
     """Jobs of its namespace that concern it, by name: its own, and a gate's."""
     progress: SearchProgress | None = None
     """The newest word of its coordinator."""
+    current: bool = False
+    """Whether it is of the coordinator that there is now, and new."""
     eta: float | None = None
     """Seconds left, as the coordinator estimates them."""
     trials: Mapping[str, Progress] = field(default_factory=dict)

@@ -22,7 +22,8 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     wanted = draft.job.spec.wanted_workers
     active = draft.active
     surplus = len(active) - wanted - bool(stale)
-    if surplus > 0:
+    # Which evaluators have a trial, only their coordinator knows.
+    if surplus > 0 and (draft.fresh or draft.job.spec.search is None):
         for pod in _victims(draft, stale)[:surplus]:
             draft.delete(pod)
             draft.event("Normal", "WorkerRemoved", f"{pod.name} leaves: {wanted} workers are wanted")
@@ -137,14 +138,16 @@ def _agree_on_commit(draft: Draft) -> str | None:
 
 
 def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
-    """Who goes first: whoever doesn't take part, is on a node that is being emptied, is outdated, is newest."""
-    members = draft.members
+    """Who goes first: whoever doesn't take part, has nothing to do, is on a node that is being emptied, is outdated,
+    is newest."""
+    members, idle = draft.members, draft.idle
     return sorted(
         draft.active,
         key=lambda pod: (
             pod.node is not None,
             pod.phase != "Pending",
             pod.uid in members,
+            pod.uid not in idle,
             not draft.seen.cordoned(pod.node),
             pod.uid not in stale,
             -pod.number,

@@ -114,10 +114,14 @@ class SearchCoordinator:
         # It ends when its last trial is written down: whoever hears of the end may stop this process at once.
         verdict = None if self._unwritten else d.verdict(now)
         top = [self._result(one) for one in d.top]
+        busy = d.busy
         return Progress(
             number=self.number,
             state="done" if verdict is not None else "running" if self._evaluators or d.running else "waiting",
-            members=[Member(id=e.id, name=e.name, step=e.ended, joined=e.joined) for e in self._evaluators.values()],
+            members=[
+                Member(id=e.id, name=e.name, step=e.ended, joined=e.joined, idle=e.id not in busy)
+                for e in self._evaluators.values()
+            ],
             silent=list(self._silent.values()),
             step=len(d.ended),
             metrics=top[0].metrics if top else {},
@@ -130,6 +134,7 @@ class SearchCoordinator:
                 top=top,
                 pareto_size=len(d.front),
                 per_minute=round(d.per_minute(now), 2),
+                evaluators=d.evaluators(now) if self._jobs is None else None,
                 storage_error=self._storage_error,
                 unread=self._unread.words,
                 end=verdict,

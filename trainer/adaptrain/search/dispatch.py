@@ -250,7 +250,26 @@ class Dispatch:
     @property
     def running(self) -> int:
         """Trials that an evaluator has."""
-        return sum(one.evaluator is not None for one in self.pending.values())
+        return len(self.busy)
+
+    @property
+    def busy(self) -> set[str]:
+        """Evaluators that have a trial."""
+        return {one.evaluator for one in self.pending.values() if one.evaluator is not None}
+
+    def evaluators(self, now: float) -> int | None:
+        """How many evaluators there is something to try for: what is under way, and what may be given out yet.
+
+        Returns:
+            At most as many as there may be; None: it isn't known yet what is under way.
+        """
+        if self.returning(now):
+            return None
+        most, under_way = self.spec.parallelism.max, len(self.pending)
+        if self._exhausted or self._spent(now, len(self.ended) + under_way):
+            return min(most, under_way)
+        trials = self.spec.budget.trials
+        return most if trials is None else min(most, trials - len(self.ended))
 
     def verdict(self, now: float) -> SearchEnd | None:
         """How the search ended, if it has."""
