@@ -358,6 +358,25 @@ def test_the_winner_starts_from_its_trials_weights(
     assert found == (wanted if starts else None)
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"storage": {"volume": VOLUME}}, ", from random weights: the trial's own could not be written"),
+        ({}, ""),
+        ({"storage": {"volume": VOLUME}, "promote": {"job": {}, "weights": False}}, ""),
+    ],
+)
+def test_a_winner_without_the_weights_that_it_should_have_says_so(spec: dict[str, Any], words: str) -> None:
+    world = World(**{"promote": {"job": {}}, **spec})
+    world.progress = DONE
+    world.settle()
+    status, reason, message = world.says("Promoted")
+    assert (status, reason) == ("True", "JobCreated")
+    assert message.removeprefix("trial 4 is trained by the job digits-winner").startswith(words)
+    assert "random weights" in message or not words
+    assert bool(words) == ("random weights" in message)
+
+
 def test_other_weights_to_start_from_are_the_users_choice() -> None:
     own = {"volume": VOLUME, "path": "pretrained.safetensors"}
     world = World(promote={"job": {"initialWeights": own}}, storage={"volume": VOLUME})

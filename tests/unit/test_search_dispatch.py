@@ -9,6 +9,7 @@ from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
+from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec
 
 
@@ -259,6 +260,61 @@ def test_the_front_is_what_nothing_surpasses() -> None:
     best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] <= p[1] for q in points)}
     assert {(one.metrics["score"], one.metrics["size"]) for one in d.front} == best
     assert len(d.front) == sum(p in best for p in points)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_who_is_among_the_best_has_its_weights_and_few_others_do(seed: int, several: bool) -> None:
+    """Evaluators offer weights and tell later; others tell meanwhile, and coordinators are replaced."""
+    chance = random.Random(seed)
+    goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}][: 1 + several]
+    wants: dict[str, Any] = {
+        "seed": seed,
+        "space": {"parameters": [{"name": f"c{n}", "values": [0, 1, 2]} for n in range(5)]},
+        "objectives": goals,
+        "budget": {"trials": 150},
+        "constraints": [{"metric": "size", "atMost": 18}],
+    }
+    d, history, written = dispatch(**wants), list[Ended](), 0
+    has: dict[str, Any] = {}
+    offered: dict[str, tuple[dict[str, float], TrialWeights | None]] = {}
+    while d.verdict(0) is None:
+        who = chance.choice("abcd")
+        if chance.random() < 0.03:
+            d = dispatch(history, **wants)
+            assert all(d.back(one, given.number, given.architecture, given.why, 0) for one, given in has.items())
+        elif who not in has:
+            if (one := d.take(who, 0)) is not None:
+                has[who] = one
+        elif who not in offered:
+            number, found = has[who].number, {"score": float(chance.randrange(40)), "size": float(chance.randrange(20))}
+            wanted = d.wants_weights(who, number, found)
+            written += wanted
+            path = f"trials/{number}-{number:016x}.safetensors"
+            offered[who] = found, TrialWeights(path=path, sha256=f"{number:064x}") if wanted else None
+        else:
+            metrics, weights = offered.pop(who)
+            ended = d.tell(who, has.pop(who).number, "complete", metrics, "", 0, weights)
+            assert ended is not None
+            history.append(ended)
+    assert all(one.weights is not None for one in d.top), "one of them is the winner"
+    kept = {one.number for one in (*d.top, *d.front) if one.weights is not None and one.weights.path in d.kept}
+    assert kept >= {one.number for one in d.top}
+    if several:
+        points = [(one.metrics["score"], one.metrics["size"]) for one in d.front if one.number in kept]
+        assert set(points) == {(one.metrics["score"], one.metrics["size"]) for one in d.front}
+        assert len(d.kept) <= len(d.top) + len(set(points)), "one file for each point is enough"
+    assert written < 75, "most are not worth a file"
+
+
+def test_what_can_not_be_the_winner_leaves_no_weights() -> None:
+    d = dispatch(constraints=[{"metric": "size", "atMost": 10}])
+    one = d.take("a", 0)
+    assert one is not None
+    assert d.wants_weights("a", one.number, {"score": 1.0, "size": 10.0})
+    assert not d.wants_weights("a", one.number, {"score": 1.0, "size": 11.0}), "it breaks a constraint"
+    assert not d.wants_weights("a", one.number, {"score": 1.0}), "it will have failed"
+    assert not d.wants_weights("b", one.number, {"score": 1.0, "size": 10.0}), "it is another's"
 
 
 def test_another_search_teaches_and_is_not_repeated() -> None:

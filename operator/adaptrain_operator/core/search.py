@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from adaptrain_api.checkpoints import checkpoint_folder
 from adaptrain_api.objects import ObjectMeta
+from adaptrain_api.pool import leaves_weights
 from adaptrain_api.pool import pool as evaluators_job
 from adaptrain_api.progress import SearchEnd, TrialReports, TrialResult
 from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, metrics_named
@@ -305,7 +306,11 @@ def _succeed(draft: _Draft, end: SearchEnd) -> None:
         draft.plan.apply.append(job)
     draft.fields["promoted_job"] = draft.search.winner
     draft.conditions.set(
-        "Promoted", True, "JobCreated", f"trial {winner.trial} is trained by the job {draft.search.winner}"
+        "Promoted",
+        True,
+        "JobCreated",
+        f"trial {winner.trial} is trained by the job {draft.search.winner}"
+        + _missing_weights(draft.search, winner, job),
     )
 
 
@@ -380,6 +385,14 @@ def _weights(search: Search, winner: TrialResult) -> Object | None:
         "path": f"{folder}/{winner.weights.path}",
         "sha256": winner.weights.sha256,
     }
+
+
+def _missing_weights(search: Search, winner: TrialResult, job: Object) -> str:
+    """What is to be said if the winner's job should start from its trial's weights, and can't."""
+    pool = TrainingJobSpec.model_validate(pool_job(search)["spec"])
+    if winner.weights is not None or "initialWeights" in job["spec"] or not leaves_weights(pool):
+        return ""
+    return ", from random weights: the trial's own could not be written; the evaluators' logs say why"
 
 
 def _fail(draft: _Draft, reason: str, message: str) -> None:

@@ -210,6 +210,10 @@ class SearchCoordinator:
                 number = int(frame["trial"])
                 stop = self._dispatch.report(evaluator.id, number, int(frame["step"]), metrics)
                 return {"do": "stop", "trial": number} if stop else None
+            case "offer":
+                number = int(frame["trial"])
+                wanted = self._dispatch.wants_weights(evaluator.id, number, finite(frame["metrics"]))
+                return {"do": "weights", "trial": number, "wanted": wanted}
             case "tell":
                 number, metrics, message = int(frame["trial"]), finite(frame["metrics"]), str(frame.get("message", ""))
                 state = next((known for known in STATES if known == frame["state"]), None)
@@ -324,20 +328,19 @@ class SearchCoordinator:
                     log.warning("%s", self._storage_error)
                     await asyncio.sleep(RETRY_SECONDS)
             self._storage_error = None
-            if any(one.weights is not None for one in told):
-                await self._sweep()
+            if self._volume is not None:
+                await self._sweep(self._volume)
             for one in told:
                 self._metrics.ended(one.state)
                 self._metrics.trial_seconds.observe(one.seconds)
                 self._unwritten.pop(one.number).set_result(None)
 
-    async def _sweep(self) -> None:
-        """Remove the weights of trials that can't win any more."""
-        assert self._volume is not None
+    async def _sweep(self, study: Path) -> None:
+        """Remove the weights of trials that can't win any more, and what evaluators left that were lost."""
         with contextlib.suppress(OSError):  # there is room for them, then
-            names = await asyncio.to_thread(kept.listed, self._volume)
+            names = await asyncio.to_thread(kept.listed, study)
             gone = kept.stale(names, self._dispatch.ended, self._dispatch.kept)
-            await asyncio.to_thread(kept.remove, self._volume, gone)
+            await asyncio.to_thread(kept.remove, study, gone)
 
     async def _watch(self) -> None:
         """Drop who is silent; keep the gauges."""

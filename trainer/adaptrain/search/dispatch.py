@@ -244,8 +244,32 @@ class Dispatch:
     @property
     def kept(self) -> set[str]:
         """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
-        front = {self._values(one): one for one in self.front} if len(self.spec.objectives) > 1 else {}
-        return {one.weights.path for one in (*self.top, *front.values()) if one.weights is not None}
+        front = self._front_weights.values() if len(self.spec.objectives) > 1 else ()
+        return {weights.path for weights in (*(one.weights for one in self.top), *front) if weights is not None}
+
+    @property
+    def _front_weights(self) -> dict[tuple[float, ...], TrialWeights]:
+        """Of each point of the front, those that a trial left first."""
+        found: dict[tuple[float, ...], TrialWeights] = {}
+        for one in self.front:
+            if one.weights is not None:
+                found.setdefault(self._values(one), one.weights)
+        return found
+
+    def wants_weights(self, evaluator: str, number: int, metrics: dict[str, float]) -> bool:
+        """Whether the weights of a trial that ends with these metrics may be wanted: it would be one of the best, or
+        give the front a point. If not now, then never: the others only get better."""
+        one = self.pending.get(number)
+        if one is None or one.evaluator != evaluator or any(name not in metrics for name in metrics_named(self.spec)):
+            return False
+        if any(v > 0 for v in violations(self.spec, metrics)):
+            return False
+        mine = self._values(Ended(number, one.architecture, "complete", metrics))
+        if len(self.top) < TOP or mine[0] > self._values(self.top[-1])[0]:
+            return True
+        if len(self.spec.objectives) == 1 or mine in self._front_weights:
+            return False
+        return not any(_surpasses(self._values(other), mine) for other in self.front)
 
     @property
     def running(self) -> int:

@@ -52,6 +52,8 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     if top[0].weights is not None:
         kept = f"{output / top[0].weights.path} (sha256 {top[0].weights.sha256})"
         console.print(f"the weights of trial {top[0].trial}: {kept}", highlight=False, soft_wrap=True)
+    elif search.spec.trial.callable is None:
+        console.print(f"[yellow]Warning[/yellow]: trial {top[0].trial} left no weights: was there room in {output}?")
     console.print(f"[green]Succeeded[/green]: {end.message}; the study is in {output}", highlight=False)
     return 0
 

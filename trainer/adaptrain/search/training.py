@@ -63,6 +63,11 @@ class Training:
         """Whether a process should run more than one trial: a GPU's driver takes seconds to start."""
         return torch.cuda.is_available()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a place for the weights of trials."""
+        return self._study is not None
+
     def begin(self) -> None:
         """In a process that is about to run trials."""
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -103,8 +108,7 @@ class Training:
 
     def keep(self, trial: int) -> TrialWeights | None:
         """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
-        if self._study is None:
-            return None
+        assert self._study is not None
         folder = self._study / FOLDER
         partial = folder / partial_name(trial, os.getpid())
         try:
