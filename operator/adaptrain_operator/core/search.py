@@ -161,9 +161,13 @@ def _run_trials(draft: _Draft) -> TrialsPlan:
     draft.plan.apply += trials.apply
     draft.plan.delete += trials.delete
     draft.plan.reports = trials.reports
+    _tell_failed(draft, trials)
+    return trials
+
+
+def _tell_failed(draft: _Draft, trials: TrialsPlan) -> None:
     for one in trials.failed:
         draft.event("Warning", "TrialFailed", f"trial {one.number} failed: {one.message[:800]}")
-    return trials
 
 
 def _evaluators(draft: _Draft) -> int | None:
@@ -411,7 +415,9 @@ def _after_end(draft: _Draft) -> None:
         wanted = pool_job(search)
         wanted["spec"]["suspend"] = True
         _apply_pool(draft, wanted)
-    draft.plan.delete += remove_trials(search, draft.seen)
+    removed = remove_trials(search, draft.seen)
+    draft.plan.delete += removed.delete
+    _tell_failed(draft, removed)
     draft.fields["evaluators"] = "0/0"
     trials = draft.fields.get("trials") or search.status.trials
     if trials is not None:

@@ -116,10 +116,18 @@ class Dispatch:
         waiting = sorted(number for number, one in self.pending.items() if one.evaluator is None)
         if waiting:
             again = self.pending[waiting[0]]
-            again.evaluator, again.given = evaluator, now
-            again.steps.clear()
+            again.evaluator = evaluator
+            self.begins_again(again.number, now)
             return again
         return None
+
+    def begins_again(self, number: int, now: float) -> None:
+        """A trial under way starts anew: what it has reported says nothing of its new run."""
+        one = self.pending[number]
+        one.given = now
+        one.steps.clear()
+        if self._pruner is not None:
+            self._pruner.forget(number)
 
     def next(self, now: float) -> int | None:
         """Number of the next new trial; None: there shall be none."""

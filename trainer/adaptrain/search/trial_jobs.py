@@ -26,6 +26,10 @@ class TrialJobs:
     def __init__(self, dispatch: Dispatch, space: Space, most: int) -> None:
         self._dispatch, self._space, self._most = dispatch, space, most
         self._over: dict[str, int] = {}
+        self._jobs: dict[int, str] = {}
+        """Of trials under way, the uid of the newest job."""
+        self._gone: set[str] = set()
+        """Uids of jobs in whose places others were made."""
 
     def hear(self, told: TrialReports, now: float) -> list[Ended]:
         """Take in how trials go. Returns those that have ended by that."""
@@ -44,9 +48,16 @@ class TrialJobs:
         number, architecture, dispatch = report.number, _architecture(report), self._dispatch
         if architecture is None:
             return None
+        if report.job in self._gone:
+            return None  # an operator that has just lost its lease may still say what was
         why = dict(report.given.get("why") or {})
         if not dispatch.back(OPERATOR, number, architecture, why, report.started or now):
             return None
+        if report.job is not None and (before := self._jobs.get(number, report.job)) != report.job:
+            self._gone.add(before)
+            dispatch.begins_again(number, report.started or now)
+        if report.job is not None:
+            self._jobs[number] = report.job
         metrics = finite(report.metrics)
         if report.state != "running":
             return dispatch.tell(OPERATOR, number, report.state, metrics, report.message, now)
