@@ -7,6 +7,7 @@ from adaptrain_api.components import ModelSource
 from adaptrain_api.errors import explain
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 from adaptrain_api.search import Trial as TrialSpec
+from adaptrain_api.search_goals import MEASURED
 from adaptrain_api.search_space import set_parameter
 from adaptrain_api.training import dump
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ MODEL = {"name": "mlp"}
 """Stands for the one that the space makes."""
 REPORTED = (
     *("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss"),
-    *("parameters", "flops", "latency"),
+    *MEASURED,
 )
 """What a trial that trains reports."""
 
