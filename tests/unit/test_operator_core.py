@@ -1150,6 +1150,9 @@ def test_of_evaluators_those_leave_that_have_no_trial() -> None:
     world.now += 6
     world.step()
     assert len(world.active()) == 4, "while its coordinator says nothing, nobody knows who has a trial"
-    world.answer(members=members)
+    world.answer(members=members[:2], search={})
+    world.step()
+    assert len(world.active()) == 4, "who takes over waits for those that have one"
+    world.answer(members=members, search={"evaluators": 2})
     world.step()
     assert world.active() == ["job-worker-1", "job-worker-3"]

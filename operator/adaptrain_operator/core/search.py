@@ -380,8 +380,9 @@ def _weights(search: Search, winner: TrialResult) -> Object | None:
     """What the winner's job starts from, if its trial left something that fits the job's model."""
     storage, promote = search.spec.storage, search.spec.promote
     assert promote is not None
-    other_model = winner.model is None and "model" in promote.job
-    if winner.weights is None or storage is None or storage.volume is None or not promote.weights or other_model:
+    if winner.weights is None or storage is None or storage.volume is None or not promote.weights:
+        return None
+    if _trains_another_model(search, winner):
         return None
     folder = checkpoint_folder(search.namespace, search.pool)
     return {
@@ -391,10 +392,17 @@ def _weights(search: Search, winner: TrialResult) -> Object | None:
     }
 
 
+def _trains_another_model(search: Search, winner: TrialResult) -> bool:
+    """Whether the winner's job has a model of its own, which the trial's weights are not of."""
+    return search.spec.promote is not None and winner.model is None and "model" in search.spec.promote.job
+
+
 def _missing_weights(search: Search, winner: TrialResult, job: Object) -> str:
     """What is to be said if the winner's job should start from its trial's weights, and can't."""
     pool = TrainingJobSpec.model_validate(pool_job(search)["spec"])
-    if winner.weights is not None or "initialWeights" in job["spec"] or not leaves_weights(pool):
+    if winner.weights is not None or not leaves_weights(pool) or _trains_another_model(search, winner):
+        return ""
+    if "initialWeights" in job["spec"]:
         return ""
     return ", from random weights: the trial's own could not be written; the evaluators' logs say why"
 

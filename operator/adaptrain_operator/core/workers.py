@@ -22,8 +22,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     wanted = draft.job.spec.wanted_workers
     active = draft.active
     surplus = len(active) - wanted - bool(stale)
-    # Which evaluators have a trial, only their coordinator knows.
-    if surplus > 0 and (draft.fresh or draft.job.spec.search is None):
+    if surplus > 0 and (draft.job.spec.search is None or _knows_who_is_idle(draft)):
         for pod in _victims(draft, stale)[:surplus]:
             draft.delete(pod)
             draft.event("Normal", "WorkerRemoved", f"{pod.name} leaves: {wanted} workers are wanted")
@@ -135,6 +134,14 @@ def _agree_on_commit(draft: Draft) -> str | None:
         if (known := next(found, None)) is not None:
             draft.fields["source_commit"] = known
     return known
+
+
+def _knows_who_is_idle(draft: Draft) -> bool:
+    """Whether a search's coordinator says which evaluators have a trial. One that takes over doesn't at first, while
+    those that have one may not be members yet."""
+    progress = draft.seen.contact.progress
+    search = None if progress is None else progress.search
+    return draft.fresh and search is not None and search.evaluators is not None
 
 
 def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
