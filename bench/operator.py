@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus
+from adaptrain_api.training import TrainingJobSpec
+from adaptrain_api.training_status import TrainingJobStatus
 from adaptrain_operator.core import children, naming
 from adaptrain_operator.core.observed import Job
+from adaptrain_operator.core.pods import coordinator_pod, worker_pod
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError
 from adaptrain_operator.kube.kinds import APPLIED, JOB, POD, Kind
@@ -128,8 +130,8 @@ async def bare(client: Client, namespace: str, jobs: int) -> float:
         then = [children.coordinator_service(job, 1), children.disruption_budget(job), *children.network_policies(job)]
         image = parsed.image or ""
         pods = [
-            children.coordinator_pod(job, 1, image, None, ()),
-            *(children.worker_pod(job, n, image, ()) for n in range(WORKERS)),
+            coordinator_pod(job, 1, image, None, ()),
+            *(worker_pod(job, n, image, ()) for n in range(WORKERS)),
         ]
         for child in (*first, *then, *pods):
             del child["metadata"]["ownerReferences"]

@@ -27,7 +27,8 @@ from adaptrain.elastic.trace import read_times
 from adaptrain.local import LocalJob
 from adaptrain.models import build_model
 from adaptrain.seeds import derive
-from adaptrain_api.training import Augmentation, ModelSource
+from adaptrain_api.components import ModelSource
+from adaptrain_api.phases import Augmentation
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.report import emit

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from adaptrain_api import search, training
-from adaptrain_api.training import GROUP, VERSION
+from adaptrain_api.objects import GROUP, VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "crds", ROOT / "charts/adaptrain/files/crds")

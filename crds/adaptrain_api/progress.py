@@ -27,6 +27,8 @@ class Member(Open):
     step: int
     joined: float
     """Unix time, seconds."""
+    idle: bool = False
+    """It has nothing to do, so that nothing is lost if it leaves."""
 
 
 class Silent(Open):
@@ -139,6 +141,8 @@ class SearchProgress(Open):
     """The best, the best first."""
     pareto_size: int = 0
     per_minute: float = 0.0
+    evaluators: int | None = None
+    """How many there is something to try for; None: that isn't known yet, or trials are jobs."""
     storage_error: str | None = None
     """Why the study can't be written right now."""
     unread: str | None = None

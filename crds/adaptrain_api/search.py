@@ -1,46 +1,19 @@
 """ArchitectureSearch: which architecture to train, found by trying many of them in warm evaluators."""
 
-import re
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field
 
-from adaptrain_api.base import (
-    Boolean,
-    DnsLabel,
-    FreeForm,
-    Integer,
-    ListMap,
-    Model,
-    Number,
-    Open,
-    Readings,
-    Rule,
-    Rules,
-    Text,
-    dump,
-)
-from adaptrain_api.training import (
-    IMAGE,
-    MAX_NAME,
-    AdaptiveTrainingJob,
-    Checkpoint,
-    CheckpointVolume,
-    Component,
-    Condition,
-    DataSource,
-    LocalObjectReference,
-    ModelSource,
-    ObjectMeta,
-    PodTemplate,
-    Source,
-    SupervisedPhase,
-    TrainingJobSpec,
-    Workers,
-    immutable,
-    name_rules,
-)
+from adaptrain_api.base import Boolean, DnsLabel, FreeForm, Integer, ListMap, Model, Rule, Text
+from adaptrain_api.checkpoints import Checkpoint, CheckpointVolume
+from adaptrain_api.components import Component, DataSource, ModelSource
+from adaptrain_api.objects import MAX_NAME, LocalObjectReference, ObjectMeta, immutable, name_rules
+from adaptrain_api.phases import SupervisedPhase
+from adaptrain_api.pods import IMAGE, PodTemplate, Workers
+from adaptrain_api.search_goals import MEASURED, Budget, Constraint, Gate, Objective
+from adaptrain_api.search_space import UNTRAINED, SearchSpace
+from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.sources import Source
 
 KIND = "ArchitectureSearch"
 PLURAL = "architecturesearches"
@@ -49,17 +22,6 @@ POOL, WINNER = "-pool", "-winner"
 """What the names of a search's jobs end with: of the one whose workers are the evaluators, and of the promoted one."""
 TRIAL, TRIAL_DIGITS = "-trial-", 6
 """What stands between a search's name and a trial's number in the name of its job; digits that it may have."""
-
-METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
-PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-MEASURED = ("parameters", "flops", "latency")
-"""Metrics that evaluators measure, and jobs don't."""
-TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer", "nasbenchgraph")
-"""Built-in spaces whose architectures are models that can be trained."""
-UNTRAINED = ("topology",)
-"""Those whose architectures are none."""
-SPACES = (*TRAINED, *UNTRAINED)
-"""All built-in spaces."""
 AlgorithmName = Literal[
     "auto",
     "random",
@@ -76,158 +38,8 @@ AlgorithmName = Literal[
 OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
 HEAVY = ("gp", "predictor")
 """Algorithms that take torch, and seconds to think: they run in a process of their own."""
-MOST_VALUES, LONGEST_VALUE = 200, 253
 LONGEST_OF_JOBS = MAX_NAME - len(TRIAL) - TRIAL_DIGITS
 """Characters of a search's name whose trials are jobs."""
-
-Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
-
-
-def _scalar(value: object) -> str | int:
-    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    if not fits and not (isinstance(value, str) and len(value) <= LONGEST_VALUE):
-        raise ValueError("must be an integer, or else a string: put it in quotes")
-    assert isinstance(value, int | str)
-    return value
-
-
-Scalar = Annotated[
-    str | int,
-    PlainValidator(_scalar),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": LONGEST_VALUE}),
-    Rules(Rule(cel="type(self) == int || type(self) == string", message="must be an integer, or a string in quotes")),
-]
-"""A value of a parameter. A structural schema has no better word for several types."""
-
-
-class Parameter(Model):
-    """A choice beside the architecture: of some values, or of numbers between two bounds."""
-
-    name: Annotated[
-        Text,
-        Field(
-            pattern=PARAMETER,
-            max_length=253,
-            description="The field of the trial that it sets, such as phases[0].optimizer.learningRate or"
-            " model.args.width; for a callable, one of its choices.",
-        ),
-    ]
-    values: Annotated[
-        list[Scalar] | None,
-        Field(
-            min_length=1,
-            max_length=MOST_VALUES,
-            description="These; or else min and max. What is no integer goes in quotes, and means what it would in"
-            " YAML without them: a number, true, false, or text.",
-        ),
-    ] = None
-    min: Annotated[Number | None, Field(description="Smallest number.")] = None
-    max: Annotated[Number | None, Field(description="Largest number.")] = None
-    step: Annotated[
-        Number | None, Field(gt=0, description="From number to number; absent: count of them are equally far apart.")
-    ] = None
-    count: Annotated[Integer, Field(ge=2, le=MOST_VALUES, description="How many numbers, if there is no step.")] = 16
-    scale: Annotated[
-        Literal["linear", "log"], Field(description="log: equally far apart means by the same factor.")
-    ] = "linear"
-
-    rules = (
-        Rule(
-            cel="has(self.values) ? !has(self.min) && !has(self.max) : has(self.min) && has(self.max)",
-            message="a parameter needs values, or else min and max",
-            check=lambda self: (
-                (self.min is None and self.max is None)
-                if self.values is not None
-                else (self.min is not None and self.max is not None)
-            ),
-        ),
-        Rule(
-            cel="!has(self.min) || !has(self.max) || self.min < self.max",
-            message="min must be less than max: change one of them",
-            check=lambda self: self.min is None or self.max is None or self.min < self.max,
-            path=".min",
-        ),
-        Rule(
-            cel="!has(self.min) || self.scale == 'linear' || self.min > 0.0",
-            message="a parameter on a log scale must be greater than 0: raise min, or use scale linear",
-            check=lambda self: self.min is None or self.scale == "linear" or self.min > 0,
-            path=".min",
-        ),
-        Rule(
-            cel="!has(self.step) || (self.scale == 'linear' && !has(self.values))",
-            message="step is for numbers on a linear scale: use count on a log scale, and neither beside values",
-            check=lambda self: self.step is None or (self.scale == "linear" and self.values is None),
-            path=".step",
-        ),
-        Rule(
-            cel="!has(self.step) || !has(self.min) || !has(self.max)"
-            f" || (self.max - self.min) / self.step < {float(MOST_VALUES)}",
-            message=f"a parameter may have at most {MOST_VALUES} values: raise step",
-            check=lambda self: (
-                self.step is None
-                or self.min is None
-                or self.max is None
-                or (self.max - self.min) / self.step < MOST_VALUES
-            ),
-            path=".step",
-        ),
-    )
-
-
-class SearchSpace(Model):
-    """Where to search: a space of architectures, parameters of your own, or both."""
-
-    name: Annotated[
-        Component | None,
-        Field(description="A built-in space, or module:callable of one in the image; absent: parameters alone."),
-    ] = None
-    args: Annotated[FreeForm, Field(description="Keyword arguments of the space.")] = {}
-    parameters: Annotated[list[Parameter], Field(max_length=64), ListMap("name")] = []
-
-    rules = (
-        Rule(
-            cel="has(self.name) || (has(self.parameters) && size(self.parameters) > 0)",
-            message="space needs a name, or parameters, so that there is something to choose",
-            check=lambda self: self.name is not None or bool(self.parameters),
-        ),
-        Rule(
-            cel=f"!has(self.name) || self.name in [{', '.join(map(repr, SPACES))}] || self.name.contains(':')",
-            message=f"space.name must be {', '.join(SPACES)}, or module:callable from the image",
-            check=lambda self: self.name is None or self.name in SPACES or ":" in self.name,
-            path=".name",
-        ),
-    )
-
-
-class Objective(Model):
-    """What makes one architecture better than another."""
-
-    metric: Annotated[
-        Metric,
-        Field(description="One that the trial reports, such as val/accuracy, or parameters, flops or latency."),
-    ]
-    goal: Annotated[Literal["maximize", "minimize"], Field(description="Which direction is better.")]
-
-
-class Constraint(Model):
-    """What an architecture must meet, however good it is otherwise."""
-
-    metric: Annotated[Metric, Field(description="One that the trial reports.")]
-    at_least: Annotated[Number | None, Field(description="Smallest value that is allowed.")] = None
-    at_most: Annotated[Number | None, Field(description="Largest value that is allowed.")] = None
-
-    rules = (
-        Rule(
-            cel="has(self.atLeast) || has(self.atMost)",
-            message="give atLeast, atMost or both",
-            check=lambda self: self.at_least is not None or self.at_most is not None,
-        ),
-        Rule(
-            cel="!has(self.atLeast) || !has(self.atMost) || self.atLeast <= self.atMost",
-            message="atLeast must be at most atMost: nothing could meet both",
-            check=lambda self: self.at_least is None or self.at_most is None or self.at_least <= self.at_most,
-        ),
-    )
 
 
 class SearchAlgorithm(Model):
@@ -235,24 +47,6 @@ class SearchAlgorithm(Model):
 
     name: Annotated[AlgorithmName, Field(description="See the table of algorithms in the documentation.")] = "auto"
     args: Annotated[FreeForm, Field(description="Keyword arguments of the algorithm.")] = {}
-
-
-class Budget(Model):
-    """When the search ends: whichever comes first."""
-
-    trials: Annotated[Integer | None, Field(ge=1, le=1000000, description="Trials that end, however they end.")] = None
-    seconds: Annotated[Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds from the first trial on.")] = None
-    evaluator_seconds: Annotated[
-        Integer | None, Field(ge=1, le=2**53, description="Seconds that trials took, added up over all evaluators.")
-    ] = None
-
-    rules = (
-        Rule(
-            cel="has(self.trials) || has(self.seconds) || has(self.evaluatorSeconds)",
-            message="budget needs trials, seconds or evaluatorSeconds, so that the search has an end",
-            check=lambda self: {None} != {self.trials, self.seconds, self.evaluator_seconds},
-        ),
-    )
 
 
 class Parallelism(Model):
@@ -356,26 +150,6 @@ class WarmStart(Model):
     """What is known before the first trial."""
 
     search: Annotated[DnsLabel, Field(description="Another search of this namespace, over the same space and storage.")]
-
-
-class Gate(Model):
-    """What the winner has to reach."""
-
-    metric: Annotated[Metric, Field(description="One that its trial reported.")]
-    at_least: Annotated[Number | None, Field(description="Smallest value that passes.")] = None
-    at_most: Annotated[Number | None, Field(description="Largest value that passes.")] = None
-    better_than: Annotated[
-        DnsLabel | None,
-        Field(description="A job of this namespace whose model's value of this metric has to be surpassed."),
-    ] = None
-
-    rules = (
-        Rule(
-            cel="has(self.atLeast) || has(self.atMost) || has(self.betterThan)",
-            message="a gate needs atLeast, atMost or betterThan",
-            check=lambda self: {None} != {self.at_least, self.at_most, self.better_than},
-        ),
-    )
 
 
 class Promotion(Model):
@@ -529,47 +303,6 @@ class ArchitectureSearchSpec(Model):
     )
 
 
-class TrialSummary(Open):
-    """A trial that ended, in few words."""
-
-    trial: int
-    values: Annotated[Readings, Field(max_length=20, description="Of the objectives and constraints.")]
-    architecture: Annotated[str, Field(description="What was chosen, as one line of JSON.")]
-
-
-class TrialCounts(Open):
-    """How many trials there are, by state."""
-
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
-
-
-class ArchitectureSearchStatus(Open):
-    """What is. Written by the operator alone."""
-
-    phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
-    observed_generation: int | None = None
-    conditions: Annotated[list[Condition], ListMap("type")] = []
-    evaluators: Annotated[
-        str | None, Field(description="Evaluators ready/wanted; with execution Jobs, trials' jobs that run/at most.")
-    ] = None
-    trials: TrialCounts | None = None
-    progress: Annotated[str | None, Field(description="Trials ended/wanted.")] = None
-    best: Annotated[str | None, Field(description="The best trial's first objective.")] = None
-    top: Annotated[list[TrialSummary], Field(description="The best trials, at most 10.")] = []
-    pareto_size: Annotated[int | None, Field(description="Trials that no other one surpasses in every objective.")] = (
-        None
-    )
-    evaluations_per_minute: Annotated[float | None, Field(description="Of the last minutes.")] = None
-    eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
-    budget: Annotated[Budget | None, Field(description="That the search was run with last.")] = None
-    promoted_job: Annotated[str | None, Field(description="The job that trains the winner.")] = None
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
-
-
 class ArchitectureSearch(Model):
     """Neural architecture search over many trials, in warm evaluators or as jobs; the winner becomes a training job."""
 
@@ -594,60 +327,3 @@ def metrics_named(spec: ArchitectureSearchSpec) -> list[str]:
     """The metrics of objectives and constraints, each once."""
     named = [one.metric for one in spec.objectives] + [one.metric for one in spec.constraints]
     return list(dict.fromkeys(named))
-
-
-def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
-    """The job whose workers are a search's evaluators, and whose coordinator holds its study. If its trials are jobs
-    themselves, it has no workers."""
-    spec, most = search.spec, max(1, search.spec.parallelism.max)
-    volume = spec.storage.volume if spec.storage is not None else None
-    return AdaptiveTrainingJob(
-        metadata=ObjectMeta(
-            name=search.metadata.name + POOL, namespace=search.metadata.namespace, uid=search.metadata.uid
-        ),
-        spec=TrainingJobSpec(
-            image=spec.image,
-            image_pull_policy=spec.image_pull_policy,
-            image_pull_secrets=spec.image_pull_secrets,
-            workers=Workers(
-                min=max(1, spec.parallelism.min), max=most, replicas=most, **_fields(spec.evaluators or PodTemplate())
-            ),
-            search=dump(search),
-            checkpoint=None if volume is None else Checkpoint(volume=volume),
-            seed=spec.seed,
-            max_restarts=spec.max_restarts,
-            suspend=spec.suspend or spec.parallelism.max == 0,
-        ),
-    )
-
-
-def leaves_weights(job: TrainingJobSpec) -> bool:
-    """Whether a pool's evaluators leave trials' weights on its volume: the winner's job is to start from them."""
-    if job.search is None or job.checkpoint is None:
-        return False
-    spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
-    trains = spec.execution == "Pool" and spec.trial.callable is None
-    return trains and spec.promote is not None and spec.promote.weights
-
-
-def _fields(model: Model) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in type(model).model_fields}
-
-
-def set_parameter(target: dict[str, Any], name: str, value: Any) -> None:
-    """Set the field of a JSON object that a parameter's name says, such as ``phases[0].optimizer.learningRate``.
-
-    Raises:
-        ValueError: an index is beyond its list, or a field on the way is no object.
-    """
-    here: Any = target
-    steps = [int(step[1:-1]) if step[0] == "[" else step for step in re.findall(r"[^.\[\]]+|\[[0-9]+\]", name)]
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        if isinstance(step, int) and (not isinstance(here, list) or step >= len(here)):
-            raise ValueError(f"space.parameters: {name}: the trial has no such item")
-        if isinstance(step, str) and not isinstance(here, dict):
-            raise ValueError(f"space.parameters: {name}: {step} is not the field of an object in the trial")
-        if following is None:
-            here[step] = value
-        else:
-            here = here[step] if isinstance(step, int) else here.setdefault(step, {})

@@ -3,7 +3,7 @@
 from typing import Any
 
 import kopf
-from adaptrain_api import search, training
+from adaptrain_api import objects, search, training
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SEARCH, SERVICE
@@ -20,11 +20,11 @@ def registry(runtime: Runtime, nodes: bool) -> kopf.OperatorRegistry:
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    @kopf.on.event(training.GROUP, training.VERSION, training.PLURAL, registry=handlers)
+    @kopf.on.event(objects.GROUP, objects.VERSION, training.PLURAL, registry=handlers)
     async def job(event: Any, **_: Any) -> None:
         await runtime.saw(JOB, event)
 
-    @kopf.on.event(training.GROUP, training.VERSION, search.PLURAL, registry=handlers)
+    @kopf.on.event(objects.GROUP, objects.VERSION, search.PLURAL, registry=handlers)
     async def architecture_search(event: Any, **_: Any) -> None:
         await runtime.saw(SEARCH, event)
 
@@ -91,7 +91,7 @@ def configure() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.persistence.finalizer = f"{training.GROUP}/finalizer"
+    settings.persistence.finalizer = f"{objects.GROUP}/finalizer"
     settings.persistence.progress_storage = _NoProgress()
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.networking.request_timeout = 60

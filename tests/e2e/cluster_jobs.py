@@ -21,7 +21,7 @@ from typing import Any
 
 from adaptrain.data import load_data
 from adaptrain.elastic.trace import FOLDER, read_times
-from adaptrain_api.training import DataSource
+from adaptrain_api.components import DataSource
 
 from localcluster.api import Cluster
 from tests.e2e.local_jobs import check_samples

@@ -10,8 +10,9 @@ import optuna
 from adaptrain.local import LocalJob
 from adaptrain.run import Keeper
 from adaptrain.search.study import JOURNAL
+from adaptrain_api.pool import pool
 from adaptrain_api.progress import SearchProgress
-from adaptrain_api.search import ArchitectureSearch, pool
+from adaptrain_api.search import ArchitectureSearch
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

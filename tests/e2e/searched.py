@@ -19,6 +19,12 @@ def deaf(trial: Trial) -> float:
     return float(trial.choices["c1"])
 
 
+def the_last_takes_long(trial: Trial) -> float:
+    """Of seven trials."""
+    time.sleep(3.0 if trial.number == 6 else 0.02)
+    return float(trial.number)
+
+
 def rising(trial: Trial) -> float:
     """Reports as it goes on; the more is chosen, the better from the first step."""
     worth = sum(map(float, trial.choices.values()))

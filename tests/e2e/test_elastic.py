@@ -14,7 +14,7 @@ import torch
 from adaptrain.data.digits import digits
 from adaptrain.local import LocalJob
 from adaptrain.models import build_model
-from adaptrain_api.training import ModelSource
+from adaptrain_api.components import ModelSource
 from safetensors import safe_open
 
 from tests.e2e.local_jobs import (

@@ -76,6 +76,21 @@ def test_a_search_goes_on_where_it_was_stopped_and_with_a_larger_budget(tmp_path
     assert sorted(numbers(told(tmp_path))) == list(range(25))
 
 
+def test_evaluators_that_find_nothing_to_try_leave_and_none_with_a_trial(tmp_path: Path) -> None:
+    one = search(
+        budget={"trials": 7}, parallelism={"max": 3}, trial={"callable": "tests.e2e.searched:the_last_takes_long"}
+    )
+    with running(one, tmp_path) as (local, keeper):
+        alive: list[int] = []
+        found = ended(keeper, lambda _: alive.append(len(local.alive())))
+        assert len(local.workers) == 3, "nobody was lost, so nobody was replaced"
+        results = [local.result(number) for number in local.workers]
+    assert alive[-1] == 1
+    assert [one.outcome for one in results if one is not None] == ["left", "left"]
+    assert found.complete == 7
+    assert numbers(told(tmp_path)).count(6) == 1
+
+
 WAYS = ["good", "raises", "dies", "killed", "nan", "forgets", "sleeps", "text"]
 WORDS = {
     "raises": "RuntimeError: this architecture is bad",

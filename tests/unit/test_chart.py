@@ -85,16 +85,16 @@ def test_operator_knows_its_variables() -> None:
 
 def test_ports_of_the_monitors_are_named_in_the_pods() -> None:
     monitors = (CHART / "templates/monitors.yaml").read_text()
-    children = (ROOT / "operator/adaptrain_operator/core/children.py").read_text()
+    pods = (ROOT / "operator/adaptrain_operator/core/pods.py").read_text()
     ports = re.search(r'dict "coordinator" "(\w+)" "worker" "(\w+)"', monitors)
     assert ports is not None
     for port in ports.groups():
-        assert f'"name": "{port}", "containerPort"' in children
+        assert f'"name": "{port}", "containerPort"' in pods
 
 
 @pytest.mark.parametrize("target", ["operator", "trainer"])
 def test_image_runs_as_the_user_that_pods_ask_for(target: str) -> None:
-    from adaptrain_operator.core.children import USER
+    from adaptrain_operator.core.pods import USER
 
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.M)
     (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {target}")]

@@ -15,7 +15,7 @@ from adaptrain.search.spaces.cells import Darts, Nasnet
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import NasBenchGraph
-from adaptrain_api.training import MODELS, ModelSource
+from adaptrain_api.components import MODELS, ModelSource
 from torch import nn
 
 SPACES: list[Space] = [NasBench201(cells=1, width=4), NasBenchGraph(width=8), Cnn(), Mlp(), Transformer()]

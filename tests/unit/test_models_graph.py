@@ -7,7 +7,7 @@ import torch
 from adaptrain.data.digits import digits
 from adaptrain.models import build_model
 from adaptrain.models.graph import LAYERS, NAMES, Attention, Propagation, connected, grid, nasbenchgraph
-from adaptrain_api.training import ModelSource
+from adaptrain_api.components import ModelSource
 from torch import nn
 
 NODES, BEFORE, AFTER = 4, 3, 8

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from adaptrain_api.progress import EXIT_INVALID, Progress
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
-from adaptrain_operator.core import children, conditions, failures, naming
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_operator.core import children, conditions, failures, naming, pods
 from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Claim, Contact, Job, Lease, Node, Observed, Pod, Problem
@@ -510,7 +511,7 @@ def test_upgrading_the_operator_restarts_nothing() -> None:
 def test_size_is_not_part_of_the_template(size: Object) -> None:
     job = World().job
     other = dataclasses.replace(job, spec=make_spec(workers=size))
-    assert children.template_hash(job) == children.template_hash(other)
+    assert pods.template_hash(job) == pods.template_hash(other)
 
 
 def test_a_silent_worker_is_dropped_and_its_node_avoided(world: World) -> None:
@@ -544,7 +545,7 @@ def test_the_users_affinity_is_kept_where_a_node_is_avoided() -> None:
     zone = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["x"]}]}
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [zone, zone]}}
     world = World(workers={"affinity": {"nodeAffinity": required, "podAffinity": {"some": "thing"}}})
-    pod = children.worker_pod(world.job, 0, "i", ["b", "a"])
+    pod = pods.worker_pod(world.job, 0, "i", ["b", "a"])
     terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert len(terms["nodeSelectorTerms"]) == 2
     for term in terms["nodeSelectorTerms"]:
@@ -979,9 +980,7 @@ def test_pods_that_the_kubelet_refuses_are_not_made_in_a_loop(world: World) -> N
 )
 def test_threads(workers: Object, threads: str) -> None:
     job = World(workers=workers).job
-    env = {
-        one["name"]: one.get("value") for one in children.worker_pod(job, 0, "i", ())["spec"]["containers"][0]["env"]
-    }
+    env = {one["name"]: one.get("value") for one in pods.worker_pod(job, 0, "i", ())["spec"]["containers"][0]["env"]}
     assert env["OMP_NUM_THREADS"] == threads
     assert env["GOMP_SPINCOUNT"] == "0"
     # Where the kubelet looks for a worker's last words: without them a completed worker left no result.
@@ -991,7 +990,7 @@ def test_threads(workers: Object, threads: str) -> None:
 def test_a_scripts_files_are_mounted_where_it_runs() -> None:
     script = {"command": ["python", "a.py"], "source": {"configMap": {"name": "code"}}}
     job = World(model=None, data=None, phases=None, script=script).job
-    spec = children.worker_pod(job, 0, "i", ())["spec"]
+    spec = pods.worker_pod(job, 0, "i", ())["spec"]
     (container,) = spec["containers"]
     (mount,) = [m for m in container["volumeMounts"] if m["name"] == "adaptrain-source"]
     assert mount == {"name": "adaptrain-source", "mountPath": "/adaptrain/source", "readOnly": True}
@@ -1018,7 +1017,7 @@ def fetched(pod: Object, commit: str) -> None:
 
 
 def test_only_what_fetches_a_scripts_files_sees_the_credentials() -> None:
-    spec = children.worker_pod(git_world().job, 0, "i", ())["spec"]
+    spec = pods.worker_pod(git_world().job, 0, "i", ())["spec"]
     (fetching,), (worker,) = spec["initContainers"], spec["containers"]
     assert "login" in str(fetching["env"])
     assert "login" not in str(worker)
@@ -1121,7 +1120,7 @@ def test_a_script_for_torchrun_tells_no_steps_and_shares_out_its_threads() -> No
     job = World(model=None, data=None, phases=None, script=script, workers=workers)
     job.settle()
     assert job.status.step is None
-    assert children.threads(job.job) == 2
+    assert pods.threads(job.job) == 2
     job.end("job-worker-0", 0, message='{"outcome": "completed", "step": 0, "epoch": 0, "message": "it has ended"}')
     job.step()
     assert job.condition("Complete")[2] == "it has ended"
@@ -1146,3 +1145,22 @@ def test_weights_to_start_from_are_mounted_read_only(checkpoint: str | None) -> 
     }
     assert claims[mount["name"]] == "models"
     assert sorted(claims.values()) == sorted({"models", checkpoint} - {None}), "each claim is mounted once"
+
+
+def test_of_evaluators_those_leave_that_have_no_trial() -> None:
+    search = {"metadata": {"name": "s"}, "spec": {"trial": {"callable": "m:f"}}}
+    world = World(model=None, data=None, phases=None, search=search, workers={"replicas": 4})
+    world.settle()
+    members = [
+        {"id": f"uid-job-worker-{n}", "name": str(n), "step": 0, "joined": T0, "idle": n in (0, 2)} for n in range(4)
+    ]
+    world.spec = world.spec.model_copy(update={"workers": world.spec.workers.model_copy(update={"replicas": 2})})
+    world.now += 6
+    world.step()
+    assert len(world.active()) == 4, "while its coordinator says nothing, nobody knows who has a trial"
+    world.answer(members=members[:2], search={})
+    world.step()
+    assert len(world.active()) == 4, "who takes over waits for those that have one"
+    world.answer(members=members, search={"evaluators": 2})
+    world.step()
+    assert world.active() == ["job-worker-1", "job-worker-3"]

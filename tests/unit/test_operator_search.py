@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
-from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
-from adaptrain_operator.core.children import worker_pod
+from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
 from adaptrain_operator.core.observed import Job
+from adaptrain_operator.core.pods import worker_pod
 from adaptrain_operator.core.search import SearchPlan, decide_search
 from adaptrain_operator.core.searched import Search, SearchSeen
 
@@ -41,6 +43,7 @@ class World:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.generation = 1
         self.progress: SearchProgress | None = None
+        self.current = True
         self.eta: float | None = None
         self.now = NOW
 
@@ -59,7 +62,8 @@ class World:
             ArchitectureSearchSpec.model_validate(self.spec),
             ArchitectureSearchStatus.model_validate(dump(self.status)),
         )
-        plan = decide_search(search, SearchSeen(copy.deepcopy(self.jobs), self.progress, self.eta), self.now)
+        seen = SearchSeen(copy.deepcopy(self.jobs), self.progress, self.current, self.eta)
+        plan = decide_search(search, seen, self.now)
         self.status = plan.status
         for job in plan.apply:
             before = self.jobs.get(job["metadata"]["name"], {"status": {}})
@@ -136,6 +140,32 @@ def test_what_is_wrong_is_told_until_it_is_well(type: str, ill: dict[str, Any], 
     found = condition()
     assert found is not None
     assert found[0] == "True"
+
+
+def test_evaluators_that_find_nothing_to_try_leave() -> None:
+    world = World(parallelism={"min": 2, "max": 3})
+
+    def workers() -> tuple[int, int, int]:
+        found = world.jobs["digits-pool"]["spec"]["workers"]
+        return found["min"], found["replicas"], found["max"]
+
+    def hear(evaluators: int | None, current: bool = True) -> tuple[int, int, int]:
+        world.progress, world.current = SearchProgress(complete=8, evaluators=evaluators), current
+        world.settle()
+        return workers()
+
+    world.settle()
+    assert workers() == (2, 3, 3)
+    assert hear(2) == (2, 2, 3)
+    assert hear(1) == (1, 1, 3), "the disruption budget asks for no more than are wanted"
+    assert world.status.evaluators == "0/1"
+    assert hear(None) == (1, 1, 3), "one that takes over doesn't know who has a trial"
+    assert hear(3, current=False) == (1, 1, 3), "nor does one that is gone"
+    assert hear(0) == (1, 1, 3), "somebody has to hear of the end"
+    world.change(budget={"trials": 20})
+    world.progress = None
+    world.settle()
+    assert workers() == (2, 3, 3), "there is more to try"
 
 
 def test_the_end_removes_the_evaluators_and_keeps_the_result() -> None:
@@ -326,6 +356,25 @@ def test_the_winner_starts_from_its_trials_weights(
     found = world.jobs["digits-winner"]["spec"].get("initialWeights")
     wanted = {"volume": VOLUME, "path": f"ns.digits-pool/{LEFT['path']}", "sha256": LEFT["sha256"]}
     assert found == (wanted if starts else None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"storage": {"volume": VOLUME}}, ", from random weights: the trial's own could not be written"),
+        ({}, ""),
+        ({"storage": {"volume": VOLUME}, "promote": {"job": {"model": {"name": "mlp"}}}}, ""),
+        ({"storage": {"volume": VOLUME}, "promote": {"job": {}, "weights": False}}, ""),
+    ],
+)
+def test_a_winner_without_the_weights_that_it_should_have_says_so(spec: dict[str, Any], words: str) -> None:
+    world = World(**{"promote": {"job": {}}, **spec})
+    world.progress = DONE
+    world.settle()
+    status, reason, message = world.says("Promoted")
+    assert (status, reason) == ("True", "JobCreated")
+    assert message.startswith(f"trial 4 is trained by the job digits-winner{words}")
+    assert ("random weights" in message) == bool(words)
 
 
 def test_other_weights_to_start_from_are_the_users_choice() -> None:

@@ -40,8 +40,13 @@ def test_a_search_ends_when_its_last_trial_is_written(tmp_path: Path) -> None:
             wire.encode({"is": "hello", "token": "secret", "protocol": wire.PROTOCOL, "id": "0", "name": "evaluator-0"})
         )
         await hear("welcome")
+        assert [member.idle for member in coordinator.progress().members] == [True]
         writer.write(wire.encode({"is": "ask"}))
         number = (await hear("try"))["trial"]
+        progress = coordinator.progress()
+        assert [member.idle for member in progress.members] == [False]
+        assert progress.search is not None
+        assert progress.search.evaluators == 1
         lock = tmp_path / f"{JOURNAL}.lock"
         lock.symlink_to(tmp_path / JOURNAL)  # another process writes to the journal for a while
         writer.write(wire.encode({"is": "tell", "trial": number, "state": "complete", "metrics": {"score": 1.0}}))

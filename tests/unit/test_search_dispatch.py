@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import MOST_ATTEMPTS, Assignment, Dispatch
+from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
+from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec
 
 
@@ -26,10 +27,12 @@ def spec(**given: Any) -> ArchitectureSearchSpec:
 class Desk(Dispatch):
     """With its algorithm, as a coordinator has them."""
 
-    def __init__(self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended]) -> None:
+    def __init__(
+        self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended], returning: bool = False
+    ) -> None:
         space = make_space(wanted.space)
         self.algorithm = make_algorithm(wanted.algorithm, space, wanted.seed, len(wanted.objectives))
-        super().__init__(wanted, self.algorithm, make_pruner(wanted.pruning), history, known)
+        super().__init__(wanted, self.algorithm, make_pruner(wanted.pruning), history, known, returning)
 
     def ask(self, now: float) -> tuple[int, Proposal] | None:
         """The next trial's number and what the algorithm proposes for it."""
@@ -44,8 +47,10 @@ class Desk(Dispatch):
         return self.give(evaluator, *asked, now)
 
 
-def dispatch(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Desk:
-    return Desk(spec(**given), history or [], known or [])
+def dispatch(
+    history: list[Ended] | None = None, known: list[Ended] | None = None, returning: bool = False, **given: Any
+) -> Desk:
+    return Desk(spec(**given), history or [], known or [], returning)
 
 
 def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
@@ -97,6 +102,86 @@ def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
             break
     assert sorted(one.number for one in history) == list(range(20))
     assert len({one.architecture for one in history}) == 20
+
+
+@pytest.mark.parametrize("budget", [{"seconds": 30}, {"evaluatorSeconds": 60}, {"trials": 12}])
+@pytest.mark.parametrize("seed", range(20))
+def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str, int]) -> None:
+    """Coordinators end at any time, also when the budget is spent: evaluators come back one after the other, within
+    the grace that the first one begins. None of them is lost, so every trial counts, and no other takes it."""
+    chance = random.Random(seed)
+    wants: dict[str, Any] = {"seed": seed, "budget": budget, "parallelism": {"max": 3}}
+    d, history, given = dispatch(**wants), list[Ended](), set[int]()
+    has: dict[str, Any] = {}
+    calls = dict.fromkeys("abc", 0.0)
+    """When each one reaches the coordinator."""
+    here: set[str] = set()
+    for tick in range(4000):
+        now = tick / 2
+        if (end := d.verdict(now)) is not None:
+            break
+        wanted = d.evaluators(now)
+        assert wanted is None or len(d.busy) <= wanted <= d.spec.parallelism.max, "who has a trial is wanted"
+        for who in sorted(calls.keys() - here):
+            if calls[who] <= now:
+                here.add(who)
+                d.greet(now)
+                if (one := has.get(who)) is not None:
+                    assert d.back(who, one.number, one.architecture, one.why, now), "another one has it"
+        if tick == 8 or chance.random() < 0.05:
+            d, here = dispatch(history, returning=True, **wants), set()
+            first = now + chance.choice([0.5, 1.0, 8.0])
+            calls = {who: first + chance.choice([0, 0.5, 2.5]) for who in calls}
+            calls[chance.choice("abc")] = first
+        elif here:
+            who = chance.choice(sorted(here))
+            if who not in has and (one := d.take(who, now)) is not None:
+                has[who] = one
+                given.add(one.number)
+            elif who in has and chance.random() < 0.3:
+                ended = d.tell(who, has.pop(who).number, "complete", {"score": 1.0}, "", now)
+                assert ended is not None
+                history.append(ended)
+    assert end is not None
+    assert end.outcome == "complete"
+    assert not has, "nobody tries what would not count any more"
+    assert sorted(one.number for one in history) == sorted(given)
+
+
+def test_as_many_evaluators_are_wanted_as_find_something_to_try() -> None:
+    d = dispatch(budget={"trials": 5}, parallelism={"max": 3})
+    assert d.evaluators(0) == 3
+    run(d)
+    run(d)
+    has = [d.take(who, 0) for who in "abc"]
+    assert all(has)
+    assert d.evaluators(0) == 3
+    d.lost("a", 1)
+    assert d.evaluators(1) == 3, "what was lost is tried again"
+    assert has[1] is not None
+    d.tell("b", has[1].number, "failed", {}, "", 1)
+    assert (d.evaluators(1), d.busy) == (2, {"c"})
+    assert dispatch(budget={"trials": 5}, returning=True).evaluators(0) is None, "who has a trial isn't known yet"
+    timed = dispatch(budget={"seconds": 10}, parallelism={"max": 3})
+    run(timed)
+    assert timed.take("a", 1) is not None
+    assert (timed.evaluators(9), timed.evaluators(10)) == (3, 1)
+    small = dispatch(space={"parameters": [{"name": "a", "values": [1, 2]}]}, parallelism={"max": 3})
+    assert small.take("a", 0) is not None
+    assert small.take("b", 0) is not None
+    assert small.take("c", 0) is None
+    assert small.evaluators(0) == 2, "the space is used up"
+
+
+def test_nothing_is_given_out_before_the_first_can_have_come_back() -> None:
+    history = [run(dispatch())]
+    d = dispatch(history, returning=True, budget={"seconds": 1})
+    assert d.verdict(1000) is None, "nobody has reached it yet"
+    d.greet(1000)
+    d.greet(1002)
+    assert d.verdict(1000 + RETURN_SECONDS - 0.1) is None
+    assert d.take("a", 1000) is None
+    assert d.verdict(1000 + RETURN_SECONDS) is not None
 
 
 def test_what_was_lost_is_given_out_first() -> None:
@@ -175,6 +260,61 @@ def test_the_front_is_what_nothing_surpasses() -> None:
     best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] <= p[1] for q in points)}
     assert {(one.metrics["score"], one.metrics["size"]) for one in d.front} == best
     assert len(d.front) == sum(p in best for p in points)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_who_is_among_the_best_has_its_weights_and_few_others_do(seed: int, several: bool) -> None:
+    """Evaluators offer weights and tell later; others tell meanwhile, and coordinators are replaced."""
+    chance = random.Random(seed)
+    goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}][: 1 + several]
+    wants: dict[str, Any] = {
+        "seed": seed,
+        "space": {"parameters": [{"name": f"c{n}", "values": [0, 1, 2]} for n in range(5)]},
+        "objectives": goals,
+        "budget": {"trials": 150},
+        "constraints": [{"metric": "size", "atMost": 18}],
+    }
+    d, history, written = dispatch(**wants), list[Ended](), 0
+    has: dict[str, Any] = {}
+    offered: dict[str, tuple[dict[str, float], TrialWeights | None]] = {}
+    while d.verdict(0) is None:
+        who = chance.choice("abcd")
+        if chance.random() < 0.03:
+            d = dispatch(history, **wants)
+            assert all(d.back(one, given.number, given.architecture, given.why, 0) for one, given in has.items())
+        elif who not in has:
+            if (one := d.take(who, 0)) is not None:
+                has[who] = one
+        elif who not in offered:
+            number, found = has[who].number, {"score": float(chance.randrange(40)), "size": float(chance.randrange(20))}
+            wanted = d.wants_weights(who, number, found)
+            written += wanted
+            path = f"trials/{number}-{number:016x}.safetensors"
+            offered[who] = found, TrialWeights(path=path, sha256=f"{number:064x}") if wanted else None
+        else:
+            metrics, weights = offered.pop(who)
+            ended = d.tell(who, has.pop(who).number, "complete", metrics, "", 0, weights)
+            assert ended is not None
+            history.append(ended)
+    assert all(one.weights is not None for one in d.top), "one of them is the winner"
+    kept = {one.number for one in (*d.top, *d.front) if one.weights is not None and one.weights.path in d.kept}
+    assert kept >= {one.number for one in d.top}
+    if several:
+        points = [(one.metrics["score"], one.metrics["size"]) for one in d.front if one.number in kept]
+        assert set(points) == {(one.metrics["score"], one.metrics["size"]) for one in d.front}
+        assert len(d.kept) <= len(d.top) + len(set(points)), "one file for each point is enough"
+    assert written < 75, "most are not worth a file"
+
+
+def test_what_can_not_be_the_winner_leaves_no_weights() -> None:
+    d = dispatch(constraints=[{"metric": "size", "atMost": 10}])
+    one = d.take("a", 0)
+    assert one is not None
+    assert d.wants_weights("a", one.number, {"score": 1.0, "size": 10.0})
+    assert not d.wants_weights("a", one.number, {"score": 1.0, "size": 11.0}), "it breaks a constraint"
+    assert not d.wants_weights("a", one.number, {"score": 1.0}), "it will have failed"
+    assert not d.wants_weights("b", one.number, {"score": 1.0, "size": 10.0}), "it is another's"
 
 
 def test_another_search_teaches_and_is_not_repeated() -> None:

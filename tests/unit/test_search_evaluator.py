@@ -4,14 +4,17 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import pytest
 from adaptrain.elastic import wire
 from adaptrain.process import WorkerSettings
 from adaptrain.search.evaluator import Evaluator
 from adaptrain.search.trial import Metrics, Report
+from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 
 SEARCH = ArchitectureSearch.model_validate(
@@ -31,6 +34,7 @@ class Reused:
     """Trials of a process that runs several, as on a GPU."""
 
     reusable = True
+    keeps = False
     unread: list[str] = []
 
     def begin(self) -> None: ...
@@ -76,6 +80,9 @@ class Played:
     def say(self, frame: wire.Frame) -> None:
         self._connection.sendall(wire.encode(frame))
 
+    def hang_up(self) -> None:
+        self._connection.shutdown(socket.SHUT_RDWR)
+
     def have_tried(self, number: int) -> wire.Frame:
         """Give out a trial; what is told of it."""
         self.hear("ask")
@@ -86,29 +93,36 @@ class Played:
 
 
 @contextmanager
-def evaluator(bench: Reused) -> Iterator[Played]:
+def evaluator(bench: Reused) -> Iterator[Callable[[], Played]]:
+    """An evaluator, and what accepts its next connection, as the next coordinator does."""
     leave = Leave()
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as open_:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         told = WorkerSettings(None, "secret", address, "0", "evaluator-0", "127.0.0.1", None)
         works = threading.Thread(target=Evaluator(told, SEARCH, bench, leave).run, daemon=True)
         works.start()
         server.settimeout(20)
-        connection, _ = server.accept()
-        with connection:
+        played: list[Played] = []
+
+        def accept() -> Played:
+            connection, _ = server.accept()
+            open_.enter_context(connection)
             connection.settimeout(20)
-            played = Played(connection)
-            assert played.hear("hello")["token"] == "secret"
-            played.say({"do": "welcome", "number": 1, "go": True})
-            yield played
-            leave.ask()
-            assert played.hear("leaving")
+            played.append(Played(connection))
+            assert played[-1].hear("hello")["token"] == "secret"
+            played[-1].say({"do": "welcome", "number": len(played), "go": True})
+            return played[-1]
+
+        yield accept
+        leave.ask()
+        assert played[-1].hear("leaving")
         works.join(20)
         assert not works.is_alive()
 
 
 def test_a_process_that_dies_between_two_trials_is_replaced() -> None:
-    with evaluator(Reused()) as coordinator:
+    with evaluator(Reused()) as accept:
+        coordinator = accept()
         first = coordinator.have_tried(0)
         again = coordinator.have_tried(1)
         assert again["metrics"] == first["metrics"], "the process is used again"
@@ -119,3 +133,65 @@ def test_a_process_that_dies_between_two_trials_is_replaced() -> None:
         after = coordinator.have_tried(2)
         assert after["state"] == "complete"
         assert after["metrics"]["process"] != process
+
+
+class Keeps(Reused):
+    """Trials that leave weights: a file in a folder, which tells of the process that wrote it."""
+
+    keeps = True
+
+    def __init__(self, folder: Path, reusable: bool = False) -> None:
+        self.folder, self.reusable = folder, reusable
+
+    def keep(self, trial: int) -> TrialWeights | None:
+        path = self.folder / str(trial)
+        try:
+            path.write_text(str(os.getpid()))
+        except OSError:
+            return None
+        return TrialWeights(path=f"trials/{trial}-{trial:016x}.safetensors", sha256=f"{trial:064x}")
+
+
+@pytest.mark.parametrize("reusable", [False, True])
+def test_weights_are_written_if_the_coordinator_wants_them(tmp_path: Path, reusable: bool) -> None:
+    """And the answer may be the next coordinator's: this one is asked again."""
+    with evaluator(Keeps(tmp_path, reusable)) as accept:
+        coordinator = accept()
+        for number, wanted in enumerate([True, False, True]):
+            coordinator.hear("ask")
+            coordinator.say({"do": "try", "trial": number, "architecture": [0], "why": {}})
+            offer = coordinator.hear("offer")
+            assert (offer["trial"], offer["metrics"]["score"]) == (number, 1.0)
+            if number == 2:
+                coordinator.hang_up()
+                coordinator = accept()
+                assert coordinator.hear("offer") == offer
+            assert not (tmp_path / str(number)).exists(), "nobody has said that they are wanted"
+            coordinator.say({"do": "weights", "trial": number, "wanted": wanted})
+            told = coordinator.hear("tell")
+            assert (told["state"], told["metrics"], "weights" in told) == ("complete", offer["metrics"], wanted)
+            coordinator.say({"do": "told", "trial": number})
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2"]
+        writers = {float(path.read_text()) for path in tmp_path.iterdir()}
+        assert len(writers) == (1 if reusable else 2)
+
+
+def test_a_trial_whose_weights_go_lost_is_told_without(tmp_path: Path) -> None:
+    """Its process dies with them before it could write, or storage refuses: what it found still counts."""
+    with evaluator(Keeps(tmp_path)) as accept:
+        coordinator = accept()
+        coordinator.hear("ask")
+        coordinator.say({"do": "try", "trial": 0, "architecture": [0], "why": {}})
+        offer = coordinator.hear("offer")
+        os.kill(int(offer["metrics"]["process"]), signal.SIGKILL)
+        told = coordinator.hear("tell")
+        assert (told["state"], told["metrics"], "weights" in told) == ("complete", offer["metrics"], False)
+        coordinator.say({"do": "told", "trial": 0})
+        (tmp_path / "1").mkdir()
+        coordinator.hear("ask")
+        coordinator.say({"do": "try", "trial": 1, "architecture": [1], "why": {}})
+        coordinator.hear("offer")
+        coordinator.say({"do": "weights", "trial": 1, "wanted": True})
+        told = coordinator.hear("tell")
+        assert (told["state"], "weights" in told) == ("complete", False)
+        coordinator.say({"do": "told", "trial": 1})

@@ -50,6 +50,24 @@ def test_it_is_rebuilt_from_what_was_reported(make: Callable[[], Pruner]) -> Non
 
 
 @pytest.mark.parametrize("make", PRUNERS)
+def test_a_trial_that_begins_again_is_judged_by_its_new_run(make: Callable[[], Pruner]) -> None:
+    """However good or bad the run was that is no more."""
+    _, said = run(make(), np.random.default_rng(2).random(30).tolist())
+
+    def judged(*before: float) -> list[bool]:
+        pruner = make()
+        for each in said:
+            pruner.report(*each[:3])
+        for step, value in enumerate(before, start=1):
+            pruner.report(98, step, value)
+        pruner.forget(98)
+        return [pruner.report(98, step, 0.05 * (1 - 0.8**step)) for step in range(1, 28)]
+
+    assert judged() == judged(9.0, 9.0, 9.0, 9.0) == judged(0.0)
+    assert any(judged())
+
+
+@pytest.mark.parametrize("make", PRUNERS)
 def test_what_is_not_a_number_ends_at_once_and_counts_for_nothing(make: Callable[[], Pruner]) -> None:
     pruner = make()
     assert all(pruner.report(number, 1, math.nan) for number in range(10))

@@ -7,7 +7,8 @@ import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.resolve import check, resolve
 from adaptrain_api.crd import SEARCH
-from adaptrain_api.search import ArchitectureSearchSpec, Parameter
+from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search_space import Parameter
 
 from tests.unit.test_api_rules import smallest
 from tests.unit.test_search_dispatch import spec as function

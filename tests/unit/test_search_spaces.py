@@ -13,7 +13,7 @@ from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGr
 from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
 from adaptrain.search.spaces.registry import make_space
-from adaptrain_api.search import Parameter, SearchSpace
+from adaptrain_api.search_space import Parameter, SearchSpace
 
 SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
 

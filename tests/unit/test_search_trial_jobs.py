@@ -16,8 +16,9 @@ from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended
 from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
-from adaptrain_api.progress import Progress, SearchProgress, TrialOrder, TrialReport, TrialReports
-from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.progress import Progress, SearchEnd, SearchProgress, TrialOrder, TrialReport, TrialReports
+from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training import AdaptiveTrainingJob
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.search import SearchPlan, decide_search
@@ -54,12 +55,13 @@ class Cluster:
         self.progress: SearchProgress | None = None
         self.heard: dict[str, Progress] = {}
         self.refused: dict[str, str] = {}
+        self.current = True
 
     def plan(self) -> SearchPlan:
         spec = ArchitectureSearchSpec.model_validate(self.spec)
         search = Search("digits", "ns", "uid", 1, False, spec, self.status)
         jobs = copy.deepcopy(self.jobs)
-        return decide_search(search, SearchSeen(jobs, self.progress, None, self.heard, self.refused), NOW)
+        return decide_search(search, SearchSeen(jobs, self.progress, self.current, None, self.heard, self.refused), NOW)
 
     def carry_out(self, plan: SearchPlan, most: int = 1000) -> None:
         """As much of it as somebody does who is killed after so many requests."""
@@ -108,7 +110,7 @@ class Study:
         spec = ArchitectureSearchSpec.model_validate(cluster.spec)
         space = make_space(spec.space)
         self.searcher = make_algorithm(spec.algorithm, space, spec.seed, 1)
-        self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [])
+        self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [], returning=True)
         self.jobs = TrialJobs(self.dispatch, space, spec.parallelism.max)
         self.history = history
         self.unwritten: list[Ended] = []
@@ -223,6 +225,10 @@ def test_what_runs_is_told_from_its_coordinator_and_what_ended_from_its_status()
     cluster.heard["digits-trial-3"] = Progress(number=1, data_epoch=4, metrics={"val/accuracy": 0.5})
     reports = cluster.settle().reports
     assert reports is not None
+    assert reports.trials[0].metrics == {}, "the coordinator of an earlier job of this name may have said it"
+    cluster.jobs["digits-trial-3"]["status"]["coordinator"] = 1
+    reports = cluster.settle().reports
+    assert reports is not None
     assert (reports.trials[0].step, reports.trials[0].metrics) == (4, {"val/accuracy": 0.5})
     cluster.end("digits-trial-3", "Complete", {"val/accuracy": 0.5, "test/accuracy": 0.4, "best/val/accuracy": 0.6})
     reports = cluster.settle().reports
@@ -243,9 +249,84 @@ def test_a_failed_trials_last_message_outlives_its_job() -> None:
     plan = cluster.plan()
     cluster.carry_out(plan)
     assert not cluster.trials
-    assert [(one.reason, one.message) for one in plan.events] == [
-        ("TrialFailed", "trial 3 failed: CUDA is out of memory")
-    ]
+    assert failures(plan) == ["trial 3 failed: CUDA is out of memory"]
+
+
+def failures(plan: SearchPlan) -> list[str]:
+    return [one.message for one in plan.events if one.reason == "TrialFailed"]
+
+
+def test_a_failure_is_told_once_however_long_its_job_takes_to_go() -> None:
+    cluster = Cluster()
+    cluster.progress = SearchProgress(orders=[ORDER])
+    cluster.settle()
+    cluster.end("digits-trial-3", "Failed", message="it broke")
+    assert not failures(cluster.plan()), "nobody has taken it in yet"
+    cluster.progress = SearchProgress(done=[cluster.jobs["digits-trial-3"]["metadata"]["uid"]])
+    assert failures(cluster.plan()) == ["trial 3 failed: it broke"]
+    cluster.jobs["digits-trial-3"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    for _ in range(3):
+        plan = cluster.plan()
+        assert not failures(plan)
+        assert not plan.delete
+    end = SearchEnd(outcome="failed", reason="TooManyFailedTrials", message="one too many")
+    cluster.progress = SearchProgress(failed=1, end=end)
+    assert not failures(cluster.plan())
+
+
+def test_the_failure_that_ends_the_search_is_told_too() -> None:
+    cluster = Cluster(maxFailedTrials=0)
+    cluster.progress = SearchProgress(orders=[ORDER])
+    cluster.settle()
+    cluster.end("digits-trial-3", "Failed", message="it broke")
+    end = SearchEnd(outcome="failed", reason="TooManyFailedTrials", message="one too many")
+    cluster.progress = SearchProgress(failed=1, end=end)
+    plan = cluster.plan()
+    assert failures(plan) == ["trial 3 failed: it broke"]
+    cluster.carry_out(plan)
+    assert not failures(cluster.plan())
+
+
+def test_a_job_that_is_made_again_is_not_judged_by_what_the_old_one_said() -> None:
+    """Somebody deletes a trial's job: the new one of its name begins at its first epoch."""
+    cluster = Cluster(pruning={"name": "median", "args": {"start": 2}})
+    study = Study(cluster, [])
+    study.jobs.hear(TrialReports(), 0)
+    while study.order(0):
+        pass
+    orders = study.jobs.orders()
+
+    def say(job: str, step: int, value: float, state: Any = "running", others: float = 0.5) -> SearchProgress:
+        reports = [
+            TrialReport(number=one.number, given=one.given, job=f"job {n}", step=step, metrics={"val/accuracy": others})
+            for n, one in enumerate(orders[:2])
+        ]
+        last = orders[2]
+        reports.append(
+            TrialReport(
+                number=last.number,
+                given=last.given,
+                job=job,
+                step=step,
+                metrics={"val/accuracy": value},
+                state=state,
+                message="it broke",
+                started=float(step),
+            )
+        )
+        return study.hear(TrialReports(trials=reports), step)
+
+    say("old", 1, 0.9)
+    say("old", 2, 0.9)
+    steps = study.dispatch.pending[orders[2].number].steps
+    assert steps == {1: 0.9, 2: 0.9}
+    assert say("new", 1, 0.6).pruned == 0
+    assert steps == {1: 0.6}
+    assert say("old", 3, 0.9, "failed").failed == 0, "another operator speaks of what is no more"
+    assert steps == {1: 0.6}
+    assert study.dispatch.pending[orders[2].number].given == 1.0, "its time began anew"
+    say("new", 4, 0.55, others=0.8)
+    assert say("new", 5, 0.55, others=0.9).pruned == 1, "0.9 would have saved it"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +343,9 @@ def test_a_trial_that_can_be_no_job_has_failed(change: dict[str, Any], words: st
     reports = cluster.settle().reports
     assert reports is not None
     (report,) = reports.trials
+    assert failures(cluster.plan()) == [f"trial {report.number} failed: {report.message}"]
+    cluster.current = False
+    assert not failures(cluster.plan()), "who says so may have been answered already"
     assert (report.state, report.job) == ("failed", None)
     assert words in report.message
     assert not cluster.trials
@@ -307,6 +391,19 @@ def test_suspension_and_less_parallelism_suspend_the_newest_trials() -> None:
     cluster.spec["suspend"] = False
     cluster.settle()
     assert suspended() == [False, False, False]
+
+
+def test_a_spent_budget_does_not_end_what_the_operator_has_not_named_yet() -> None:
+    """A coordinator that takes over may be asked before it is told of jobs that run."""
+    ended = Ended(0, (0,), "complete", {"val/accuracy": 0.5}, seconds=10.0, ended=10.0)
+    study = Study(Cluster(budget={"seconds": 5}), [ended])
+    assert study.dispatch.verdict(1000) is None
+    runs = TrialReport(number=1, given={"architecture": [1], "why": {}}, job="j")
+    assert study.hear(TrialReports(trials=[runs]), 1000).end is None
+    told = study.hear(TrialReports(trials=[runs.model_copy(update={"state": "failed"})]), 1001)
+    study.write()
+    assert told.failed == 1
+    assert study.hear(TrialReports(), 1002).end is not None
 
 
 def test_the_end_of_the_search_removes_its_trials() -> None:

@@ -15,7 +15,8 @@ from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.models import build_model
 from adaptrain.seeds import bits, derive, normal, uniform
-from adaptrain_api.training import Augmentation, DataSource, ModelSource
+from adaptrain_api.components import DataSource, ModelSource
+from adaptrain_api.phases import Augmentation
 from sklearn.datasets import load_digits
 from torch import nn
 

@@ -6,7 +6,8 @@ import subprocess
 from datetime import datetime
 from typing import Any
 
-from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobStatus
+from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
 from adaptrain.errors import InvalidJob

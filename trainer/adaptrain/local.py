@@ -14,8 +14,9 @@ import urllib.request
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.progress import Progress, Result
-from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
+from adaptrain_api.training import AdaptiveTrainingJob, dump
 
 from adaptrain.ports import hold_port
 

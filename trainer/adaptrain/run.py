@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
-from adaptrain_api.training import AdaptiveTrainingJob, checkpoint_uri, dump
+from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -41,6 +42,15 @@ class Keeper:
     _not_before: float = 0.0
     _failed_at: float = 0.0
     _progress: Progress | None = None
+    _dismissed: set[int] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        """Workers that there shall be now: evaluators that would find nothing to try aren't kept."""
+        search = self._progress.search if self._progress is not None else None
+        if search is None or search.evaluators is None:
+            return self.wanted
+        return min(self.wanted, max(1, search.evaluators))
 
     def keep(self) -> Result | None:
         """Look once; replace what is lost. Returns the result when training is complete.
@@ -51,7 +61,8 @@ class Keeper:
         local, now = self.local, time.monotonic()
         if local.coordinator is None or local.coordinator.poll() is not None:
             local.start_coordinator()
-        self._progress = local.progress() or self._progress
+        heard = local.progress()
+        self._progress = heard or self._progress
         if self._progress is not None and self._progress.result is not None:
             # What a script does after training is its own affair: its failure doesn't begin training anew.
             return self._progress.result if not local.alive() else None
@@ -64,9 +75,14 @@ class Keeper:
         for silent in self._progress.silent if self._progress else []:
             if (number := int(silent.id)) in local.alive():
                 local.signal(number, signal.SIGKILL)
-        alive = local.alive()
+        staying = [number for number in local.alive() if number not in self._dismissed]
+        idle = {int(member.id) for member in (heard.members if heard is not None else []) if member.idle}
+        leaving = [number for number in reversed(staying) if number in idle][: max(0, len(staying) - self.size)]
+        for number in leaving:
+            self._dismissed.add(number)
+            local.signal(number, signal.SIGTERM)
         if now >= self._not_before:
-            for _ in range(self.wanted - len(alive)):
+            for _ in range(self.size - len(staying)):
                 local.start_worker()
         return None
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from adaptrain_api.progress import Result
-from adaptrain_api.training import AdaptiveTrainingJob, Script
+from adaptrain_api.sources import Script
+from adaptrain_api.training import AdaptiveTrainingJob
 
 from adaptrain.cli import die_with_parent
 from adaptrain.elastic import http

@@ -1,7 +1,8 @@
 """A job with model, data and phases, on one of its workers: a replica of the model, trained with all others."""
 
+from adaptrain_api.checkpoints import InitialWeights
 from adaptrain_api.progress import Result
-from adaptrain_api.training import AdaptiveTrainingJob, InitialWeights
+from adaptrain_api.training import AdaptiveTrainingJob
 from torch import nn
 
 from adaptrain.data import load_data

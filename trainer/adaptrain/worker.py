@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NoReturn
 
 from adaptrain_api.progress import EXIT_INVALID, Result
-from adaptrain_api.training import AdaptiveTrainingJob, Script
+from adaptrain_api.sources import Script
+from adaptrain_api.training import AdaptiveTrainingJob
 
 from adaptrain.elastic.followers import ALONE, Place, fork
 from adaptrain.environment import path

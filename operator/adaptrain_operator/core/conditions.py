@@ -2,9 +2,9 @@
 
 import re
 
+from adaptrain_api.pool import leaves_weights
 from adaptrain_api.progress import headline
-from adaptrain_api.search import leaves_weights
-from adaptrain_api.training import RecentChange
+from adaptrain_api.training_status import RecentChange
 from pydantic import ValidationError
 
 from adaptrain_operator.core import naming

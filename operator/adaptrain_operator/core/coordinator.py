@@ -3,6 +3,7 @@
 from adaptrain_operator.core import children, failures
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod
+from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash
 
 UNREACHABLE = 8.0
 """Seconds of silence after which a coordinator that had answered is replaced."""
@@ -67,11 +68,11 @@ def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
 def _outdated(draft: Draft, current: Pod) -> bool:
     """The image was changed, and every worker has it already: the coordinator comes last, so that a bad image stops
     at the first worker and training goes on."""
-    if current.template_hash == children.coordinator_hash(draft.job):
+    if current.template_hash == coordinator_hash(draft.job):
         return False
     if draft.job.spec.search is not None:
         return True  # evaluators go on while it is replaced: a new budget is heard at once
-    wanted = children.template_hash(draft.job)
+    wanted = template_hash(draft.job)
     ready = draft.ready
     return (
         draft.fresh
@@ -104,9 +105,7 @@ def _create(draft: Draft, number: int, previous: Pod | None) -> None:
     left = None if previous is None or previous.terminal else previous.node
     if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
         draft.avoided.setdefault(previous.node, seen.contact.answered or draft.now)
-    draft.plan.create.append(
-        children.coordinator_pod(job, number, job.spec.image or seen.default_image, left, draft.avoided)
-    )
+    draft.plan.create.append(coordinator_pod(job, number, job.spec.image or seen.default_image, left, draft.avoided))
 
 
 def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 
+from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.progress import Result, headline
-from adaptrain_api.training import MOST_METRICS, AvoidedNode, TrainedModel, checkpoint_folder, checkpoint_uri
+from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel
 
-from adaptrain_operator.core import children, conditions, failures, naming
+from adaptrain_operator.core import children, conditions, failures, naming, pods
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
 from adaptrain_operator.core.draft import Conditions, Draft
 from adaptrain_operator.core.failures import Ending
@@ -65,7 +66,7 @@ def _run(draft: Draft) -> None:
     blocked = claim or ((seen.problem.reason, seen.problem.message) if seen.problem is not None else None)
     conditions.tell_progress(draft)
     conditions.tell_pods(draft, blocked)
-    wanted = children.template_hash(job)
+    wanted = pods.template_hash(job)
     conditions.tell_rescaling(draft, sum(pod.template_hash != wanted for pod in draft.active))
     conditions.tell_checkpoint(draft)
     conditions.tell_changes(draft)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adaptrain_api.training import Condition
+from adaptrain_api.objects import Condition
 
 from adaptrain_operator.core import failures
 from adaptrain_operator.core.observed import Job, Observed, Pod, moment
@@ -117,6 +117,12 @@ class Draft:
         """Uids of those that take part in training, as far as we last heard."""
         progress = self.seen.contact.progress
         return frozenset() if progress is None else frozenset(member.id for member in progress.members)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Uids of those of them that have nothing to do."""
+        progress = self.seen.contact.progress
+        return frozenset() if progress is None else frozenset(member.id for member in progress.members if member.idle)
 
     @property
     def active(self) -> list[Pod]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from adaptrain_api.training import GROUP, KIND, VERSION
+from adaptrain_api.objects import GROUP, VERSION
+from adaptrain_api.training import KIND
 
 FIELD_MANAGER = "adaptrain-operator"
 API_VERSION = f"{GROUP}/{VERSION}"

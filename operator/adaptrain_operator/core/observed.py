@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from adaptrain_api.progress import Progress
-from adaptrain_api.training import KIND, TrainingJobSpec, TrainingJobStatus
+from adaptrain_api.training import KIND, TrainingJobSpec
+from adaptrain_api.training_status import TrainingJobStatus
 
 from adaptrain_operator.core import naming
 

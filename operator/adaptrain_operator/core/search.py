@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adaptrain_api import search as api
+from adaptrain_api.checkpoints import checkpoint_folder
+from adaptrain_api.objects import ObjectMeta
+from adaptrain_api.pool import leaves_weights
+from adaptrain_api.pool import pool as evaluators_job
 from adaptrain_api.progress import SearchEnd, TrialReports, TrialResult
-from adaptrain_api.search import (
-    ArchitectureSearch,
-    ArchitectureSearchSpec,
-    ArchitectureSearchStatus,
-    Gate,
-    TrialCounts,
-    TrialSummary,
-    metrics_named,
-    set_parameter,
-)
-from adaptrain_api.training import ObjectMeta, TrainingJobSpec, checkpoint_folder, dump
+from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, metrics_named
+from adaptrain_api.search_goals import Gate
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.search_status import ArchitectureSearchStatus, TrialCounts, TrialSummary
+from adaptrain_api.training import TrainingJobSpec, dump
 from pydantic import ValidationError
 
 from adaptrain_operator.core.children import contained
@@ -151,9 +148,10 @@ def _run(draft: _Draft) -> None:
         draft.fields["start_time"] = None
     else:
         draft.conditions.clear("Suspended", "Resumed", "the search runs again")
-    _apply_pool(draft, pool_job(search))
+    evaluators = _evaluators(draft)
+    _apply_pool(draft, pool_job(search, evaluators))
     trials = _run_trials(draft) if spec.execution == "Jobs" else None
-    _tell_pods(draft, trials)
+    _tell_pods(draft, trials, evaluators)
     draft.fields["budget"] = spec.budget
     draft.plan.wake(5.0)
 
@@ -163,15 +161,34 @@ def _run_trials(draft: _Draft) -> TrialsPlan:
     draft.plan.apply += trials.apply
     draft.plan.delete += trials.delete
     draft.plan.reports = trials.reports
-    for one in trials.failed:
-        draft.event("Warning", "TrialFailed", f"trial {one.number} failed: {one.message[:800]}")
+    _tell_failed(draft, trials)
     return trials
 
 
-def pool_job(search: Search) -> Object:
-    """The job whose workers are the evaluators."""
+def _tell_failed(draft: _Draft, trials: TrialsPlan) -> None:
+    for one in trials.failed:
+        draft.event("Warning", "TrialFailed", f"trial {one.number} failed: {one.message[:800]}")
+
+
+def _evaluators(draft: _Draft) -> int | None:
+    """How many evaluators there is something to try for; None: as many as there may be."""
+    search, pool = draft.search, draft.pool
+    if pool is None or search.spec.suspend or search.spec.execution == "Jobs":
+        return None
+    if not contained(pool_job(search)["spec"]["search"], pool["spec"].get("search")):
+        return None  # with another budget there is something else to try
+    progress = draft.seen.progress
+    if draft.seen.current and progress is not None and progress.evaluators is not None:
+        return progress.evaluators
+    # A coordinator that takes over doesn't know yet who has a trial.
+    before: int | None = pool["spec"]["workers"].get("replicas")
+    return before
+
+
+def pool_job(search: Search, evaluators: int | None = None) -> Object:
+    """The job whose workers are the evaluators; None: as many as there may be."""
     meta = ObjectMeta(name=search.name, namespace=search.namespace, uid=search.uid)
-    job = api.pool(ArchitectureSearch(metadata=meta, spec=search.spec))
+    job = evaluators_job(ArchitectureSearch(metadata=meta, spec=search.spec), evaluators)
     return job_of(search, search.pool, dump(job)["spec"])
 
 
@@ -180,14 +197,17 @@ def _apply_pool(draft: _Draft, wanted: Object) -> None:
         draft.plan.apply.append(wanted)
 
 
-def _tell_pods(draft: _Draft, trials: TrialsPlan | None) -> None:
+def _tell_pods(draft: _Draft, trials: TrialsPlan | None, evaluators: int | None) -> None:
     """The evaluators' own conditions are the pool's.
 
     Args:
         trials: of a search whose trials are jobs.
+        evaluators: how many there is something to try for; None: as many as there may be.
     """
     search, pool = draft.search, draft.pool
     wanted = 0 if search.spec.suspend else search.spec.parallelism.max
+    if evaluators is not None:
+        wanted = min(wanted, max(1, evaluators))
     if pool is None:
         stranger = draft.seen.jobs.get(search.pool)
         if stranger is not None:
@@ -290,7 +310,11 @@ def _succeed(draft: _Draft, end: SearchEnd) -> None:
         draft.plan.apply.append(job)
     draft.fields["promoted_job"] = draft.search.winner
     draft.conditions.set(
-        "Promoted", True, "JobCreated", f"trial {winner.trial} is trained by the job {draft.search.winner}"
+        "Promoted",
+        True,
+        "JobCreated",
+        f"trial {winner.trial} is trained by the job {draft.search.winner}"
+        + _missing_weights(draft.search, winner, job),
     )
 
 
@@ -356,8 +380,9 @@ def _weights(search: Search, winner: TrialResult) -> Object | None:
     """What the winner's job starts from, if its trial left something that fits the job's model."""
     storage, promote = search.spec.storage, search.spec.promote
     assert promote is not None
-    other_model = winner.model is None and "model" in promote.job
-    if winner.weights is None or storage is None or storage.volume is None or not promote.weights or other_model:
+    if winner.weights is None or storage is None or storage.volume is None or not promote.weights:
+        return None
+    if _trains_another_model(search, winner):
         return None
     folder = checkpoint_folder(search.namespace, search.pool)
     return {
@@ -365,6 +390,21 @@ def _weights(search: Search, winner: TrialResult) -> Object | None:
         "path": f"{folder}/{winner.weights.path}",
         "sha256": winner.weights.sha256,
     }
+
+
+def _trains_another_model(search: Search, winner: TrialResult) -> bool:
+    """Whether the winner's job has a model of its own, which the trial's weights are not of."""
+    return search.spec.promote is not None and winner.model is None and "model" in search.spec.promote.job
+
+
+def _missing_weights(search: Search, winner: TrialResult, job: Object) -> str:
+    """What is to be said if the winner's job should start from its trial's weights, and can't."""
+    pool = TrainingJobSpec.model_validate(pool_job(search)["spec"])
+    if winner.weights is not None or not leaves_weights(pool) or _trains_another_model(search, winner):
+        return ""
+    if "initialWeights" in job["spec"]:
+        return ""
+    return ", from random weights: the trial's own could not be written; the evaluators' logs say why"
 
 
 def _fail(draft: _Draft, reason: str, message: str) -> None:
@@ -383,7 +423,9 @@ def _after_end(draft: _Draft) -> None:
         wanted = pool_job(search)
         wanted["spec"]["suspend"] = True
         _apply_pool(draft, wanted)
-    draft.plan.delete += remove_trials(search, draft.seen)
+    removed = remove_trials(search, draft.seen)
+    draft.plan.delete += removed.delete
+    _tell_failed(draft, removed)
     draft.fields["evaluators"] = "0/0"
     trials = draft.fields.get("trials") or search.status.trials
     if trials is not None:

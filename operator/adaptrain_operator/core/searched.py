@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from adaptrain_api import search as api
+from adaptrain_api.objects import Condition
 from adaptrain_api.progress import Progress, SearchProgress
-from adaptrain_api.search import ArchitectureSearchSpec, ArchitectureSearchStatus
-from adaptrain_api.training import Condition, TrainingJobStatus
+from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.training_status import TrainingJobStatus
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Object
@@ -50,6 +52,8 @@ class SearchSeen:
     """Jobs of its namespace that concern it, by name: its own, and a gate's."""
     progress: SearchProgress | None = None
     """The newest word of its coordinator."""
+    current: bool = False
+    """Whether it is of the coordinator that there is now, and new."""
     eta: float | None = None
     """Seconds left, as the coordinator estimates them."""
     trials: Mapping[str, Progress] = field(default_factory=dict)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptrain_api.progress import Progress, TrialOrder, TrialReport, TrialReports
-from adaptrain_api.search import TRIAL_DIGITS, set_parameter
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from adaptrain_api.search import TRIAL_DIGITS
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
 from adaptrain_operator.core import naming
@@ -32,7 +34,7 @@ class TrialsPlan:
     delete: list[Deletion] = field(default_factory=list)
     reports: TrialReports = field(default_factory=TrialReports)
     failed: list[TrialReport] = field(default_factory=list)
-    """Those that have failed, and whose jobs are removed now."""
+    """Those that have failed, and whose jobs are removed now, or can't be made."""
     running: int = 0
     """Jobs whose workers train."""
     problem: tuple[str, str] | None = None
@@ -48,8 +50,7 @@ def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
     for number, job in jobs.items():
         report = _report(number, job, seen.trials.get(job["metadata"]["name"]))
         if report.job in done:
-            plan.delete += _deletion(job)
-            plan.failed += [report] if report.state == "failed" else []
+            _remove(plan, job, report)
             continue
         plan.reports.trials.append(report)
         if report.state != "running":
@@ -66,15 +67,20 @@ def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
         if isinstance(made, str):
             report = TrialReport(number=order.number, given=order.given, state="failed", message=made)
             plan.reports.trials.append(report)
+            # An order that is not new was answered already, perhaps.
+            plan.failed += [report] if seen.current else []
         else:
             room -= 1
             plan.apply.append(made)
     return plan
 
 
-def remove_trials(search: Search, seen: SearchSeen) -> list[Deletion]:
+def remove_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
     """The search needs none any more."""
-    return [deletion for _, job in _jobs(search, seen) for deletion in _deletion(job)]
+    plan = TrialsPlan()
+    for number, job in _jobs(search, seen):
+        _remove(plan, job, _report(number, job, None))
+    return plan
 
 
 def _jobs(search: Search, seen: SearchSeen) -> Iterator[tuple[int, Object]]:
@@ -88,9 +94,13 @@ def _labels(job: Object) -> dict[str, str]:
     return labels
 
 
-def _deletion(job: Object) -> list[Deletion]:
+def _remove(plan: TrialsPlan, job: Object, report: TrialReport) -> None:
+    """Once: of one that is being deleted, all was said when that was asked for."""
     meta = job["metadata"]
-    return [] if "deletionTimestamp" in meta else [Deletion(meta["name"], meta["uid"])]
+    if "deletionTimestamp" in meta:
+        return
+    plan.delete.append(Deletion(meta["name"], meta["uid"]))
+    plan.failed += [report] if report.state == "failed" else []
 
 
 def _look(plan: TrialsPlan, number: int, job: Object, suspend: bool) -> None:
@@ -113,7 +123,8 @@ def _report(number: int, job: Object, progress: Progress | None) -> TrialReport:
         return report.model_copy(update={"state": "complete", "metrics": _found(status)})
     if failed is not None and failed.status == "True":
         return report.model_copy(update={"state": "failed", "message": failed.message})
-    if progress is not None and progress.metrics:
+    # A job of the same name may have been there before it: only the coordinator that its own status names speaks of it.
+    if progress is not None and progress.metrics and progress.number == status.coordinator:
         return report.model_copy(update={"step": progress.data_epoch, "metrics": progress.metrics})
     return report
 

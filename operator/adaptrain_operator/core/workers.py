@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import children
+from adaptrain_operator.core import pods
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -22,7 +22,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     wanted = draft.job.spec.wanted_workers
     active = draft.active
     surplus = len(active) - wanted - bool(stale)
-    if surplus > 0:
+    if surplus > 0 and (draft.job.spec.search is None or _knows_who_is_idle(draft)):
         for pod in _victims(draft, stale)[:surplus]:
             draft.delete(pod)
             draft.event("Normal", "WorkerRemoved", f"{pod.name} leaves: {wanted} workers are wanted")
@@ -111,7 +111,7 @@ def _stale(draft: Draft) -> tuple[set[str], bool]:
     Besides pods of an old template these are, at ``min``, those on a cordoned node: there the disruption budget
     forbids the eviction that a drain asks for, until one more worker runs elsewhere.
     """
-    wanted = children.template_hash(draft.job)
+    wanted = pods.template_hash(draft.job)
     commit = _agree_on_commit(draft)
     outdated = {
         pod.uid
@@ -136,15 +136,25 @@ def _agree_on_commit(draft: Draft) -> str | None:
     return known
 
 
+def _knows_who_is_idle(draft: Draft) -> bool:
+    """Whether a search's coordinator says which evaluators have a trial. One that takes over doesn't at first, while
+    those that have one may not be members yet."""
+    progress = draft.seen.contact.progress
+    search = None if progress is None else progress.search
+    return draft.fresh and search is not None and search.evaluators is not None
+
+
 def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
-    """Who goes first: whoever doesn't take part, is on a node that is being emptied, is outdated, is newest."""
-    members = draft.members
+    """Who goes first: whoever doesn't take part, has nothing to do, is on a node that is being emptied, is outdated,
+    is newest."""
+    members, idle = draft.members, draft.idle
     return sorted(
         draft.active,
         key=lambda pod: (
             pod.node is not None,
             pod.phase != "Pending",
             pod.uid in members,
+            pod.uid not in idle,
             not draft.seen.cordoned(pod.node),
             pod.uid not in stale,
             -pod.number,
@@ -233,7 +243,7 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
     image = job.spec.image or seen.default_image
     for number in range(first, first + missing):
         commit = draft.value("source_commit")
-        draft.plan.create.append(children.worker_pod(job, number, image, draft.avoided, commit))
+        draft.plan.create.append(pods.worker_pod(job, number, image, draft.avoided, commit))
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
     draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")

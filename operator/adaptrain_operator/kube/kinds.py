@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adaptrain_api import search, training
+from adaptrain_api import objects, search, training
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Kind:
         return "/".join(parts)
 
 
-JOB = Kind(training.KIND, f"/apis/{training.GROUP}/{training.VERSION}", training.PLURAL)
-SEARCH = Kind(search.KIND, f"/apis/{training.GROUP}/{training.VERSION}", search.PLURAL)
+JOB = Kind(training.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", training.PLURAL)
+SEARCH = Kind(search.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", search.PLURAL)
 POD = Kind("Pod", "/api/v1", "pods")
 SERVICE = Kind("Service", "/api/v1", "services")
 BUDGET = Kind("PodDisruptionBudget", "/apis/policy/v1", "poddisruptionbudgets")

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from adaptrain_api.progress import TrialReports
 from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.training import TrainingJobSpec, TrainingJobStatus, dump
+from adaptrain_api.training import TrainingJobSpec, dump
+from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
 from adaptrain_operator import metrics

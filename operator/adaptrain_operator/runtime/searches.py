@@ -5,7 +5,8 @@ import logging
 import time
 from typing import Any
 
-from adaptrain_api.search import POOL, ArchitectureSearchSpec, ArchitectureSearchStatus
+from adaptrain_api.search import POOL, ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training import dump
 from pydantic import ValidationError
 
@@ -87,7 +88,8 @@ class SearchReconciler:
             self._queue.add(key, plan.requeue_after)
 
     def _observe(self, search: Search) -> SearchSeen:
-        progress = self._contacts.contact((search.namespace, search.pool)).progress
+        contact = self._contacts.contact((search.namespace, search.pool))
+        progress = contact.progress
         promote = search.spec.promote
         rival = promote.gate.better_than if promote is not None and promote.gate is not None else None
         names = [name for name in (search.pool, search.winner, rival) if name is not None]
@@ -103,6 +105,7 @@ class SearchReconciler:
         return SearchSeen(
             jobs={name: job for name, job in found.items() if job is not None},
             progress=None if progress is None else progress.search,
+            current=contact.fresh(time.time()),
             eta=None if progress is None else progress.eta_seconds,
             trials={name: told for name, told in heard.items() if told is not None},
             refused=refused,

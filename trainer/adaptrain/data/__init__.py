@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from adaptrain_api.training import DataSource
+from adaptrain_api.components import DataSource
 from torch.utils.data import default_collate
 
 from adaptrain.errors import InvalidJob

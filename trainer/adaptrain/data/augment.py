@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from adaptrain_api.training import Augmentation
+from adaptrain_api.phases import Augmentation
 
 from adaptrain.errors import InvalidJob
 from adaptrain.seeds import normal, uniform

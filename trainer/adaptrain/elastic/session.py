@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import torch
+from adaptrain_api.checkpoints import Checkpoint
 from adaptrain_api.progress import Result
-from adaptrain_api.training import Checkpoint
 from torch.distributed import TCPStore
 
 from adaptrain.elastic import http

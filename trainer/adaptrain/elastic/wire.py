@@ -8,7 +8,7 @@ from typing import Any
 
 MAX_FRAME = 64 * 1024
 """Longest frame, bytes."""
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised with every incompatible change of the frames, and of what members send to each other; a hello with another
 number is refused."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from adaptrain_api.training import ModelSource
+from adaptrain_api.components import ModelSource
 from torch import nn
 
 from adaptrain.data import DataSet

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from adaptrain_api.training import SupervisedPhase
+from adaptrain_api.phases import SupervisedPhase
 
 from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An evaluator that was not heard for so long is taken for lost."""
-RETURN_SECONDS = 3.0
-"""A coordinator that takes over waits so long for evaluators to come back with what they have."""
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
 
@@ -77,7 +75,9 @@ class SearchCoordinator:
         self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
         history = self._study.history()
         known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
-        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known)
+        # Of jobs that are trials, even the first coordinator may find some: those of a pool that was made again.
+        returning = number > 1 or spec.execution == "Jobs"
+        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known, returning)
         self._evaluators: dict[str, _Evaluator] = {}
         self._silent: dict[str, Silent] = {}
         self._told: list[Ended] = []
@@ -90,8 +90,6 @@ class SearchCoordinator:
             self._metrics.ended(state, sum(one.state == state for one in history))
         self._storage_error: str | None = None
         self._unread = Unread()
-        self._first_hello: float | None = None
-        self._takes_over = number > 1
         most = spec.parallelism.max
         self._jobs = TrialJobs(self._dispatch, self._space, most) if spec.execution == "Jobs" else None
 
@@ -116,10 +114,14 @@ class SearchCoordinator:
         # It ends when its last trial is written down: whoever hears of the end may stop this process at once.
         verdict = None if self._unwritten else d.verdict(now)
         top = [self._result(one) for one in d.top]
+        busy = d.busy
         return Progress(
             number=self.number,
             state="done" if verdict is not None else "running" if self._evaluators or d.running else "waiting",
-            members=[Member(id=e.id, name=e.name, step=e.ended, joined=e.joined) for e in self._evaluators.values()],
+            members=[
+                Member(id=e.id, name=e.name, step=e.ended, joined=e.joined, idle=e.id not in busy)
+                for e in self._evaluators.values()
+            ],
             silent=list(self._silent.values()),
             step=len(d.ended),
             metrics=top[0].metrics if top else {},
@@ -132,6 +134,7 @@ class SearchCoordinator:
                 top=top,
                 pareto_size=len(d.front),
                 per_minute=round(d.per_minute(now), 2),
+                evaluators=d.evaluators(now) if self._jobs is None else None,
                 storage_error=self._storage_error,
                 unread=self._unread.words,
                 end=verdict,
@@ -187,8 +190,7 @@ class SearchCoordinator:
         evaluator = _Evaluator(id, str(hello["name"]), now, writer, now)
         self._evaluators[id] = evaluator
         self._silent.pop(id, None)
-        if self._first_hello is None:
-            self._first_hello = now
+        self._dispatch.greet(now)
         goes_on = True
         if (has := hello.get("trial")) is not None:
             architecture = as_architecture(has["architecture"])
@@ -208,6 +210,10 @@ class SearchCoordinator:
                 number = int(frame["trial"])
                 stop = self._dispatch.report(evaluator.id, number, int(frame["step"]), metrics)
                 return {"do": "stop", "trial": number} if stop else None
+            case "offer":
+                number = int(frame["trial"])
+                wanted = self._dispatch.wants_weights(evaluator.id, number, finite(frame["metrics"]))
+                return {"do": "weights", "trial": number, "wanted": wanted}
             case "tell":
                 number, metrics, message = int(frame["trial"]), finite(frame["metrics"]), str(frame.get("message", ""))
                 state = next((known for known in STATES if known == frame["state"]), None)
@@ -243,9 +249,6 @@ class SearchCoordinator:
 
     async def _choose(self, evaluator: _Evaluator) -> wire.Frame:
         dispatch = self._dispatch
-        assert self._first_hello is not None
-        if self._takes_over and time.time() < self._first_hello + RETURN_SECONDS:
-            return {"do": "wait"}
         async with self._asking:  # the next one must know what this one gets
             if not self._has(evaluator):
                 return {"do": "wait"}
@@ -325,20 +328,19 @@ class SearchCoordinator:
                     log.warning("%s", self._storage_error)
                     await asyncio.sleep(RETRY_SECONDS)
             self._storage_error = None
-            if any(one.weights is not None for one in told):
-                await self._sweep()
+            if self._volume is not None:
+                await self._sweep(self._volume)
             for one in told:
                 self._metrics.ended(one.state)
                 self._metrics.trial_seconds.observe(one.seconds)
                 self._unwritten.pop(one.number).set_result(None)
 
-    async def _sweep(self) -> None:
-        """Remove the weights of trials that can't win any more."""
-        assert self._volume is not None
+    async def _sweep(self, study: Path) -> None:
+        """Remove the weights of trials that can't win any more, and what evaluators left that were lost."""
         with contextlib.suppress(OSError):  # there is room for them, then
-            names = await asyncio.to_thread(kept.listed, self._volume)
+            names = await asyncio.to_thread(kept.listed, study)
             gone = kept.stale(names, self._dispatch.ended, self._dispatch.kept)
-            await asyncio.to_thread(kept.remove, self._volume, gone)
+            await asyncio.to_thread(kept.remove, study, gone)
 
     async def _watch(self) -> None:
         """Drop who is silent; keep the gauges."""

@@ -22,6 +22,8 @@ from adaptrain.search.study import Ended, State, violations
 
 RATE_WINDOW = 300.0
 """Seconds over which trials per minute are counted."""
+RETURN_SECONDS = 3.0
+"""So long after the first one evaluators may come back with what an earlier coordinator gave them."""
 MOST_ATTEMPTS = 5
 """A trial that as many evaluators were lost with has failed: it may be what kills them."""
 TOP = 10
@@ -48,6 +50,8 @@ class Dispatch:
         pruner: which trials are stopped early; None: none.
         history: what the study holds, in its order.
         known: trials of another search to learn from, which don't count.
+        returning: somebody may come back with what an earlier coordinator gave out. Until that is over, nothing is
+            given out, and the search goes on, even if its budget is spent: what comes back counts.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Dispatch:
         pruner: Pruner | None,
         history: list[Ended],
         known: list[Ended],
+        returning: bool = False,
     ) -> None:
         self.spec = spec
         self.pending: dict[int, Assignment] = {}
@@ -68,6 +73,8 @@ class Dispatch:
         self.front: list[Ended] = []
         """Those of them that none surpasses in one objective and equals in the others."""
         self._exhausted = False
+        self._returning = returning
+        self._return_by: float | None = None
         self._searcher = searcher
         self._pruner = pruner
         self._sign = 1.0 if spec.objectives[0].goal == "maximize" else -1.0
@@ -84,6 +91,19 @@ class Dispatch:
                     pruner.report(one.number, step, self._sign * value)
             self._end(one)
 
+    def greet(self, now: float) -> None:
+        """An evaluator is here: if it is the first, the others can come as well from now on."""
+        if self._return_by is None:
+            self._return_by = now + RETURN_SECONDS
+
+    def all_back(self) -> None:
+        """Whoever had a trial of an earlier coordinator has come back with it."""
+        self._returning = False
+
+    def returning(self, now: float) -> bool:
+        """Whether somebody may still come back with what an earlier coordinator gave out."""
+        return self._returning and (self._return_by is None or now < self._return_by)
+
     def again(self, evaluator: str, now: float) -> Assignment | None:
         """A trial for an evaluator that somebody else has lost, if there is one; else the algorithm is asked for the
         ``next`` one, which takes time, and what it proposes is given out by ``give``.
@@ -91,19 +111,29 @@ class Dispatch:
         An evaluator that asks has no trial: what we think it has, it has lost.
         """
         self.lost(evaluator, now)
-        if self.verdict(now) is not None:
+        if self.returning(now) or self.verdict(now) is not None:
             return None
         waiting = sorted(number for number, one in self.pending.items() if one.evaluator is None)
         if waiting:
             again = self.pending[waiting[0]]
-            again.evaluator, again.given = evaluator, now
-            again.steps.clear()
+            again.evaluator = evaluator
+            self.begins_again(again.number, now)
             return again
         return None
 
+    def begins_again(self, number: int, now: float) -> None:
+        """A trial under way starts anew: what it has reported says nothing of its new run."""
+        one = self.pending[number]
+        one.given = now
+        one.steps.clear()
+        if self._pruner is not None:
+            self._pruner.forget(number)
+
     def next(self, now: float) -> int | None:
         """Number of the next new trial; None: there shall be none."""
-        if self.verdict(now) is not None or self._spent(now, len(self.ended) + len(self.pending)):
+        if self.returning(now) or self.verdict(now) is not None:
+            return None
+        if self._spent(now, len(self.ended) + len(self.pending)):
             return None
         while self._next in self.ended or self._next in self.pending:
             self._next += 1
@@ -222,13 +252,56 @@ class Dispatch:
     @property
     def kept(self) -> set[str]:
         """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
-        front = {self._values(one): one for one in self.front} if len(self.spec.objectives) > 1 else {}
-        return {one.weights.path for one in (*self.top, *front.values()) if one.weights is not None}
+        front = self._front_weights.values() if len(self.spec.objectives) > 1 else ()
+        return {weights.path for weights in (*(one.weights for one in self.top), *front) if weights is not None}
+
+    @property
+    def _front_weights(self) -> dict[tuple[float, ...], TrialWeights]:
+        """Of each point of the front, those that a trial left first."""
+        found: dict[tuple[float, ...], TrialWeights] = {}
+        for one in self.front:
+            if one.weights is not None:
+                found.setdefault(self._values(one), one.weights)
+        return found
+
+    def wants_weights(self, evaluator: str, number: int, metrics: dict[str, float]) -> bool:
+        """Whether the weights of a trial that ends with these metrics may be wanted: it would be one of the best, or
+        give the front a point. If not now, then never: the others only get better."""
+        one = self.pending.get(number)
+        if one is None or one.evaluator != evaluator or any(name not in metrics for name in metrics_named(self.spec)):
+            return False
+        if any(v > 0 for v in violations(self.spec, metrics)):
+            return False
+        mine = self._values(Ended(number, one.architecture, "complete", metrics))
+        if len(self.top) < TOP or mine[0] > self._values(self.top[-1])[0]:
+            return True
+        if len(self.spec.objectives) == 1 or mine in self._front_weights:
+            return False
+        return not any(_surpasses(self._values(other), mine) for other in self.front)
 
     @property
     def running(self) -> int:
         """Trials that an evaluator has."""
-        return sum(one.evaluator is not None for one in self.pending.values())
+        return len(self.busy)
+
+    @property
+    def busy(self) -> set[str]:
+        """Evaluators that have a trial."""
+        return {one.evaluator for one in self.pending.values() if one.evaluator is not None}
+
+    def evaluators(self, now: float) -> int | None:
+        """How many evaluators there is something to try for: what is under way, and what may be given out yet.
+
+        Returns:
+            At most as many as there may be; None: it isn't known yet what is under way.
+        """
+        if self.returning(now):
+            return None
+        most, under_way = self.spec.parallelism.max, len(self.pending)
+        if self._exhausted or self._spent(now, len(self.ended) + under_way):
+            return min(most, under_way)
+        trials = self.spec.budget.trials
+        return most if trials is None else min(most, trials - len(self.ended))
 
     def verdict(self, now: float) -> SearchEnd | None:
         """How the search ended, if it has."""
@@ -239,7 +312,7 @@ class Dispatch:
                 f"{len(self.failed)} trials failed, and maxFailedTrials is {self.spec.max_failed_trials}; the last one,"
                 f" trial {last.number}: {last.message[-800:] or 'no reason was told'}",
             )
-        if self.pending or not (self._exhausted or self._spent(now, len(self.ended))):
+        if self.pending or self.returning(now) or not (self._exhausted or self._spent(now, len(self.ended))):
             return None
         if len(self.failed) + self.pruned == len(self.ended):
             return _failed("NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed")

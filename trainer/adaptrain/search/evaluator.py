@@ -4,6 +4,7 @@ This process has one thread and computes nothing: each trial runs in a child tha
 leak or a time-out costs one trial. On a GPU, whose driver takes seconds to start, a child runs trials until one fails.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from adaptrain_api.progress import CONTROL_PORT, Result, TrialWeights
 from adaptrain_api.search import ArchitectureSearch
@@ -75,8 +76,12 @@ class Bench(Protocol):
 
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it could keep the weights of the one that was just run."""
+
     def keep(self, trial: int) -> TrialWeights | None:
-        """Keep the weights of the one that was just run."""
+        """Keep them; None: that failed."""
 
 
 class _Cut(Exception):
@@ -89,10 +94,14 @@ class _Running:
 
     given: wire.Frame
     began: float
+    """When its run began, or the writing of its weights."""
+    stage: Literal["runs", "offers", "saves", "ended"] = "runs"
+    """offers: it has ended, and the coordinator is to say whether its weights are wanted, which the child holds. saves:
+    they are, and the child writes them. ended: it is to be told."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The newest that it reported."""
     outcome: wire.Frame | None = None
-    """What is to be told of it."""
+    """What is to be told of it, once it is known."""
 
 
 class Evaluator:
@@ -126,20 +135,26 @@ class Evaluator:
     def _serve(self) -> int:
         """Work with one coordinator until we are asked to leave; how many trials ended."""
         line = Line(self._told, self._running)
-        if self._running is not None and not line.goes_on and self._running.outcome is None:
+        if self._running is not None and not line.goes_on and self._running.stage == "runs":
             log.info("trial %d is somebody else's now", self._running.given["trial"])
             self._drop_child()
         self._selector.register(line, selectors.EVENT_READ)
-        ended, beat, ask_at, told = 0, 0.0, 0.0, False
+        ended, beat, ask_at = 0, 0.0, 0.0
+        said = ""
+        """The stage of its trial that this coordinator was told of."""
         try:
             while True:
                 now = time.monotonic()
                 if self._running is None and now >= ask_at:
                     line.send({"is": "ask"})
                     ask_at = float("inf")
-                if self._running is not None and self._running.outcome is not None and not told:
-                    line.send(self._running.outcome)
-                    told = True
+                running = self._running
+                if running is not None and running.stage != said:
+                    said = running.stage
+                    if running.stage == "offers":
+                        line.send({"is": "offer", "trial": running.given["trial"], "metrics": running.metrics})
+                    elif running.outcome is not None and running.stage == "ended":
+                        line.send(running.outcome)
                 if now >= beat:
                     line.send({"is": "beat"})
                     beat = now + BEAT_SECONDS
@@ -157,12 +172,14 @@ class Evaluator:
                             match frame.get("do"):
                                 case "try":
                                     self._start(frame)
-                                    told = False
+                                    said = ""
                                 case "wait":
                                     ask_at = time.monotonic() + ASK_SECONDS
                                 case "told":
                                     self._running, ask_at = None, 0.0
                                     ended += 1
+                                case "weights":
+                                    self._keep_weights(int(frame["trial"]), bool(frame["wanted"]))
                                 case "stop":
                                     self._prune(int(frame["trial"]))
                     elif self._child is not None and key.fd == self._child.output:
@@ -186,28 +203,62 @@ class Evaluator:
 
     def _hear(self, word: dict[str, Any], line: "Line") -> None:
         running = self._running
-        if running is None or running.outcome is not None:
+        if running is None or running.stage == "ended":
             self._drop_child(keep=True)  # it has died between two trials, or said something after the end of one
+            return
+        if running.stage != "runs":  # it has written the weights, or has died meanwhile
+            assert running.outcome is not None
+            if word.get("weights") is None:
+                log.warning("trial %d leaves no weights: %s", running.given["trial"], word.get("message", "see above"))
+            else:
+                running.outcome["weights"] = word["weights"]
+            running.stage = "ended"
+            if "state" in word or not self._child or not self._child.reusable:
+                self._drop_child(keep=True)
             return
         if "step" in word:
             running.metrics = word["metrics"]
             line.send({"is": "report", "trial": running.given["trial"], **word})
             return
+        offers = word.pop("offers", False)
         self._end(running, **word)
+        if offers:
+            running.stage, running.metrics = "offers", word["metrics"]
+            return
         if word["state"] == "failed" or not self._child or not self._child.reusable:
             self._drop_child()
 
+    def _keep_weights(self, number: int, wanted: bool) -> None:
+        """The coordinator has said whether the weights of the trial that has ended are wanted."""
+        running = self._running
+        if running is None or running.given["trial"] != number or running.stage != "offers":
+            return
+        running.stage, running.began = "saves" if wanted else "ended", time.monotonic()
+        if self._child is None:
+            return
+        if not wanted and not self._child.reusable:
+            self._drop_child()
+            return
+        with contextlib.suppress(BrokenPipeError):  # it has died, which it will be heard of
+            self._child.begin({"keep": wanted})
+
     def _prune(self, number: int) -> None:
         running = self._running
-        if running is not None and running.given["trial"] == number and running.outcome is None:
+        if running is not None and running.given["trial"] == number and running.stage == "runs":
             self._end(running, "pruned", running.metrics, "")
             self._drop_child(keep=True)
 
     def _check_time(self, now: float) -> None:
         running = self._running
-        if self._timeout is None or running is None or running.outcome is not None:
+        if self._timeout is None or running is None or running.stage not in ("runs", "saves"):
             return
-        if now - running.began > self._timeout:
+        if now - running.began <= self._timeout:
+            return
+        if running.stage == "saves":
+            log.warning("trial %d leaves no weights: storage took too long", running.given["trial"])
+            running.stage = "ended"
+            self._drop_child(keep=True)
+        else:
             self._end(running, "failed", {}, f"it took longer than trial.timeoutSeconds ({self._timeout} s)")
             self._drop_child(keep=True)
 
@@ -215,15 +266,16 @@ class Evaluator:
     def _end(running: _Running, state: str, metrics: dict[str, float], message: str, **more: Any) -> None:
         said = {"state": state, "metrics": metrics, "message": message}
         running.outcome = {"is": "tell", "trial": running.given["trial"], **said, **more}
+        running.stage = "ended"
 
     def _drop_child(self, keep: bool = False) -> None:
-        """End the child, and unless ``keep``, forget a trial that has no outcome."""
+        """End the child, and unless ``keep``, forget a trial that has not ended."""
         if self._child is not None:
             for handle in (self._child.words, self._child.output):
                 self._selector.unregister(handle)
             self._child.end()
             self._child = None
-        if not keep and self._running is not None and self._running.outcome is None:
+        if not keep and self._running is not None and self._running.stage == "runs":
             self._running = None
 
 
@@ -295,7 +347,7 @@ class Child:
         self._tail = b""
 
     def begin(self, given: wire.Frame) -> None:
-        """Have it run a trial."""
+        """Have it run a trial, or keep the weights of the last one, or not."""
         os.write(self._orders, wire.encode(given))
 
     @property
@@ -304,7 +356,7 @@ class Child:
         return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def listen(self) -> Iterator[dict[str, Any]]:
-        """What it says: reports, and how the trial ended; if it has died, that."""
+        """What it says: reports, how the trial ended, and what weights it left; if it has died, that."""
         data = os.read(self.words, 65536)
         self.read_output()
         if not data:
@@ -364,9 +416,11 @@ def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
             try:
                 frame = json.loads(line)
                 metrics = bench.run(frame, lambda step, found: say({"step": step, "metrics": found}))
-                weights = bench.keep(frame["trial"])
-                more: dict[str, Any] = {} if weights is None else {"weights": weights.model_dump()}
-                say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **more})
+                offers = {"offers": True} if bench.keeps else {}
+                say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **offers})
+                if offers and json.loads(given.readline())["keep"]:
+                    weights = bench.keep(frame["trial"])
+                    say({"weights": None if weights is None else weights.model_dump()})
             except InvalidJob as error:
                 say({"state": "failed", "metrics": {}, "message": str(error)[-TAIL:]})
             except Exception:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from adaptrain_api.components import ModelSource
 from adaptrain_api.errors import explain
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
+from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 from adaptrain_api.search import Trial as TrialSpec
-from adaptrain_api.training import ModelSource, dump
+from adaptrain_api.search_goals import MEASURED
+from adaptrain_api.search_space import set_parameter
+from adaptrain_api.training import dump
 from pydantic import ValidationError
 
 from adaptrain.errors import InvalidJob
@@ -16,7 +19,7 @@ MODEL = {"name": "mlp"}
 """Stands for the one that the space makes."""
 REPORTED = (
     *("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss"),
-    *("parameters", "flops", "latency"),
+    *MEASURED,
 )
 """What a trial that trains reports."""
 

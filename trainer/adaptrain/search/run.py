@@ -3,8 +3,9 @@
 import time
 from pathlib import Path
 
+from adaptrain_api.pool import pool
 from adaptrain_api.progress import Progress, TrialResult
-from adaptrain_api.search import ArchitectureSearch, metrics_named, pool
+from adaptrain_api.search import ArchitectureSearch, Parallelism, metrics_named
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -22,10 +23,11 @@ GRACE_SECONDS = 5.0
 def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     """Search to the budget's end. Returns the exit code."""
     console = Console()
-    search = _local(read_search(path), console)
+    search = read_search(path)
     wanted = evaluators if evaluators is not None else max(1, search.spec.parallelism.max)
     if wanted < 1:
         raise InvalidJob(f"--evaluators {wanted}: at least one is needed")
+    search = _local(search, wanted, console)
     if search.spec.storage is not None and search.spec.storage.postgresql is not None:
         raise InvalidJob("spec.storage.postgresql is a cluster's Secret: leave storage out; the study goes to --output")
     check(search.spec)
@@ -50,18 +52,21 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     if top[0].weights is not None:
         kept = f"{output / top[0].weights.path} (sha256 {top[0].weights.sha256})"
         console.print(f"the weights of trial {top[0].trial}: {kept}", highlight=False, soft_wrap=True)
+    elif search.spec.trial.callable is None:
+        console.print(f"[yellow]Warning[/yellow]: trial {top[0].trial} left no weights: was there room in {output}?")
     console.print(f"[green]Succeeded[/green]: {end.message}; the study is in {output}", highlight=False)
     return 0
 
 
-def _local(search: ArchitectureSearch, console: Console) -> ArchitectureSearch:
-    """What of it this machine can do: trials that are jobs on a cluster run in evaluators, one process each."""
-    spec = search.spec
-    if spec.execution == "Pool":
-        return search
-    console.print("execution Jobs needs a cluster: here each trial runs in one process of an evaluator")
-    trial = spec.trial.model_copy(update={"workers": None, "checkpoint": None})
-    return search.model_copy(update={"spec": spec.model_copy(update={"execution": "Pool", "trial": trial})})
+def _local(search: ArchitectureSearch, evaluators: int, console: Console) -> ArchitectureSearch:
+    """What of it this machine can do, with so many evaluators: trials that are jobs on a cluster run in those, one
+    process each."""
+    spec = search.spec.model_copy(update={"parallelism": Parallelism(max=evaluators)})
+    if spec.execution == "Jobs":
+        console.print("execution Jobs needs a cluster: here each trial runs in one process of an evaluator")
+        trial = spec.trial.model_copy(update={"workers": None, "checkpoint": None})
+        spec = spec.model_copy(update={"execution": "Pool", "trial": trial})
+    return search.model_copy(update={"spec": spec})
 
 
 def _watch(local: LocalJob, keeper: Keeper, console: Console, search: ArchitectureSearch) -> Progress:
@@ -91,7 +96,7 @@ def _table(search: ArchitectureSearch, keeper: Keeper, elapsed: float) -> Group:
     ended = found.complete + found.pruned + found.failed if found is not None else 0
     table.add_row(
         search.metadata.name,
-        f"{len(progress.members) if progress else 0}/{keeper.wanted}",
+        f"{len(progress.members) if progress else 0}/{keeper.size}",
         f"{ended}/{budget}" if budget is not None else str(ended),
         str(found.failed) if found is not None else "",
         "" if best is None else f"{metric}={best:.4g}",

@@ -1,5 +1,6 @@
 """A trial that trains: an architecture is trained as a job would train it, by this process alone."""
 
+import contextlib
 import logging
 import os
 import statistics
@@ -24,6 +25,7 @@ from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
 from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.search.energy import measure
 from adaptrain.search.kept import FOLDER, file_name, partial_name
 from adaptrain.search.resolve import resolve
 from adaptrain.search.trial import Metrics, Report
@@ -63,6 +65,11 @@ class Training:
         """Whether a process should run more than one trial: a GPU's driver takes seconds to start."""
         return torch.cuda.is_available()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a place for the weights of trials."""
+        return self._study is not None
+
     def begin(self) -> None:
         """In a process that is about to run trials."""
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -71,8 +78,23 @@ class Training:
         """Train what the coordinator gave; ``report`` is called with epochs and metrics.
 
         Raises:
-            InvalidJob: it can't be built or trained as it is.
+            InvalidJob: it can't be built or trained as it is, or not be measured here.
         """
+        wanted = metrics_named(self._spec)
+        energy = measure(own_device()) if "energy" in wanted else None
+        with energy or contextlib.nullcontext():
+            task, data, device = self._train(given, report)
+        self._best = task.state.best
+        counters = task.state.counters
+        found = {**counters.metrics, **counters.best}
+        if (loss := task.report()["loss"]) is not None:
+            found["train/loss"] = loss
+        if energy is not None:
+            found["energy"] = energy.joules
+        return found | dict(_costs(task.state.model, data, device, wanted))
+
+    def _train(self, given: dict[str, Any], report: Report) -> tuple[SupervisedTask, DataSet, torch.device]:
+        """To its end; returns what was trained, on what, and where."""
         trial, model = resolve(self._spec.trial, given.get("model"), given.get("parameters", {}))
         assert trial.data is not None
         assert trial.phases is not None
@@ -94,17 +116,11 @@ class Training:
             if counters.metrics and counters.evaluated_step > reported:
                 reported = counters.evaluated_step
                 report(counters.epoch, dict(counters.metrics))
-        self._best = task.state.best
-        counters = task.state.counters
-        found = {**counters.metrics, **counters.best}
-        if (loss := task.report()["loss"]) is not None:
-            found["train/loss"] = loss
-        return found | dict(_costs(task.state.model, data, device, metrics_named(self._spec)))
+        return task, data, device
 
     def keep(self, trial: int) -> TrialWeights | None:
         """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
-        if self._study is None:
-            return None
+        assert self._study is not None
         folder = self._study / FOLDER
         partial = folder / partial_name(trial, os.getpid())
         try:

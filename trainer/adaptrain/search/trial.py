@@ -64,6 +64,8 @@ class Function:
     """
 
     reusable = False
+    keeps = False
+    """What a function trained is its own affair."""
 
     def __init__(self, spec: ArchitectureSearchSpec) -> None:
         assert spec.trial.callable is not None
@@ -92,4 +94,4 @@ class Function:
         raise InvalidJob(f"trial.callable returned {type(returned).__name__}: it has to return a mapping with {names}")
 
     def keep(self, trial: int) -> None:
-        """What a function trained is its own affair."""
+        """Nothing."""

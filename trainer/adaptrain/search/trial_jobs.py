@@ -1,7 +1,7 @@
 """Trials that are jobs of their own: the operator says how they go, and hears which there shall be. No I/O, no clock.
 
 It always says all that it knows, so a word that is lost is said again; and a coordinator that takes over learns from
-the first word what is under way. Before that it orders nothing.
+the first word what is under way. Before that it orders nothing, and ends nothing.
 """
 
 from typing import Any
@@ -19,18 +19,22 @@ OPERATOR = "operator"
 class TrialJobs:
     """
     Args:
+        dispatch: one to which trials are returning, until the first word.
         most: trials under way at once.
     """
 
     def __init__(self, dispatch: Dispatch, space: Space, most: int) -> None:
         self._dispatch, self._space, self._most = dispatch, space, most
-        self._heard = False
         self._over: dict[str, int] = {}
+        self._jobs: dict[int, str] = {}
+        """Of trials under way, the uid of the newest job."""
+        self._gone: set[str] = set()
+        """Uids of jobs in whose places others were made."""
 
     def hear(self, told: TrialReports, now: float) -> list[Ended]:
         """Take in how trials go. Returns those that have ended by that."""
-        self._heard = True
         ended = [one for report in told.trials if (one := self._take_in(report, now)) is not None]
+        self._dispatch.all_back()
         pending = self._dispatch.pending
         self._over = {
             report.job: report.number
@@ -44,9 +48,16 @@ class TrialJobs:
         number, architecture, dispatch = report.number, _architecture(report), self._dispatch
         if architecture is None:
             return None
+        if report.job in self._gone:
+            return None  # an operator that has just lost its lease may still say what was
         why = dict(report.given.get("why") or {})
         if not dispatch.back(OPERATOR, number, architecture, why, report.started or now):
             return None
+        if report.job is not None and (before := self._jobs.get(number, report.job)) != report.job:
+            self._gone.add(before)
+            dispatch.begins_again(number, report.started or now)
+        if report.job is not None:
+            self._jobs[number] = report.job
         metrics = finite(report.metrics)
         if report.state != "running":
             return dispatch.tell(OPERATOR, number, report.state, metrics, report.message, now)
@@ -57,8 +68,7 @@ class TrialJobs:
 
     def next(self, now: float) -> int | None:
         """Number of one more trial; None: there is no room, or nothing to try."""
-        room = self._heard and len(self._dispatch.pending) < self._most
-        return self._dispatch.next(now) if room else None
+        return self._dispatch.next(now) if len(self._dispatch.pending) < self._most else None
 
     def orders(self) -> list[TrialOrder]:
         """What is under way."""

@@ -24,6 +24,10 @@ class Pruner:
         """The rule itself."""
         raise NotImplementedError
 
+    def forget(self, number: int) -> None:
+        """A trial begins again: what it has reported so far never was."""
+        raise NotImplementedError
+
 
 class Median(Pruner):
     """Stops a trial whose best value so far is below the median of the others' mean values up to this step (Golovin et
@@ -49,6 +53,9 @@ class Median(Pruner):
         if step <= self.warmup or len(others) < self.start:
             return False
         return max(each for _, each in mine) < statistics.median(others)
+
+    def forget(self, number: int) -> None:
+        self._reports.pop(number, None)
 
 
 class SuccessiveHalving(Pruner):
@@ -82,6 +89,10 @@ class SuccessiveHalving(Pruner):
                     return True
         return False
 
+    def forget(self, number: int) -> None:
+        for came in self._came.values():
+            came.pop(number, None)
+
 
 class Hyperband(Pruner):
     """Successive halving in brackets that begin at different rungs, since early values may mislead (Li et al., 2018,
@@ -113,6 +124,9 @@ class Hyperband(Pruner):
 
     def judge(self, number: int, step: int, value: float) -> bool:
         return self.brackets[self.bracket(number)].judge(number, step, value)
+
+    def forget(self, number: int) -> None:
+        self.brackets[self.bracket(number)].forget(number)
 
 
 def _rungs(first: int, most: int, eta: int) -> Iterator[int]:

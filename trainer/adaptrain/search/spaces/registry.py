@@ -1,6 +1,6 @@
 """The space that a manifest names."""
 
-from adaptrain_api.search import SearchSpace
+from adaptrain_api.search_space import SearchSpace
 
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find

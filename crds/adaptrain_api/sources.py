@@ -1,0 +1,84 @@
+"""Programs of the user's, and where their files come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adaptrain_api.base import DnsSubdomain, Model, Rule, Text
+from adaptrain_api.objects import LocalObjectReference
+
+GIT_URL = r"^https?://[!-?A-~]+$"
+
+
+class ConfigMapSource(Model):
+    """Files from a ConfigMap."""
+
+    name: Annotated[DnsSubdomain, Field(description="A ConfigMap in the job's namespace; each key is a file.")]
+
+
+class GitSource(Model):
+    """Files of a commit in a git repository."""
+
+    url: Annotated[
+        Text,
+        Field(
+            max_length=1024,
+            pattern=GIT_URL,
+            description="Of the repository, over HTTP or HTTPS; credentials belong into secretRef.",
+        ),
+    ]
+    ref: Annotated[
+        Text,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="A branch, a tag, or a commit in full. All workers get the commit that the first one got.",
+        ),
+    ] = "HEAD"
+    secret_ref: Annotated[
+        LocalObjectReference | None,
+        Field(description="A Secret of type kubernetes.io/basic-auth: keys username and password, or a token as one."),
+    ] = None
+
+
+class Source(Model):
+    """Where a script's files come from, beside the image."""
+
+    config_map: Annotated[ConfigMapSource | None, Field(description="A ConfigMap; or else git.")] = None
+    git: Annotated[GitSource | None, Field(description="A git repository; or else a ConfigMap.")] = None
+
+    rules = (
+        Rule(
+            cel="has(self.configMap) != has(self.git)",
+            message="give configMap or git, one of them",
+            check=lambda self: (self.config_map is None) != (self.git is None),
+        ),
+    )
+
+
+class Script(Model):
+    """A program of your own, instead of model, data and phases."""
+
+    launcher: Annotated[
+        Literal["adaptrain", "torchrun"],
+        Field(
+            description="adaptrain: the program trains with adaptrain.elastic, and goes on when workers come and go."
+            " torchrun: it is written for torchrun, and is started anew then."
+        ),
+    ] = "adaptrain"
+    command: Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=4096)]],
+        Field(min_length=1, max_length=64, description="Program and arguments, run in each process of every worker."),
+    ]
+    source: Annotated[
+        Source | None, Field(description="Files that the command finds in its working directory; absent: the image's.")
+    ] = None
+
+    rules = (
+        Rule(
+            cel="self.command[0] != 'torchrun'",
+            message="adaptrain takes torchrun's place: set launcher to torchrun, and begin the command with python",
+            check=lambda self: self.command[0] != "torchrun",
+            path=".command",
+        ),
+    )

@@ -1,0 +1,83 @@
+"""What is, of an AdaptiveTrainingJob."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adaptrain_api.base import ListMap, Open, Reading, Readings
+from adaptrain_api.objects import Condition
+
+MOST_METRICS = 64
+"""Metrics in a status."""
+
+
+class TrainedModel(Open):
+    """The best weights that the job left."""
+
+    path: Annotated[
+        str, Field(description="Of the safetensors file: its path in the checkpoint volume, or its whole URI.")
+    ]
+    metric: str | None = None
+    value: Reading = None
+    step: int | None = None
+
+
+class AvoidedNode(Open):
+    """A node that went silent: no worker is placed there until its Lease is renewed."""
+
+    name: str
+    since: Annotated[datetime, Field(description="When it was last heard.")]
+
+
+class RecentChange(Open):
+    """Something that happened to the workers as a group, in words."""
+
+    change: Annotated[str, Field(description="Its coordinator's number and its own.")]
+    time: datetime
+    message: str
+    stall_seconds: Annotated[
+        Reading, Field(description="The longest time, seconds, that a worker stood still for it beyond a usual step.")
+    ] = None
+
+
+class TrainingJobStatus(Open):
+    """What is. Written by the operator alone."""
+
+    phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
+    observed_generation: int | None = None
+    conditions: Annotated[list[Condition], ListMap("type")] = []
+    replicas: Annotated[int | None, Field(description="Worker pods that exist (what /scale reads).")] = None
+    ready_replicas: Annotated[int | None, Field(description="Workers that take part in training.")] = None
+    selector: Annotated[str | None, Field(description="Label selector of the worker pods, for /scale.")] = None
+    workers: Annotated[str | None, Field(description="Workers ready/wanted.")] = None
+    step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
+    epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
+    loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
+    metric: Annotated[str | None, Field(description="Newest validation metric; at the end the test's.")] = None
+    metrics: Annotated[
+        Readings,
+        Field(
+            max_length=MOST_METRICS,
+            description="What training had reached when it was complete; best/NAME is of the best epoch.",
+        ),
+    ] = {}
+    eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
+    goodput: Annotated[
+        str | None, Field(description="Part of the time since the first step that was spent on steps that count.")
+    ] = None
+    skipped_steps: Annotated[
+        int | None, Field(description="Steps passed over since their loss or gradient was not finite; absent: none.")
+    ] = None
+    recent_changes: Annotated[
+        list[RecentChange], Field(description="The newest changes of membership, who and why and what they cost.")
+    ] = []
+    model: TrainedModel | None = None
+    next_worker: Annotated[int | None, Field(description="Number of the next worker pod; never used twice.")] = None
+    coordinator: Annotated[int | None, Field(description="Number of the newest coordinator.")] = None
+    restarts: Annotated[int | None, Field(description="Failures of the workers' own that were counted.")] = None
+    last_failure_time: Annotated[datetime | None, Field(description="When the last counted failure happened.")] = None
+    avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
+    source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
