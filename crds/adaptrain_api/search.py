@@ -52,8 +52,8 @@ TRIAL, TRIAL_DIGITS = "-trial-", 6
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
 PARAMETER = r"^[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?(\.[A-Za-z_][A-Za-z0-9_]*(\[[0-9]+\])?)*$"
-MEASURED = ("parameters", "flops", "latency")
-"""Metrics that evaluators measure, and jobs don't."""
+MEASURED = ("parameters", "flops", "latency", "naswot", "synflow")
+"""Metrics that evaluators measure, without training, and jobs don't."""
 TRAINED = ("nasbench201", "nasnet", "darts", "cnn", "mlp", "transformer", "nasbenchgraph")
 """Built-in spaces whose architectures are models that can be trained."""
 UNTRAINED = ("topology",)
@@ -204,7 +204,7 @@ class Objective(Model):
 
     metric: Annotated[
         Metric,
-        Field(description="One that the trial reports, such as val/accuracy, or parameters, flops or latency."),
+        Field(description=f"One that the trial reports, such as val/accuracy, or {', '.join(MEASURED)}."),
     ]
     goal: Annotated[Literal["maximize", "minimize"], Field(description="Which direction is better.")]
 

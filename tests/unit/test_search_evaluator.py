@@ -38,7 +38,8 @@ class Reused:
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
         return {"score": 1.0, "process": float(os.getpid())}
 
-    def keep(self, trial: int) -> None: ...
+    def keep(self, trial: int) -> dict[str, Any]:
+        return {}
 
 
 class Leave:

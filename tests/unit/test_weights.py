@@ -74,11 +74,10 @@ def test_a_trial_whose_weights_find_no_room_is_complete_without_them(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores the signal, and gets EFBIG
     try:
-        assert training.keep(7) is None
+        assert training.keep(7) == {}
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "the weights of trial 7 are not kept" in caplog.text
     assert not list((tmp_path / "trials").iterdir())
-    kept = training.keep(7)
-    assert kept is not None
-    assert [path.name for path in (tmp_path / "trials").iterdir()] == [Path(kept.path).name]
+    kept = training.keep(7)["weights"]
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == [Path(kept["path"]).name]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
-from adaptrain_api.progress import CONTROL_PORT, Result, TrialWeights
+from adaptrain_api.progress import CONTROL_PORT, Result
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import AdaptiveTrainingJob
 
@@ -75,8 +75,8 @@ class Bench(Protocol):
 
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
 
-    def keep(self, trial: int) -> TrialWeights | None:
-        """Keep the weights of the one that was just run."""
+    def keep(self, trial: int) -> dict[str, Any]:
+        """Keep what the one that was just run has left; what is told of that: ``weights``."""
 
 
 class _Cut(Exception):
@@ -364,8 +364,7 @@ def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
             try:
                 frame = json.loads(line)
                 metrics = bench.run(frame, lambda step, found: say({"step": step, "metrics": found}))
-                weights = bench.keep(frame["trial"])
-                more: dict[str, Any] = {} if weights is None else {"weights": weights.model_dump()}
+                more = bench.keep(frame["trial"])
                 say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **more})
             except InvalidJob as error:
                 say({"state": "failed", "metrics": {}, "message": str(error)[-TAIL:]})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrain_api.errors import explain
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named, set_parameter
+from adaptrain_api.search import MEASURED, ArchitectureSearchSpec, metrics_named, set_parameter
 from adaptrain_api.search import Trial as TrialSpec
 from adaptrain_api.training import ModelSource, dump
 from pydantic import ValidationError
@@ -14,10 +14,7 @@ from adaptrain.search.spaces.parameters import values
 
 MODEL = {"name": "mlp"}
 """Stands for the one that the space makes."""
-REPORTED = (
-    *("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss"),
-    *("parameters", "flops", "latency"),
-)
+REPORTED = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss", *MEASURED)
 """What a trial that trains reports."""
 
 

@@ -2,18 +2,15 @@
 
 import logging
 import os
-import statistics
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer's first step would import it, anew in each child
 from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
+from adaptrain_api.search import ArchitectureSearchSpec
 
-from adaptrain.data import DataSet, load_data
+from adaptrain.data import load_data
 from adaptrain.elastic.control import Epochs, Identity
 from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group
@@ -22,16 +19,13 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.elastic.weights import save
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
-from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
 from adaptrain.search.kept import FOLDER, file_name, partial_name
+from adaptrain.search.measured import costs, needs_training, proxies, wanted
 from adaptrain.search.resolve import resolve
 from adaptrain.search.trial import Metrics, Report
 
 log = logging.getLogger(__name__)
-
-LATENCY_RUNS = 20
-LATENCY_WARM_UP = 5
 
 
 class Training:
@@ -70,6 +64,8 @@ class Training:
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
         """Train what the coordinator gave; ``report`` is called with epochs and metrics.
 
+        If all that is wanted of a model can be measured without training, it isn't trained.
+
         Raises:
             InvalidJob: it can't be built or trained as it is.
         """
@@ -86,24 +82,22 @@ class Training:
             WorkerMetrics("", ""),
             Trace(None, ""),
         )
-        group = _alone()
-        reported = 0
-        while not task.finished:
-            task.unit(group)
-            counters = task.state.counters
-            if counters.metrics and counters.evaluated_step > reported:
-                reported = counters.evaluated_step
-                report(counters.epoch, dict(counters.metrics))
-        self._best = task.state.best
-        counters = task.state.counters
-        found = {**counters.metrics, **counters.best}
-        if (loss := task.report()["loss"]) is not None:
-            found["train/loss"] = loss
-        return found | dict(_costs(task.state.model, data, device, metrics_named(self._spec)))
+        names = wanted(self._spec)
+        found = proxies(task.state.model, data, self._spec.seed, names)
+        self._best = {}
+        if needs_training(self._spec):
+            found |= _train(task, report)
+            self._best = task.state.best
+        return found | dict(costs(task.state.model, data, names))
 
-    def keep(self, trial: int) -> TrialWeights | None:
-        """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
-        if self._study is None:
+    def keep(self, trial: int) -> dict[str, Any]:
+        """What the trial that was just run has left: its best weights, which are written here. Nothing: it has trained
+        none, or they could not be written, which the log tells."""
+        weights = self._keep(trial)
+        return {} if weights is None else {"weights": weights.model_dump()}
+
+    def _keep(self, trial: int) -> TrialWeights | None:
+        if self._study is None or not self._best:
             return None
         folder = self._study / FOLDER
         partial = folder / partial_name(trial, os.getpid())
@@ -121,27 +115,21 @@ class Training:
         return TrialWeights(path=f"{FOLDER}/{name}", sha256=found)
 
 
-def _costs(
-    model: torch.nn.Module, data: DataSet, device: torch.device, wanted: list[str]
-) -> Iterator[tuple[str, float]]:
-    """Of those that are wanted: parameters, FLOPs of one sample's forward pass, and its median latency, seconds."""
-    if "parameters" in wanted:
-        yield "parameters", float(count_parameters(model))
-    dtype = next(model.parameters()).dtype
-    sample = torch.zeros(1, *data.shape, dtype=dtype, device=device)
-    model.eval()
-    with torch.no_grad():
-        if "flops" in wanted:
-            yield "flops", float(count_flops(model, sample[0]))
-        if "latency" in wanted:
-            times = []
-            for _ in range(LATENCY_WARM_UP + LATENCY_RUNS):
-                began = time.perf_counter()
-                model(sample)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(time.perf_counter() - began)
-            yield "latency", statistics.median(times[LATENCY_WARM_UP:])
+def _train(task: SupervisedTask, report: Report) -> Metrics:
+    """To its end. Returns the best epoch's metrics, and the last ones of what has no best."""
+    group = _alone()
+    reported = 0
+    while not task.finished:
+        task.unit(group)
+        counters = task.state.counters
+        if counters.metrics and counters.evaluated_step > reported:
+            reported = counters.evaluated_step
+            report(counters.epoch, dict(counters.metrics))
+    counters = task.state.counters
+    found = {**counters.metrics, **counters.best}
+    if (loss := task.report()["loss"]) is not None:
+        found["train/loss"] = loss
+    return found
 
 
 def _alone() -> Group:

@@ -91,5 +91,6 @@ class Function:
         names = ", ".join(one.metric for one in objectives)
         raise InvalidJob(f"trial.callable returned {type(returned).__name__}: it has to return a mapping with {names}")
 
-    def keep(self, trial: int) -> None:
+    def keep(self, trial: int) -> dict[str, Any]:
         """What a function trained is its own affair."""
+        return {}
