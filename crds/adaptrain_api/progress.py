@@ -71,9 +71,9 @@ class SearchEnd(Open):
 
 
 class TrialWeights(Open):
-    """The best weights of a trial, in a safetensors file."""
+    """The best weights of a trial, in a safetensors file; or the state of the network that all cells share."""
 
-    path: Annotated[str, Field(pattern=r"^trials/[0-9]+-[0-9a-f]{16}\.safetensors$")]
+    path: Annotated[str, Field(pattern=r"^(trials/[0-9]+-[0-9a-f]{16}\.safetensors|supernet/[0-9]+-[0-9a-f]{16}\.pt)$")]
     """Relative to where the study is."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
