@@ -143,6 +143,8 @@ class SearchProgress(Open):
     """Why the study can't be written right now."""
     unread: str | None = None
     """What of the space no trial looks at, and what to do; empty: nothing."""
+    supernet: str | None = None
+    """How the network is getting on that all cells share, in words; None: none is trained now."""
     end: SearchEnd | None = None
     orders: list[TrialOrder] = []
     """Trials under way, if they are jobs."""

@@ -21,6 +21,8 @@ from adaptrain_api.base import (
     Text,
     dump,
 )
+from adaptrain_api.oneshot import ONE_SHOT, trains_supernet
+from adaptrain_api.oneshot import RULES as ONE_SHOT_RULES
 from adaptrain_api.training import (
     IMAGE,
     MAX_NAME,
@@ -72,8 +74,11 @@ AlgorithmName = Literal[
     "ppo",
     "neat",
     "predictor",
+    "darts",
+    "enas",
+    "spos",
 ]
-OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
+OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor", *ONE_SHOT)
 HEAVY = ("gp", "predictor")
 """Algorithms that take torch, and seconds to think: they run in a process of their own."""
 MOST_VALUES, LONGEST_VALUE = 200, 253
@@ -519,6 +524,7 @@ class ArchitectureSearchSpec(Model):
             check=lambda self: self.execution == "Pool" or not set(MEASURED) & set(metrics_named(self)),
             path=".objectives",
         ),
+        *ONE_SHOT_RULES,
         *(
             immutable(field, "search")
             for field in (
@@ -622,12 +628,13 @@ def pool(search: ArchitectureSearch) -> AdaptiveTrainingJob:
 
 
 def leaves_weights(job: TrainingJobSpec) -> bool:
-    """Whether a pool's evaluators leave trials' weights on its volume: the winner's job is to start from them."""
+    """Whether a pool's evaluators leave weights on its volume: of trials, which the winner's job is to start from, or
+    of the network that all cells share."""
     if job.search is None or job.checkpoint is None:
         return False
     spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
     trains = spec.execution == "Pool" and spec.trial.callable is None
-    return trains and spec.promote is not None and spec.promote.weights
+    return trains and (trains_supernet(spec) or (spec.promote is not None and spec.promote.weights))
 
 
 def _fields(model: Model) -> dict[str, Any]:

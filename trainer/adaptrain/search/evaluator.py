@@ -76,7 +76,7 @@ class Bench(Protocol):
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
 
     def keep(self, trial: int) -> dict[str, Any]:
-        """Keep what the one that was just run has left; what is told of that: ``weights``."""
+        """Keep what the one that was just run has left; what is told of that: ``weights``, ``ranking``."""
 
 
 class _Cut(Exception):
@@ -207,6 +207,8 @@ class Evaluator:
         running = self._running
         if self._timeout is None or running is None or running.outcome is not None:
             return
+        if "supernet" in running.given:
+            return  # it takes as long as many trials, and would go on where it was stopped
         if now - running.began > self._timeout:
             self._end(running, "failed", {}, f"it took longer than trial.timeoutSeconds ({self._timeout} s)")
             self._drop_child(keep=True)

@@ -20,9 +20,13 @@ from adaptrain.elastic.weights import save
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
 from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.search.algorithms.oneshot import OneShot
+from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.kept import FOLDER, file_name, partial_name
 from adaptrain.search.measured import costs, needs_training, proxies, wanted
+from adaptrain.search.oneshot.trial import train_supernet
 from adaptrain.search.resolve import resolve
+from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.trial import Metrics, Report
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Training:
         self._spec = spec
         self._study = study
         self._best: dict[str, torch.Tensor] = {}
+        self._left: dict[str, Any] | None = None
         self._data = None if chosen else load_data(spec.trial.data)
 
     @property
@@ -62,13 +67,17 @@ class Training:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
-        """Train what the coordinator gave; ``report`` is called with epochs and metrics.
+        """Train what the coordinator gave, which may be the network that all architectures share; ``report`` is called
+        with epochs and metrics.
 
         If all that is wanted of a model can be measured without training, it isn't trained.
 
         Raises:
             InvalidJob: it can't be built or trained as it is.
         """
+        self._left = None
+        if "supernet" in given:
+            return self._train_supernet(report)
         trial, model = resolve(self._spec.trial, given.get("model"), given.get("parameters", {}))
         assert trial.data is not None
         assert trial.phases is not None
@@ -90,9 +99,21 @@ class Training:
             self._best = task.state.best
         return found | dict(costs(task.state.model, data, names))
 
+    def _train_supernet(self, report: Report) -> Metrics:
+        spec, data = self._spec, self._data
+        searcher = make_algorithm(spec.algorithm, make_space(spec.space), spec.seed, len(spec.objectives))
+        assert isinstance(searcher, OneShot)
+        assert data is not None
+        metrics, ranking, weights = train_supernet(searcher, data, spec.seed, own_device(), self._study, report)
+        self._left = {"ranking": ranking} | ({} if weights is None else {"weights": weights.model_dump()})
+        return metrics
+
     def keep(self, trial: int) -> dict[str, Any]:
-        """What the trial that was just run has left: its best weights, which are written here. Nothing: it has trained
-        none, or they could not be written, which the log tells."""
+        """What the trial that was just run has left: its best weights, which are written here, or the ranking and the
+        weights of the network that all share. Nothing: it has trained none, or they could not be written, which the log
+        tells."""
+        if self._left is not None:
+            return self._left
         weights = self._keep(trial)
         return {} if weights is None else {"weights": weights.model_dump()}
 
