@@ -28,8 +28,10 @@ class Artifact:
     def __init__(self, study: Path, run: Run) -> None:
         self._folder, self._run = study / FOLDER, run
         made = [run.method, type(run.space), run.space.size, run.space.dimensions, run.seed]
-        data = b"".join(part.cpu().numpy().tobytes() for part in run.train)
-        self._of = hashlib.sha256(repr(made).encode() + data).hexdigest()
+        of = hashlib.sha256(repr(made).encode())
+        for part in run.train:
+            of.update(part.cpu().contiguous().numpy().data)
+        self._of = of.hexdigest()
         """What has to be equal for a run to go on from another's state."""
 
     def resume(self) -> None:
