@@ -6,18 +6,16 @@ found one beats, mean over seeds, of the method that beats fewer.
 """
 
 import argparse
-import functools
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.search.oneshot.base import Found, Samples
-from adaptrain.search.oneshot.darts import darts
-from adaptrain.search.oneshot.enas import enas
+from adaptrain.search.algorithms.oneshot import DartsMethod, EnasMethod
+from adaptrain.search.oneshot.base import Samples, search
 from adaptrain.search.oneshot.standalone import finals, loss_of, trained
+from adaptrain.search.oneshot.trial import RUNS
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.seeds import derive
@@ -26,10 +24,7 @@ from bench.report import emit
 
 SPACE = Darts(nodes=3, cells=3, width=4)
 IMAGES, CLASSES, RANDOM, BAR = 100, 10, 10, 9
-METHODS: dict[str, Callable[..., Found]] = {
-    "DARTS": functools.partial(darts, epochs=40, second_order=False),
-    "ENAS": functools.partial(enas, epochs=150),
-}
+METHODS = {"DARTS": DartsMethod(epochs=40, second_order=False), "ENAS": EnasMethod(epochs=150)}
 EPOCHS, TRAININGS = 40, 3
 FIRST_SEED = 1000
 """Settings were chosen on seeds from 100 on."""
@@ -62,7 +57,8 @@ if __name__ == "__main__":
         print(f"seed {seed}: random cells {' '.join(f'{one:.3f}' for one in others)}", flush=True)
         for name in arguments.only:
             began = time.process_time()
-            candidates = METHODS[name](SPACE, samples, CLASSES, seed=seed)
+            method = METHODS[name]
+            candidates = search(RUNS[method.name](SPACE, samples, CLASSES, seed, method))
             found = finals(SPACE, candidates, samples, CLASSES, seed).architecture
             took = time.process_time() - began
             own = loss(found, samples, seed)

@@ -5,6 +5,7 @@ from typing import Any
 from adaptrain_api.base import Model, dump
 from adaptrain_api.checkpoints import Checkpoint
 from adaptrain_api.objects import ObjectMeta
+from adaptrain_api.oneshot import trains_supernet
 from adaptrain_api.pods import PodTemplate, Workers
 from adaptrain_api.search import POOL, ArchitectureSearch, ArchitectureSearchSpec
 from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec
@@ -44,12 +45,13 @@ def pool(search: ArchitectureSearch, evaluators: int | None = None) -> AdaptiveT
 
 
 def leaves_weights(job: TrainingJobSpec) -> bool:
-    """Whether a pool's evaluators leave trials' weights on its volume: the winner's job is to start from them."""
+    """Whether a pool's evaluators leave weights on its volume: of trials, which the winner's job is to start from, or
+    of the network that all cells share."""
     if job.search is None or job.checkpoint is None:
         return False
     spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
     trains = spec.execution == "Pool" and spec.trial.callable is None
-    return trains and spec.promote is not None and spec.promote.weights
+    return trains and (trains_supernet(spec) or (spec.promote is not None and spec.promote.weights))
 
 
 def _fields(model: Model) -> dict[str, Any]:

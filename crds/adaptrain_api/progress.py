@@ -73,9 +73,9 @@ class SearchEnd(Open):
 
 
 class TrialWeights(Open):
-    """The best weights of a trial, in a safetensors file."""
+    """The best weights of a trial, in a safetensors file; or the state of the network that all cells share."""
 
-    path: Annotated[str, Field(pattern=r"^trials/[0-9]+-[0-9a-f]{16}\.safetensors$")]
+    path: Annotated[str, Field(pattern=r"^(trials/[0-9]+-[0-9a-f]{16}\.safetensors|supernet/[0-9]+-[0-9a-f]{16}\.pt)$")]
     """Relative to where the study is."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -147,6 +147,8 @@ class SearchProgress(Open):
     """Why the study can't be written right now."""
     unread: str | None = None
     """What of the space no trial looks at, and what to do; empty: nothing."""
+    supernet: str | None = None
+    """How the network is getting on that all cells share, in words; None: none is trained now."""
     end: SearchEnd | None = None
     orders: list[TrialOrder] = []
     """Trials under way, if they are jobs."""

@@ -8,6 +8,8 @@ from adaptrain_api.base import Boolean, DnsLabel, FreeForm, Integer, ListMap, Mo
 from adaptrain_api.checkpoints import Checkpoint, CheckpointVolume
 from adaptrain_api.components import Component, DataSource, ModelSource
 from adaptrain_api.objects import MAX_NAME, LocalObjectReference, ObjectMeta, immutable, name_rules
+from adaptrain_api.oneshot import ONE_SHOT
+from adaptrain_api.oneshot import RULES as ONE_SHOT_RULES
 from adaptrain_api.phases import SupervisedPhase
 from adaptrain_api.pods import IMAGE, PodTemplate, Workers
 from adaptrain_api.search_goals import MEASURED, Budget, Constraint, Gate, Objective
@@ -34,8 +36,11 @@ AlgorithmName = Literal[
     "ppo",
     "neat",
     "predictor",
+    "darts",
+    "enas",
+    "spos",
 ]
-OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor")
+OF_ONE_OBJECTIVE = ("localSearch", "reinforce", "ppo", "neat", "predictor", *ONE_SHOT)
 HEAVY = ("gp", "predictor")
 """Algorithms that take torch, and seconds to think: they run in a process of their own."""
 LONGEST_OF_JOBS = MAX_NAME - len(TRIAL) - TRIAL_DIGITS
@@ -293,6 +298,7 @@ class ArchitectureSearchSpec(Model):
             check=lambda self: self.execution == "Pool" or not set(MEASURED) & set(metrics_named(self)),
             path=".objectives",
         ),
+        *ONE_SHOT_RULES,
         *(
             immutable(field, "search")
             for field in (

@@ -7,7 +7,9 @@ from pydantic import Field
 from adaptrain_api.base import DnsLabel, Integer, Model, Number, Rule, Text
 
 METRIC = r"^[A-Za-z][-A-Za-z0-9_./]*$"
-MEASURED = ("parameters", "flops", "latency", "energy")
+WITHOUT_TRAINING = ("parameters", "flops", "latency", "naswot", "synflow")
+"""Metrics that a model has without training."""
+MEASURED = (*WITHOUT_TRAINING, "energy")
 """Metrics that evaluators measure, and jobs don't."""
 
 Metric = Annotated[Text, Field(pattern=METRIC, max_length=63)]
@@ -18,7 +20,7 @@ class Objective(Model):
 
     metric: Annotated[
         Metric,
-        Field(description="One that the trial reports, such as val/accuracy, or parameters, flops, latency or energy."),
+        Field(description=f"One that the trial reports, such as val/accuracy, or {', '.join(MEASURED)}."),
     ]
     goal: Annotated[Literal["maximize", "minimize"], Field(description="Which direction is better.")]
 

@@ -1,18 +1,19 @@
 """Searches in a supernet: what it computes, DARTS's gradient beside its equations, the same for a seed."""
 
-from collections.abc import Callable
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.search.oneshot.base import Found, Samples, batches, halves, loss, seeded
-from adaptrain.search.oneshot.darts import alpha_gradient, darts
-from adaptrain.search.oneshot.enas import SPAN, Controller, enas
-from adaptrain.search.oneshot.spos import spos
+from adaptrain.search.algorithms.oneshot import METHODS
+from adaptrain.search.oneshot.base import Found, Run, Samples, batches, halves, loss, search, seeded
+from adaptrain.search.oneshot.darts import alpha_gradient
+from adaptrain.search.oneshot.enas import SPAN, Controller
 from adaptrain.search.oneshot.standalone import finals
 from adaptrain.search.oneshot.supernet import Supernet, supernet
+from adaptrain.search.oneshot.trial import RUNS
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NONE, NasBench201
 
@@ -71,15 +72,16 @@ def test_the_gradient_of_the_logits_looks_a_step_ahead(ahead: float) -> None:
     torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-6)
 
 
-SEARCHES: dict[str, Callable[..., Found]] = {"darts": darts, "enas": enas, "spos": spos}
+def run(name: str, space: Any, samples: Samples, seed: int, epochs: int = 1) -> Run:
+    more = {"spos": {"evaluations": 25}, "enas": {"controller_steps": 2}}.get(name, {})
+    return RUNS[name](space, samples, 10, seed, METHODS[name](epochs=epochs, **more))  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("space", SMALL, ids=lambda space: type(space).__name__)
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", RUNS)
 def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples) -> None:
-    more = {"spos": {"evaluations": 25}, "enas": {"controller_steps": 2}}.get(name, {})
     state = torch.get_rng_state()
-    one, again, other = (SEARCHES[name](space, samples, 10, 1, seed, **more) for seed in (1, 1, 2))
+    one, again, other = (search(run(name, space, samples, seed)) for seed in (1, 1, 2))
     assert one == again != other
     assert torch.equal(torch.get_rng_state(), state)
     assert one.ranking[0][0] == one.architecture
@@ -89,9 +91,23 @@ def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples
         assert NONE not in (*one.architecture, *other.architecture)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_a_search_that_is_continued_finds_what_it_would_have_found(name: str, samples: Samples) -> None:
+    """By another process, which has nothing but what was kept."""
+    whole, begun, continued = (run(name, SMALL[0], samples, 1, epochs=4) for _ in range(3))
+    for _ in range(2):
+        begun.advance()
+    kept = io.BytesIO()
+    torch.save(begun.capture(), kept)
+    kept.seek(0)
+    continued.restore(torch.load(kept, weights_only=True))
+    assert continued.passes == 2
+    assert search(continued) == search(whole) != begun.found()
+
+
 def test_too_few_samples_are_refused(samples: Samples) -> None:
     with pytest.raises(ValueError, match="needs at least 4 training samples, not 3"):
-        spos(SMALL[0], (samples[0][:3], samples[1][:3]), 10, 1, 0)
+        run("spos", SMALL[0], (samples[0][:3], samples[1][:3]), 0)
 
 
 def test_halves_are_alike_and_batches_too(samples: Samples) -> None:

@@ -9,12 +9,13 @@ from adaptrain_api.search import ArchitectureSearchSpec
 from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training import TrainingJobSpec, dump
 from adaptrain_api.training_status import TrainingJobStatus
-from adaptrain_operator.core.observed import Job
+from adaptrain_operator.core.observed import Claim, Job
 from adaptrain_operator.core.pods import worker_pod
 from adaptrain_operator.core.search import SearchPlan, decide_search
 from adaptrain_operator.core.searched import Search, SearchSeen
 
 from tests.unit.test_api_rules import PHASE
+from tests.unit.test_operator_core import World as JobWorld
 
 NOW = 1_800_000_000.0
 END = SearchEnd(outcome="complete", reason="SearchComplete", message="10 trials ended: the budget is used up")
@@ -122,6 +123,7 @@ def test_progress_is_told() -> None:
     [
         ("StudyWritable", {"storage_error": "the study can't be written: no space"}, {}),
         ("SpaceUsed", {"unread": "none of 10 trials looked at lr"}, {"unread": ""}),
+        ("SupernetTrained", {"supernet": "trial 0 trains the network that all cells share: 3 of 5 passes"}, {}),
     ],
 )
 def test_what_is_wrong_is_told_until_it_is_well(type: str, ill: dict[str, Any], well: dict[str, Any]) -> None:
@@ -386,14 +388,49 @@ def test_other_weights_to_start_from_are_the_users_choice() -> None:
     assert world.jobs["digits-winner"]["spec"]["initialWeights"] == own
 
 
+ONE_SHOT: dict[str, Any] = {
+    "algorithm": {"name": "spos"},
+    "space": {"name": "darts"},
+    "trial": {"data": {"name": "digits"}, "phases": [PHASE]},
+}
+
+
 @pytest.mark.parametrize(
-    ("promote", "leaves"), [(None, False), ({"job": {}}, True), ({"job": {}, "weights": False}, False)]
+    ("fields", "leaves"),
+    [
+        ({}, False),
+        ({"promote": {"job": {}}}, True),
+        ({"promote": {"job": {}, "weights": False}}, False),
+        (ONE_SHOT, True),
+    ],
 )
-def test_evaluators_mount_the_study_if_the_winner_wants_weights(promote: dict[str, Any] | None, leaves: bool) -> None:
-    world = World(storage={"volume": VOLUME}, **({} if promote is None else {"promote": promote}))
-    world.settle()
-    pool = TrainingJobSpec.model_validate(world.jobs["digits-pool"]["spec"])
-    job = Job("digits-pool", "ns", "uid", 1, NOW, False, pool, TrainingJobStatus())
+def test_evaluators_mount_the_study_if_they_leave_weights(fields: dict[str, Any], leaves: bool) -> None:
+    job = Job("digits-pool", "ns", "uid", 1, NOW, False, _pool(**fields), TrainingJobStatus())
     pod = worker_pod(job, 0, "image", ())
     env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
     assert env.get("ADAPTRAIN_CHECKPOINT_DIR") == ("/adaptrain/checkpoint/ns.digits-pool" if leaves else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({}, None),
+        ({"promote": {"job": {}}}, "or set parallelism.max to 1, or promote.weights to false"),
+        (ONE_SHOT | {"promote": {"job": {}}}, "or set parallelism.max to 1"),
+    ],
+)
+def test_a_claim_of_one_node_is_refused_if_several_evaluators_mount_it(
+    fields: dict[str, Any], remedy: str | None
+) -> None:
+    world = JobWorld()
+    world.spec, world.claim = _pool(**fields), Claim(True, ("ReadWriteOnce",))
+    world.step()
+    status, reason, message = world.condition("PodsReady")
+    assert (reason == "ClaimOfOneNode") is (remedy is not None)
+    assert remedy is None or (status == "False" and message.endswith(remedy))
+
+
+def _pool(**fields: Any) -> TrainingJobSpec:
+    world = World(storage={"volume": VOLUME}, **fields)
+    world.settle()
+    return TrainingJobSpec.model_validate(world.jobs["digits-pool"]["spec"])

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ class Reused:
 
     reusable = True
     keeps = False
+    left: dict[str, Any] = {}
     unread: list[str] = []
 
     def begin(self) -> None: ...
@@ -42,7 +44,8 @@ class Reused:
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
         return {"score": 1.0, "process": float(os.getpid())}
 
-    def keep(self, trial: int) -> None: ...
+    def keep(self, trial: int) -> TrialWeights | None:
+        return None
 
 
 class Leave:
@@ -83,23 +86,23 @@ class Played:
     def hang_up(self) -> None:
         self._connection.shutdown(socket.SHUT_RDWR)
 
-    def have_tried(self, number: int) -> wire.Frame:
+    def have_tried(self, number: int, **more: Any) -> wire.Frame:
         """Give out a trial; what is told of it."""
         self.hear("ask")
-        self.say({"do": "try", "trial": number, "architecture": [0], "why": {}})
+        self.say({"do": "try", "trial": number, "architecture": [0], "why": {}, **more})
         told = self.hear("tell")
         self.say({"do": "told", "trial": number})
         return told
 
 
 @contextmanager
-def evaluator(bench: Reused) -> Iterator[Callable[[], Played]]:
+def evaluator(bench: Reused, search: ArchitectureSearch = SEARCH) -> Iterator[Callable[[], Played]]:
     """An evaluator, and what accepts its next connection, as the next coordinator does."""
     leave = Leave()
     with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as open_:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         told = WorkerSettings(None, "secret", address, "0", "evaluator-0", "127.0.0.1", None)
-        works = threading.Thread(target=Evaluator(told, SEARCH, bench, leave).run, daemon=True)
+        works = threading.Thread(target=Evaluator(told, search, bench, leave).run, daemon=True)
         works.start()
         server.settimeout(20)
         played: list[Played] = []
@@ -118,6 +121,28 @@ def evaluator(bench: Reused) -> Iterator[Callable[[], Played]]:
         assert played[-1].hear("leaving")
         works.join(20)
         assert not works.is_alive()
+
+
+class Slow(Reused):
+    """Trials that take longer than they may."""
+
+    reusable = False
+    left = {"ranking": [[[0], 1.0]]}
+
+    def run(self, given: dict[str, Any], report: Report) -> Metrics:
+        time.sleep(1.5)
+        return {"score": 1.0}
+
+
+def test_the_network_that_all_share_may_take_longer_than_a_trial() -> None:
+    spec = SEARCH.spec.model_copy(update={"trial": SEARCH.spec.trial.model_copy(update={"timeout_seconds": 1})})
+    with evaluator(Slow(), SEARCH.model_copy(update={"spec": spec})) as accept:
+        coordinator = accept()
+        told = coordinator.have_tried(0)
+        assert told["state"] == "failed"
+        assert "longer than trial.timeoutSeconds (1 s)" in told["message"]
+        told = coordinator.have_tried(1, supernet=True)
+        assert (told["state"], told["ranking"]) == ("complete", [[[0], 1.0]])
 
 
 def test_a_process_that_dies_between_two_trials_is_replaced() -> None:

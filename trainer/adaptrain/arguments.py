@@ -1,5 +1,6 @@
 """Checks of arguments that come from a manifest. All raise ValueError: a sentence with the argument and its bound."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,6 +14,13 @@ def positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
         raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
     return int(value)
+
+
+def positive_number(name: str, value: object) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+    return float(value)
 
 
 def odd(name: str, value: object) -> int:

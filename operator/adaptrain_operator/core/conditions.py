@@ -2,6 +2,7 @@
 
 import re
 
+from adaptrain_api.oneshot import ONE_SHOT
 from adaptrain_api.pool import leaves_weights
 from adaptrain_api.progress import headline
 from adaptrain_api.training_status import RecentChange
@@ -44,7 +45,8 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
     mounting = spec.workers.max if spec.search is None or leaves_weights(spec) else 1
     if mounting > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
         most = "workers.max" if spec.search is None else "parallelism.max"
-        no_weights = "" if spec.search is None else ", or promote.weights to false"
+        kept_anyway = spec.search is None or spec.search["spec"].get("algorithm", {}).get("name") in ONE_SHOT
+        no_weights = "" if kept_anyway else ", or promote.weights to false"
         return (
             "ClaimOfOneNode",
             f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but {most}'

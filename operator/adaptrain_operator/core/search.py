@@ -237,6 +237,10 @@ def _tell_pods(draft: _Draft, trials: TrialsPlan | None, evaluators: int | None)
         draft.conditions.set("StudyWritable", False, "StorageFailed", progress.storage_error[:800])
     else:
         draft.conditions.recover("StudyWritable", "Written", "the study is written")
+    if progress is not None and progress.supernet:
+        draft.conditions.set("SupernetTrained", False, "Training", progress.supernet)
+    elif progress is not None:
+        draft.conditions.recover("SupernetTrained", "Trained", "trials are of the cells that the network ranks first")
     if progress is not None and progress.unread:
         draft.conditions.set("SpaceUsed", False, "DimensionNotRead", progress.unread[:800])
     elif progress is not None and progress.unread == "":

@@ -22,12 +22,13 @@ from adaptrain.metrics import SearchMetrics
 from adaptrain.search import kept
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.algorithms.oneshot import SUPERNET
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.apart import Apart
 from adaptrain.search.dispatch import Dispatch
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import STATES, Ended, Study, as_architecture, finite, one_line, open_store
+from adaptrain.search.study import STATES, Ended, Study, as_architecture, as_ranking, finite, one_line, open_store
 from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
 from adaptrain.search.unread import Unread
 
@@ -137,6 +138,7 @@ class SearchCoordinator:
                 evaluators=d.evaluators(now) if self._jobs is None else None,
                 storage_error=self._storage_error,
                 unread=self._unread.words,
+                supernet=d.supernet,
                 end=verdict,
                 orders=[] if self._jobs is None else self._jobs.orders(),
                 done=[] if self._jobs is None else self._jobs.done(set(self._unwritten)),
@@ -220,7 +222,8 @@ class SearchCoordinator:
                 if state is None:
                     raise wire.BadFrame(f"unknown state {frame['state']!r}")
                 weights = None if "weights" not in frame else TrialWeights.model_validate(frame["weights"])
-                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), weights)
+                found = weights, None if "ranking" not in frame else as_ranking(frame["ranking"])
+                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), *found)
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
@@ -260,11 +263,11 @@ class SearchCoordinator:
                 given = dispatch.give(evaluator.id if self._has(evaluator) else None, number, proposal, time.time())
         if given is None:
             return {"do": "wait"}
+        trial = {"do": "try", "trial": given.number, "architecture": given.architecture, "why": given.why}
+        if given.architecture == SUPERNET:
+            return {**trial, "supernet": True}
         return {
-            "do": "try",
-            "trial": given.number,
-            "architecture": given.architecture,
-            "why": given.why,
+            **trial,
             "choices": self._space.describe(given.architecture),
             **self._space.choice(given.architecture),
         }

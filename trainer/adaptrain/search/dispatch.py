@@ -16,6 +16,7 @@ from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.algorithms.oneshot import SUPERNET, OneShot, Ranking
 from adaptrain.search.algorithms.pruning import Pruner
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.study import Ended, State, violations
@@ -42,6 +43,8 @@ class Assignment:
     attempts: int = 0
     """Evaluators that were lost with it."""
     steps: dict[int, float] = field(default_factory=dict)
+    passes: int = 0
+    """That a network which all architectures share has taken."""
 
 
 class Dispatch:
@@ -130,8 +133,9 @@ class Dispatch:
             self._pruner.forget(number)
 
     def next(self, now: float) -> int | None:
-        """Number of the next new trial; None: there shall be none."""
-        if self.returning(now) or self.verdict(now) is not None:
+        """Number of the next new trial; None: there shall be none, or none before it is known what is under way, or how
+        the network that all share ranks architectures."""
+        if SUPERNET in self.tried or self.returning(now) or self.verdict(now) is not None:
             return None
         if self._spent(now, len(self.ended) + len(self.pending)):
             return None
@@ -164,7 +168,11 @@ class Dispatch:
 
     def _new(self, number: int, proposal: Proposal) -> Proposal | None:
         """What the algorithm asked for, or something like it that was not tried; None: there seems to be nothing."""
-        if proposal.why.get("again") or self._key(proposal.architecture) not in self._keys:
+        if (
+            proposal.architecture == SUPERNET
+            or proposal.why.get("again")
+            or self._key(proposal.architecture) not in self._keys
+        ):
             return proposal
         space, rng = self._searcher.space, np.random.default_rng([self.spec.seed, number, 1])
         near = proposal.architecture
@@ -210,7 +218,12 @@ class Dispatch:
         """A trial's metrics on its way. Returns whether it shall be stopped."""
         one = self.pending.get(number)
         value = metrics.get(self.spec.objectives[0].metric)
-        if one is None or one.evaluator != evaluator or value is None:
+        if one is None or one.evaluator != evaluator:
+            return False
+        if one.architecture == SUPERNET:
+            one.passes = step
+            return False
+        if value is None:
             return False
         one.steps[step] = value
         return self._pruner is not None and self._pruner.report(number, step, self._sign * value)
@@ -224,15 +237,19 @@ class Dispatch:
         message: str,
         now: float,
         weights: TrialWeights | None = None,
+        ranking: Ranking | None = None,
     ) -> Ended | None:
         """A trial ended; None: that is known already, or somebody else has it now.
 
-        A trial that lacks a metric of an objective or a constraint has failed.
+        A trial that lacks a metric of an objective or a constraint has failed, and so has the network that all share if
+        it ranks nothing.
         """
         one = self.pending.get(number)
         if one is None or one.evaluator != evaluator:
             return None
-        if state == "complete":
+        if one.architecture == SUPERNET:
+            state = "complete" if state == "complete" and ranking else "failed"
+        elif state == "complete":
             missing = [name for name in metrics_named(self.spec) if name not in metrics]
             if missing:
                 reported = ", ".join(sorted(metrics)) or "none"
@@ -243,8 +260,9 @@ class Dispatch:
                 )
         del self.pending[number]
         seconds = now - one.given
+        found = weights, ranking if one.architecture == SUPERNET and state == "complete" else None
         ended = Ended(
-            number, one.architecture, state, metrics, dict(one.steps), one.why, seconds, message[-2000:], now, weights
+            number, one.architecture, state, metrics, dict(one.steps), one.why, seconds, message[-2000:], now, *found
         )
         self._end(ended)
         return ended
@@ -303,6 +321,18 @@ class Dispatch:
         trials = self.spec.budget.trials
         return most if trials is None else min(most, trials - len(self.ended))
 
+    @property
+    def supernet(self) -> str | None:
+        """How the network that all architectures share is getting on, in words; None: none is trained now."""
+        for one in self.pending.values():
+            if one.architecture == SUPERNET and isinstance(self._searcher, OneShot):
+                waits = "" if one.evaluator is not None else "; an evaluator is waited for"
+                return (
+                    f"trial {one.number} trains the network that all cells share: {one.passes} of"
+                    f" {self._searcher.method.epochs} passes{waits}"
+                )
+        return None
+
     def verdict(self, now: float) -> SearchEnd | None:
         """How the search ended, if it has."""
         if len(self.failed) > self.spec.max_failed_trials:
@@ -314,7 +344,7 @@ class Dispatch:
             )
         if self.pending or self.returning(now) or not (self._exhausted or self._spent(now, len(self.ended))):
             return None
-        if len(self.failed) + self.pruned == len(self.ended):
+        if not any(one.state == "complete" and one.ranking is None for one in self.ended.values()):
             return _failed("NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed")
         if not self.top:
             bounds = "; ".join(_bounds(self.spec))
@@ -353,7 +383,7 @@ class Dispatch:
             self.failed.append(one)
         elif one.state == "pruned":
             self.pruned += 1
-        elif not any(v > 0 for v in violations(self.spec, one.metrics)):
+        elif one.ranking is None and not any(v > 0 for v in violations(self.spec, one.metrics)):
             self._rank(one)
         self._learn(one)
 
@@ -364,12 +394,16 @@ class Dispatch:
             self.front = [other for other in self.front if not _surpasses(mine, self._values(other))] + [one]
 
     def _learn(self, one: Ended) -> None:
+        if one.architecture == SUPERNET:
+            if one.ranking is not None and isinstance(self._searcher, OneShot):
+                self._searcher.rank(one.ranking)
+            return
         self._keys.add(self._key(one.architecture))
         broken = sum(max(0.0, v) for v in violations(self.spec, one.metrics)) if one.state == "complete" else 0.0
         self._searcher.tell(one.architecture, self._values(one), broken)
 
     def _key(self, architecture: Architecture) -> Hashable:
-        return self._searcher.space.key(architecture)
+        return self._searcher.space.key(architecture) if architecture != SUPERNET else SUPERNET
 
     def _values(self, one: Ended) -> tuple[float, ...]:
         """As algorithms see them: larger is better. A pruned trial is worth what it had reached."""

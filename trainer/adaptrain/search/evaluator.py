@@ -77,6 +77,10 @@ class Bench(Protocol):
     def run(self, given: wire.Frame, report: Report) -> Metrics: ...
 
     @property
+    def left(self) -> dict[str, Any]:
+        """What is told of the one that was just run, beside its metrics: ``ranking``, ``weights``."""
+
+    @property
     def keeps(self) -> bool:
         """Whether it could keep the weights of the one that was just run."""
 
@@ -254,6 +258,8 @@ class Evaluator:
             return
         if now - running.began <= self._timeout:
             return
+        if "supernet" in running.given:
+            return  # it takes as long as many trials, and would go on where it was stopped
         if running.stage == "saves":
             log.warning("trial %d leaves no weights: storage took too long", running.given["trial"])
             running.stage = "ended"
@@ -416,9 +422,9 @@ def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
             try:
                 frame = json.loads(line)
                 metrics = bench.run(frame, lambda step, found: say({"step": step, "metrics": found}))
-                offers = {"offers": True} if bench.keeps else {}
-                say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **offers})
-                if offers and json.loads(given.readline())["keep"]:
+                more = bench.left | ({"offers": True} if bench.keeps else {})
+                say({"state": "complete", "metrics": metrics, "message": "", "unread": bench.unread, **more})
+                if bench.keeps and json.loads(given.readline())["keep"]:
                     weights = bench.keep(frame["trial"])
                     say({"weights": None if weights is None else weights.model_dump()})
             except InvalidJob as error:

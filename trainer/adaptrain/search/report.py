@@ -62,7 +62,9 @@ def render(study: optuna.Study) -> str:
     objectives: list[dict[str, str]] = study.user_attrs["space"]["objectives"]
     metrics = [one["metric"] for one in objectives]
     goals = ", ".join(f"{one['goal']} {one['metric']}" for one in objectives)
-    trials = [trial for trial in study.get_trials(deepcopy=False) if "trial" in trial.user_attrs]
+    every = [trial for trial in study.get_trials(deepcopy=False) if "trial" in trial.user_attrs]
+    trials = [trial for trial in every if "ranking" not in trial.user_attrs]
+    supernets = [trial.user_attrs for trial in every if "ranking" in trial.user_attrs]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     pruned = len(trials) - len(complete) - len(failed)
@@ -72,6 +74,11 @@ def render(study: optuna.Study) -> str:
         f"<p>{len(complete)} trials completed, {pruned} were stopped early, {len(failed)} failed."
         + (f" {len(complete) - len(feasible)} break a constraint." if len(feasible) < len(complete) else "")
         + f" Objectives: {escape(goals)}.</p>",
+        *(
+            f"<p>Trial {said['trial']} trained one network that all cells share, in {said['seconds']:.0f} s, and ranked"
+            f" {len(said['ranking'])} of them; the others were trained from scratch.</p>"
+            for said in supernets
+        ),
     ]
     if feasible:
         body += [f"<h2>Progress: {escape(metrics[0])}</h2>", _progress(study, complete, feasible)]

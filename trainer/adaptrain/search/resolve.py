@@ -17,10 +17,7 @@ from adaptrain.search.spaces.parameters import values
 
 MODEL = {"name": "mlp"}
 """Stands for the one that the space makes."""
-REPORTED = (
-    *("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss"),
-    *MEASURED,
-)
+REPORTED = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/loss", *MEASURED)
 """What a trial that trains reports."""
 
 

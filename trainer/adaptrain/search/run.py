@@ -105,7 +105,8 @@ def _table(search: ArchitectureSearch, keeper: Keeper, elapsed: float) -> Group:
         "" if progress is None or progress.eta_seconds is None else f"{progress.eta_seconds:.0f}s",
         f"{elapsed:.0f}s",
     )
-    return Group(table, *([keeper.failure] if keeper.failure else []))
+    supernet = found.supernet if found is not None else None
+    return Group(table, *(words for words in (supernet, keeper.failure) if words))
 
 
 def _best(search: ArchitectureSearch, top: list[TrialResult]) -> Table:

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from adaptrain.errors import InvalidJob
+from adaptrain.search.algorithms.oneshot import SUPERNET, Ranking
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -40,6 +41,8 @@ STATES: dict[State, TrialState] = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+UNVALUED = TrialState.PRUNED
+"""What a trial without values is for Optuna, which takes none of another state that ended well."""
 JOURNAL = "study.journal"
 
 
@@ -64,6 +67,8 @@ class Ended:
     """When, Unix time."""
     weights: TrialWeights | None = None
     """What it left; the file may have been removed, if the trial was not among the best."""
+    ranking: Ranking | None = None
+    """Of architectures, if it was the network that all share; it has no values then."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Study:
                 f"warmStart.search: the study {search!r} is of another space or of other objectives, so that its trials"
                 " say nothing here: remove warmStart, or make space and objectives equal"
             )
-        return list(_read(storage, studies[search], self._space))
+        return [one for one in _read(storage, studies[search], self._space) if one.architecture != SUPERNET]
 
     def _check(self, storage: BaseStorage) -> None:
         holder = storage.get_study_user_attrs(self._id).get("coordinator", 0)
@@ -173,14 +178,15 @@ class Study:
         return dict(zip(names, violations(self._spec, one.metrics), strict=True))
 
     def _frozen(self, one: Ended) -> FrozenTrial:
-        described = self._space.describe(one.architecture)
-        complete = one.state == "complete"
+        described = self._space.describe(one.architecture) if one.architecture != SUPERNET else {}
+        distributions = {name: each for name, each in self._distributions.items() if name in described}
+        complete = one.state == "complete" and one.ranking is None
         at = datetime.fromtimestamp(one.ended, UTC)
         frozen = create_trial(
-            state=STATES[one.state],
+            state=STATES[one.state] if one.ranking is None else UNVALUED,
             values=[one.metrics[objective.metric] for objective in self._spec.objectives] if complete else None,
-            params={name: described[name] for name in self._distributions},
-            distributions=self._distributions,
+            params={name: described[name] for name in distributions},
+            distributions=distributions,
             intermediate_values=one.steps,
             user_attrs={
                 "trial": one.number,
@@ -190,6 +196,7 @@ class Study:
                 "why": one.why,
                 **({"message": one.message} if one.message else {}),
                 **({"weights": one.weights.model_dump()} if one.weights is not None else {}),
+                **({"ranking": one.ranking} if one.ranking is not None else {}),
             },
             constraints=self._violations(one) if complete and self._spec.constraints else None,
         )
@@ -210,7 +217,7 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
         yield Ended(
             number=said["trial"],
             architecture=as_architecture(said["architecture"]),
-            state=states[trial.state],
+            state=states[trial.state] if "ranking" not in said else "complete",
             metrics=said.get("metrics", {}),
             steps=dict(trial.intermediate_values),
             why=said.get("why", {}),
@@ -218,6 +225,7 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
             message=said.get("message", ""),
             ended=trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0,
             weights=TrialWeights.model_validate(said["weights"]) if "weights" in said else None,
+            ranking=as_ranking(said["ranking"]) if "ranking" in said else None,
         )
 
 
@@ -225,6 +233,11 @@ def as_architecture(read: Any) -> Architecture:
     """An architecture that was read from JSON, which has no tuples."""
     found: Architecture = tuple(as_architecture(one) if isinstance(one, list | tuple) else one for one in read)
     return found
+
+
+def as_ranking(read: Any) -> Ranking:
+    """A ranking that was read from JSON."""
+    return [(as_architecture(architecture), float(score)) for architecture, score in read]
 
 
 def violations(spec: ArchitectureSearchSpec, metrics: dict[str, float]) -> list[float]:

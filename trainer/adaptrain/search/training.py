@@ -3,18 +3,15 @@
 import contextlib
 import logging
 import os
-import statistics
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer's first step would import it, anew in each child
 from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
+from adaptrain_api.search import ArchitectureSearchSpec
 
-from adaptrain.data import DataSet, load_data
+from adaptrain.data import load_data
 from adaptrain.elastic.control import Epochs, Identity
 from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group
@@ -23,17 +20,18 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.elastic.weights import save
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
-from adaptrain.models.cost import count_flops, count_parameters
 from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.search.algorithms.oneshot import OneShot
+from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.energy import measure
 from adaptrain.search.kept import FOLDER, file_name, partial_name
+from adaptrain.search.measured import costs, needs_training, proxies, wanted
+from adaptrain.search.oneshot.trial import train_supernet
 from adaptrain.search.resolve import resolve
+from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.trial import Metrics, Report
 
 log = logging.getLogger(__name__)
-
-LATENCY_RUNS = 20
-LATENCY_WARM_UP = 5
 
 
 class Training:
@@ -53,6 +51,8 @@ class Training:
         self._spec = spec
         self._study = study
         self._best: dict[str, torch.Tensor] = {}
+        self.left: dict[str, Any] = {}
+        """The ranking and the weights of the network that all share, if that was just run."""
         self._data = None if chosen else load_data(spec.trial.data)
 
     @property
@@ -67,34 +67,25 @@ class Training:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a place for the weights of trials."""
-        return self._study is not None
+        """Whether there is a place for the weights of trials, and the one that was just run has some."""
+        return self._study is not None and bool(self._best)
 
     def begin(self) -> None:
         """In a process that is about to run trials."""
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
     def run(self, given: dict[str, Any], report: Report) -> Metrics:
-        """Train what the coordinator gave; ``report`` is called with epochs and metrics.
+        """Train what the coordinator gave, which may be the network that all architectures share; ``report`` is called
+        with epochs and metrics.
+
+        If all that is wanted of a model can be measured without training, it isn't trained.
 
         Raises:
             InvalidJob: it can't be built or trained as it is, or not be measured here.
         """
-        wanted = metrics_named(self._spec)
-        energy = measure(own_device()) if "energy" in wanted else None
-        with energy or contextlib.nullcontext():
-            task, data, device = self._train(given, report)
-        self._best = task.state.best
-        counters = task.state.counters
-        found = {**counters.metrics, **counters.best}
-        if (loss := task.report()["loss"]) is not None:
-            found["train/loss"] = loss
-        if energy is not None:
-            found["energy"] = energy.joules
-        return found | dict(_costs(task.state.model, data, device, wanted))
-
-    def _train(self, given: dict[str, Any], report: Report) -> tuple[SupervisedTask, DataSet, torch.device]:
-        """To its end; returns what was trained, on what, and where."""
+        self.left, self._best = {}, {}
+        if "supernet" in given:
+            return self._train_supernet(report)
         trial, model = resolve(self._spec.trial, given.get("model"), given.get("parameters", {}))
         assert trial.data is not None
         assert trial.phases is not None
@@ -108,15 +99,25 @@ class Training:
             WorkerMetrics("", ""),
             Trace(None, ""),
         )
-        group = _alone()
-        reported = 0
-        while not task.finished:
-            task.unit(group)
-            counters = task.state.counters
-            if counters.metrics and counters.evaluated_step > reported:
-                reported = counters.evaluated_step
-                report(counters.epoch, dict(counters.metrics))
-        return task, data, device
+        names = wanted(self._spec)
+        found = proxies(task.state.model, data, self._spec.seed, names)
+        energy = measure(device) if "energy" in names else None
+        if needs_training(self._spec):
+            with energy or contextlib.nullcontext():
+                found |= _train(task, report)
+            self._best = task.state.best
+        if energy is not None:
+            found["energy"] = energy.joules
+        return found | dict(costs(task.state.model, data, names))
+
+    def _train_supernet(self, report: Report) -> Metrics:
+        spec, data = self._spec, self._data
+        searcher = make_algorithm(spec.algorithm, make_space(spec.space), spec.seed, len(spec.objectives))
+        assert isinstance(searcher, OneShot)
+        assert data is not None
+        metrics, ranking, weights = train_supernet(searcher, data, spec.seed, own_device(), self._study, report)
+        self.left = {"ranking": ranking} | ({} if weights is None else {"weights": weights.model_dump()})
+        return metrics
 
     def keep(self, trial: int) -> TrialWeights | None:
         """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
@@ -137,27 +138,21 @@ class Training:
         return TrialWeights(path=f"{FOLDER}/{name}", sha256=found)
 
 
-def _costs(
-    model: torch.nn.Module, data: DataSet, device: torch.device, wanted: list[str]
-) -> Iterator[tuple[str, float]]:
-    """Of those that are wanted: parameters, FLOPs of one sample's forward pass, and its median latency, seconds."""
-    if "parameters" in wanted:
-        yield "parameters", float(count_parameters(model))
-    dtype = next(model.parameters()).dtype
-    sample = torch.zeros(1, *data.shape, dtype=dtype, device=device)
-    model.eval()
-    with torch.no_grad():
-        if "flops" in wanted:
-            yield "flops", float(count_flops(model, sample[0]))
-        if "latency" in wanted:
-            times = []
-            for _ in range(LATENCY_WARM_UP + LATENCY_RUNS):
-                began = time.perf_counter()
-                model(sample)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(time.perf_counter() - began)
-            yield "latency", statistics.median(times[LATENCY_WARM_UP:])
+def _train(task: SupervisedTask, report: Report) -> Metrics:
+    """To its end. Returns the best epoch's metrics, and the last ones of what has no best."""
+    group = _alone()
+    reported = 0
+    while not task.finished:
+        task.unit(group)
+        counters = task.state.counters
+        if counters.metrics and counters.evaluated_step > reported:
+            reported = counters.evaluated_step
+            report(counters.epoch, dict(counters.metrics))
+    counters = task.state.counters
+    found = {**counters.metrics, **counters.best}
+    if (loss := task.report()["loss"]) is not None:
+        found["train/loss"] = loss
+    return found
 
 
 def _alone() -> Group:

@@ -65,6 +65,7 @@ class Function:
 
     reusable = False
     keeps = False
+    left: dict[str, Any] = {}
     """What a function trained is its own affair."""
 
     def __init__(self, spec: ArchitectureSearchSpec) -> None:

@@ -12,6 +12,7 @@ from adaptrain.search.algorithms.fronts import Fronts
 from adaptrain.search.algorithms.local_search import LocalSearch
 from adaptrain.search.algorithms.neat import Neat
 from adaptrain.search.algorithms.objectives import Searcher, Single
+from adaptrain.search.algorithms.oneshot import METHODS, CellSpace, OneShot
 from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
 from adaptrain.search.algorithms.pruning import Hyperband, Median, Pruner, SuccessiveHalving
 from adaptrain.search.algorithms.random import RandomSearch
@@ -30,7 +31,7 @@ ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {
     "ppo": PPO,
     "neat": Neat,
 }
-"""And ``predictor``, which takes torch."""
+"""And ``predictor``, which takes torch, and the one-shot ``METHODS``."""
 PRUNERS: dict[str, type[Pruner]] = {
     "median": Median,
     "successiveHalving": SuccessiveHalving,
@@ -43,6 +44,9 @@ def make_algorithm(spec: SearchAlgorithm, space: Space, seed: int, objectives: i
     Raises:
         InvalidJob: it doesn't take these arguments, or not this space.
     """
+    if spec.name in METHODS:
+        assert isinstance(space, CellSpace)  # the API takes no other one
+        return OneShot(space, seed, call("algorithm", METHODS[spec.name], spec.args))
     chosen = ALGORITHMS[spec.name] if spec.name != "predictor" else _predictor()
     if isinstance(space, Topology) and chosen is not Neat:
         raise InvalidJob(f"algorithm.name: {spec.name} needs a space of choices: set it to neat, or change space.name")

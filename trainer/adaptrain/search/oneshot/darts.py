@@ -9,58 +9,52 @@ chosen: its logit only scales what is normalized afterwards, and so says nothing
 import math
 
 import torch
+from torch import nn
 
-from adaptrain.search.oneshot.base import Found, Samples, Weights, batches, halves, loss, ranked, seeded
-from adaptrain.search.oneshot.supernet import NONE, Supernet, supernet
-from adaptrain.search.spaces.base import Architecture
-from adaptrain.search.spaces.cells import Darts
-from adaptrain.search.spaces.nasbench201 import NasBench201
+from adaptrain.search.algorithms.oneshot import DartsMethod
+from adaptrain.search.oneshot.base import Found, Run, Samples, batches, loss, ranked
+from adaptrain.search.oneshot.supernet import NONE, SKIP, Supernet
 
 NEVER = -1e6
 """The logarithm of a share that counts as nothing; finite, since it is multiplied by 0 where it isn't chosen."""
 
 
-def darts(
-    space: NasBench201 | Darts,
-    samples: Samples,
-    classes: int,
-    epochs: int,
-    seed: int,
-    second_order: bool = True,
-    auxiliary: bool = True,
-    batch_size: int = 16,
-    rate: float = 0.025,
-    alpha_rate: float = 0.02,
-) -> Found:
-    """The ranking is by the product of the operations' shares: of what is found, and of its neighbours.
+class DartsRun(Run):
+    """The ranking is by the product of the operations' shares: of what is found, and of its neighbours."""
 
-    Args:
-        samples: to train on, of which half compare architectures.
-        epochs: passes over a half.
-        second_order: the weights' next step counts for the logits (equation 7), else their present ones do (equation 6
-            with ξ = 0).
-        auxiliary: skip connections as above.
-        rate: first learning rate of the weights.
-        alpha_rate: learning rate of the logits.
-    """
-    with seeded(seed, "darts"):
-        net = supernet(space, tuple(samples[0].shape[1:]), classes)
-        train, compare = halves(samples)
-        weights = Weights(net, epochs, rate)
-        alpha = (1e-3 * torch.randn(net.shape)).requires_grad_()
-        adam = torch.optim.Adam([alpha], alpha_rate, betas=(0.5, 0.999), weight_decay=1e-3)
-        for epoch in range(epochs):
-            net.set_auxiliary(0.5 * (1 + math.cos(math.pi * epoch / epochs)) if auxiliary else 0.0)
-            for own, other in zip(batches(train, batch_size), batches(compare, batch_size), strict=False):
-                ahead = weights.rate if second_order else 0.0
-                alpha.grad = alpha_gradient(net, alpha, own, other, ahead)
-                adam.step()
-                weights.step(own, alpha.detach().softmax(2))
-            weights.end_epoch()
-        shares = alpha.detach().log_softmax(2)
-        shares[..., net.operations.index(NONE)] = NEVER
-        best = net.derive(shares)
-        return ranked((one, _share(net, shares, one)) for one in (best, *space.neighbours(best)))
+    method: DartsMethod
+
+    def begin(self) -> None:
+        self.alpha = nn.Parameter(1e-3 * torch.randn(self.net.shape))
+        self._adam = torch.optim.Adam([self.alpha], self.method.alpha_rate, betas=(0.5, 0.999), weight_decay=1e-3)
+        self.parts |= {"alpha": nn.ParameterList([self.alpha]), "adam": self._adam}
+
+    def one_pass(self) -> dict[str, float]:
+        """``skips`` of its figures are the skip connections of the cells that would be derived now."""
+        method, losses = self.method, []
+        fades = 0.5 * (1 + math.cos(math.pi * self.passes / method.epochs))
+        self.net.set_auxiliary(fades if method.auxiliary else 0.0)
+        both = zip(batches(self.train, method.batch_size), batches(self.compare, method.batch_size), strict=False)
+        for own, other in both:
+            ahead = float(self.sgd.param_groups[0]["lr"]) if method.second_order else 0.0
+            self.alpha.grad = alpha_gradient(self.net, self.alpha, own, other, ahead)
+            self._adam.step()
+            losses.append(self.step(own, self.alpha.detach().softmax(2)))
+        chosen = self.net.weights(self.net.derive(self._shares()))
+        skips = float(chosen[..., self.net.operations.index(SKIP)].sum()) if SKIP in self.net.operations else 0.0
+        return {"loss": sum(losses) / len(losses), "skips": skips}
+
+    def conclude(self) -> Found:
+        shares = self._shares()
+        best = self.net.derive(shares)
+        cells = (best, *self.space.neighbours(best))
+        return ranked((one, float((self.net.weights(one) * shares).sum())) for one in cells)
+
+    def _shares(self) -> torch.Tensor:
+        """Logarithms of the operations' shares."""
+        shares = self.alpha.detach().log_softmax(2)
+        shares[..., self.net.operations.index(NONE)] = NEVER
+        return shares
 
 
 def alpha_gradient(net: Supernet, alpha: torch.Tensor, train: Samples, compare: Samples, ahead: float) -> torch.Tensor:
@@ -93,7 +87,3 @@ def alpha_gradient(net: Supernet, alpha: torch.Tensor, train: Samples, compare: 
         around.append(torch.autograd.grad(loss(net, train, alpha.softmax(2)), alpha)[0])
     at(present)
     return direct - ahead * (around[0] - around[1]) / (2 * step)
-
-
-def _share(net: Supernet, shares: torch.Tensor, architecture: Architecture) -> float:
-    return float((net.weights(architecture) * shares).sum())

@@ -1,16 +1,15 @@
 """ENAS (Pham et al., 2018): a controller draws cells; what it draws trains the shared weights, and is rewarded for how
 well it does with them (section 2.2)."""
 
+import math
 from typing import cast
 
 import torch
 from torch import nn
 
-from adaptrain.search.oneshot.base import Found, Samples, Weights, halves, merit, ranked, seeded, train_drawn
-from adaptrain.search.oneshot.supernet import supernet
+from adaptrain.search.algorithms.oneshot import EnasMethod
+from adaptrain.search.oneshot.base import Found, Run, merit, ranked
 from adaptrain.search.spaces.base import Architecture, Space
-from adaptrain.search.spaces.cells import Darts
-from adaptrain.search.spaces.nasbench201 import NasBench201
 
 UNITS = 64
 TEMPERATURE, SPAN = 5.0, 2.5
@@ -24,7 +23,13 @@ LAST = 50
 
 
 class Controller(nn.Module):
-    """An LSTM that chooses in one dimension after the other, told what it chose before."""
+    """An LSTM that chooses in one dimension after the other, told what it chose before.
+
+    Attributes:
+        baseline: the moving average of its rewards; not a number before the first.
+    """
+
+    baseline: torch.Tensor
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -32,6 +37,7 @@ class Controller(nn.Module):
         sizes = {dimension.kind: len(dimension.choices) for dimension in space.dimensions}
         names = {kind: f"kind{n}" for n, kind in enumerate(sizes)}
         self._names = [names[kind] for kind in self._kinds]
+        self.register_buffer("baseline", torch.tensor(math.nan, dtype=torch.float64))
         self.cell = nn.LSTMCell(UNITS, UNITS)
         self.start = nn.Parameter(0.1 * torch.randn(1, UNITS))
         self.logits = nn.ModuleDict({names[kind]: nn.Linear(UNITS, size) for kind, size in sizes.items()})
@@ -57,40 +63,31 @@ class Controller(nn.Module):
         return cast(Architecture, drawn)
 
 
-def enas(
-    space: NasBench201 | Darts,
-    samples: Samples,
-    classes: int,
-    epochs: int,
-    seed: int,
-    batch_size: int = 16,
-    rate: float = 0.05,
-    controller_steps: int = 4,
-    controller_rate: float = 0.0035,
-) -> Found:
-    """The ranking is by the accuracy on the half that compares, with the shared weights.
+class EnasRun(Run):
+    """The ranking is by the accuracy on the half that compares, with the shared weights."""
 
-    Args:
-        samples: to train on, of which half compare architectures.
-        epochs: passes over a half.
-        rate: first learning rate of the shared weights.
-        controller_steps: after each pass, one cell each.
-    """
-    with seeded(seed, "enas"):
-        net = supernet(space, tuple(samples[0].shape[1:]), classes)
-        controller = Controller(space)
-        train, compare = halves(samples)
-        weights = Weights(net, epochs, rate)
-        adam = torch.optim.Adam(controller.parameters(), controller_rate)
-        baseline = None
-        for _ in range(epochs):
-            train_drawn(net, weights, train, batch_size, controller.draw)
-            for _ in range(controller_steps):
-                drawn, log, entropy = controller()
-                reward = merit(net, compare, drawn)
-                baseline = reward if baseline is None else BASELINE * baseline + (1 - BASELINE) * reward
-                adam.zero_grad()
-                (-(reward - baseline) * log - ENTROPY * entropy).backward()
-                adam.step()
-        last = {controller.draw() for _ in range(LAST)}
-        return ranked((one, merit(net, compare, one)) for one in sorted(last))
+    method: EnasMethod
+
+    def begin(self) -> None:
+        self._controller = Controller(self.space)
+        self._adam = torch.optim.Adam(self._controller.parameters(), self.method.controller_rate)
+        self.parts |= {"controller": self._controller, "adam": self._adam}
+
+    def one_pass(self) -> dict[str, float]:
+        """``accuracy`` of its figures is the moving average of what the controller draws."""
+        controller = self._controller
+        mean = self.train_drawn(controller.draw)
+        for _ in range(self.method.controller_steps):
+            drawn, log, entropy = controller()
+            reward = merit(self.net, self.compare, drawn)
+            before = float(controller.baseline)
+            baseline = reward if math.isnan(before) else BASELINE * before + (1 - BASELINE) * reward
+            controller.baseline.fill_(baseline)
+            self._adam.zero_grad()
+            (-(reward - baseline) * log - ENTROPY * entropy).backward()
+            self._adam.step()
+        return {"loss": mean, "accuracy": float(controller.baseline)}
+
+    def conclude(self) -> Found:
+        last = {self._controller.draw() for _ in range(LAST)}
+        return ranked((one, merit(self.net, self.compare, one)) for one in sorted(last))

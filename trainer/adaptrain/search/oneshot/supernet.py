@@ -14,11 +14,12 @@ from adaptrain.models.nasbench201 import OPERATIONS as NASBENCH201_OPERATIONS
 from adaptrain.models.nasbench201 import skeleton
 from adaptrain.models.operations import identity
 from adaptrain.models.stack import Stack
+from adaptrain.search.algorithms.oneshot import CellSpace
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.cells import INPUTS, Darts
 from adaptrain.search.spaces.nasbench201 import EDGES, OPERATIONS, NasBench201
 
-NONE = "none"
+NONE, SKIP = "none", "skip_connect"
 
 
 def batch_norm(channels: int) -> nn.Module:
@@ -122,6 +123,7 @@ class NasBench201Supernet(Supernet):
         self.layers = skeleton("nasbench201", shape, classes, make, norm=batch_norm, **space.size)
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        weights = weights.to(x.device)
         for layer in self.layers:
             x = layer(x, weights[0])[-1] if isinstance(layer, MixedSums) else layer(x)
         return x
@@ -154,7 +156,7 @@ class DartsSupernet(Supernet):
         self.stack = Stack("darts", shape, classes, make=make, norm=batch_norm, **space.size)
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        return self.stack(x, weights)  # type: ignore[no-any-return]
+        return self.stack(x, weights.to(x.device))  # type: ignore[no-any-return]
 
     def weights(self, architecture: Architecture) -> torch.Tensor:
         found = torch.zeros(self.shape)
@@ -179,7 +181,7 @@ class DartsSupernet(Supernet):
         return self._space.encode(cells)
 
 
-def supernet(space: NasBench201 | Darts, shape: tuple[int, ...], classes: int) -> Supernet:
+def supernet(space: CellSpace, shape: tuple[int, ...], classes: int) -> Supernet:
     """With initial weights from torch's global random state."""
     if isinstance(space, Darts):
         return DartsSupernet(space, shape, classes)
