@@ -193,10 +193,10 @@ def test_noise_is_looked_through() -> None:
         algorithm = Auto(space(4), seed, noisy=noisy)
         for number in range(50):
             architecture = algorithm.ask(number).architecture
-            algorithm.tell(architecture, score(architecture) + 0.8 * rng.standard_normal())
+            algorithm.tell(architecture, score(architecture) + 1.2 * rng.standard_normal())
         return score(algorithm.pick())
 
-    aware, unaware = (np.mean([picked(seed, noisy) for seed in range(8)]) for noisy in (True, False))
+    aware, unaware = (np.mean([picked(seed, noisy) for seed in range(24)]) for noisy in (True, False))
     assert aware > unaware + 0.1
 
 
