@@ -1,8 +1,9 @@
 """Elastic workers beside DistributedDataParallel: same model, same data. Value: median step time, seconds.
 
-Both train the ResNet of ``--width`` with AdamW and the same augmentation in as many processes. They run at the same
-time, each stopped while the other goes on, so that a machine whose speed drifts favours neither; what counts is the
-median of the ratios of neighbouring turns. One process is compared with the plain loop.
+Both train the ResNet of ``--width`` with AdamW and the same augmentation in as many processes, none of them forked.
+They run at the same time, each stopped while the other goes on, so that a machine whose speed drifts favours neither.
+What counts is the median of several rounds of the median ratio of neighbouring turns: where its memory happens to lie
+makes a process some per cent faster or slower for as long as it lives. One process is compared with the plain loop.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def _parallel(args: dict[str, int], meet: str, rank: int, size: int, path: Path)
 def ours(args: dict[str, int], workers: int, folder: Path) -> Iterator[list[int]]:
     """Elastic workers; they and their coordinator."""
     spec: dict[str, Any] = {"minimum": workers, "model": {"name": "resnet", "args": args}}
-    with LocalJob(job(**spec, phase={"batch": {"size": BATCH}}), trace=folder) as local:
+    with LocalJob(job(**spec, phase={"batch": {"size": BATCH}}), trace=folder, fork=False) as local:
         local.start_coordinator()
         for _ in range(workers):
             local.start_worker()
@@ -118,27 +119,35 @@ def within(moments: list[float], turn: tuple[float, float]) -> float:
     return statistics.median(b - a for a, b in itertools.pairwise(inside))
 
 
+def measure(args: dict[str, int], workers: int, turns: int) -> list[tuple[float, float]]:
+    """One round: the peer's and our own median step in each pair of turns, seconds."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        with theirs(args, workers, Path(one)) as peer_pids:
+            for pid in peer_pids:
+                os.kill(pid, signal.SIGSTOP)
+            with ours(args, workers, Path(other)) as own_pids:
+                for pid in own_pids:
+                    os.kill(pid, signal.SIGSTOP)
+                pairs = [(turn(peer_pids), turn(own_pids)) for _ in range(turns)]
+            peer_moments = _moments(Path(one) / "0")
+        own_moments = [moment for moment, _ in read_times(Path(other), "worker-0")]
+    return [(within(peer_moments, theirs_), within(own_moments, ours_)) for theirs_, ours_ in pairs]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=12, help="of each in a round")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    args = {"depth": 8, "width": arguments.width}
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        with theirs(args, arguments.workers, Path(one)) as peer_pids:
-            for pid in peer_pids:
-                os.kill(pid, signal.SIGSTOP)
-            with ours(args, arguments.workers, Path(other)) as own_pids:
-                for pid in own_pids:
-                    os.kill(pid, signal.SIGSTOP)
-                turns = [(turn(peer_pids), turn(own_pids)) for _ in range(arguments.turns)]
-            peer_moments = _moments(Path(one) / "0")
-        own_moments = [moment for moment, _ in read_times(Path(other), "worker-0")]
-    pairs = [(within(peer_moments, theirs_), within(own_moments, ours_)) for theirs_, ours_ in turns]
-    peer, own = (statistics.median(each) for each in zip(*pairs, strict=True))
-    ratios = sorted(b / a for a, b in pairs)
-    print(f"peer {peer * 1e3:.1f} ms, elastic {own * 1e3:.1f} ms; ratios {[round(r, 2) for r in ratios]}", flush=True)
+    found = [
+        measure({"depth": 8, "width": arguments.width}, arguments.workers, arguments.turns)
+        for _ in range(arguments.rounds)
+    ]
+    peer, own = (statistics.median(each) for each in zip(*(pair for pairs in found for pair in pairs), strict=True))
+    ratios = [statistics.median(b / a for a, b in pairs) for pairs in found]
+    print(f"peer {peer * 1e3:.1f} ms, elastic {own * 1e3:.1f} ms; ratios {[round(r, 3) for r in ratios]}", flush=True)
     value = peer * statistics.median(ratios)
     name = "DistributedDataParallel" if arguments.workers > 1 else "plain PyTorch loop"
     emit("overhead", value, "s", name, peer, value <= 1.03 * peer and peer >= 0.02, workers=arguments.workers)

@@ -22,7 +22,7 @@ from adaptrain.elastic.objects import Bucket
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.storage import Directory
 from adaptrain.errors import InvalidJob
-from adaptrain.local import LocalJob, _context
+from adaptrain.local import LocalJob, forks
 from adaptrain.run import run_manifest
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import dump
@@ -165,7 +165,7 @@ def test_whoever_is_killed_while_saving_leaves_the_newest_whole_checkpoint(
     where = where if "://" in where else str(tmp_path / where)
     for epoch in range((1 << 32) + 1, (1 << 32) + 7):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = _context().Process(target=save_for_ever, args=(where, epoch, s3.environment, theirs), daemon=True)
+        process = forks().Process(target=save_for_ever, args=(where, epoch, s3.environment, theirs), daemon=True)
         process.start()
         theirs.close()
         told = ours.recv()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from adaptrain.elastic import archive
 from adaptrain.elastic.storage import Directory
-from adaptrain.local import _context
+from adaptrain.local import forks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -102,7 +102,7 @@ def together(act: Act, size: int, path: Path) -> list[Any]:
     running = []
     for rank in range(size):
         ours, theirs = Pipe(duplex=False)
-        process = _context().Process(target=one_of_many, args=(act, rank, size, path, theirs), daemon=True)
+        process = forks().Process(target=one_of_many, args=(act, rank, size, path, theirs), daemon=True)
         process.start()
         theirs.close()
         running.append((process, ours))

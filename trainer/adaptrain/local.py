@@ -11,7 +11,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
 
 from adaptrain_api.checkpoints import checkpoint_uri
@@ -30,7 +30,11 @@ THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 class LocalJob:
-    """Starts and ends processes; decides nothing. Use as a context manager: leaving it kills what is left."""
+    """Starts and ends processes; decides nothing. Use as a context manager: leaving it kills what is left.
+
+    Args:
+        fork: workers begin with all imports, as forks of one process; else each begins anew, as in a pod.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class LocalJob:
         checkpoints: Path | None = None,
         trace: Path | None = None,
         source: Path | None = None,
+        fork: bool = True,
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="adaptrain-")
         self.directory = Path(self._scratch.name)
@@ -50,12 +55,13 @@ class LocalJob:
         """Where checkpoints are if not in a directory."""
         self._trace = trace
         self._source = source
+        self._context = forks() if fork else multiprocessing.get_context("spawn")
         self._held = [hold_port("127.0.0.1") for _ in range(2)]
         self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
         self._number = 0
         self._next = 0
         self.coordinator: subprocess.Popen[bytes] | None = None
-        self.workers: dict[int, ForkServerProcess] = {}
+        self.workers: dict[int, ForkServerProcess | SpawnProcess] = {}
 
     def __enter__(self) -> "LocalJob":
         return self
@@ -116,7 +122,7 @@ class LocalJob:
         if self._source is not None:
             more["ADAPTRAIN_SOURCE_DIR"] = str(self._source)
         arguments = (self._environment(more | environment), self.directory / f"worker-{number}.log")
-        process = _context().Process(target=_work, args=arguments, daemon=True)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         self.workers[number] = process
         return number
@@ -184,7 +190,7 @@ def _work(environment: dict[str, str], log: Path) -> None:
 
 
 @functools.cache
-def _context() -> ForkServerContext:
+def forks() -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
