@@ -51,7 +51,8 @@ def measure(minutes: float, every: float) -> tuple[float, float, int]:
 
 
 def goodput(trace: Path, began: float, ended: float) -> float:
-    """From the records: each step once, at the median duration of steps of groups as large."""
+    """From the records: each step once, at the median duration of steps of groups as large. Of a size that no group had
+    for two steps, since its replacement came at once, the shortest of the medians."""
     applied: dict[int, tuple[float, int]] = {}
     gaps: dict[int, list[float]] = {}
     for said in records(trace):
@@ -63,7 +64,8 @@ def goodput(trace: Path, began: float, ended: float) -> float:
             if began <= s["time"] <= ended:
                 applied[s["step"]] = s["time"], s["size"]
     usual = {size: statistics.median(seconds) for size, seconds in gaps.items()}
-    return sum(usual[size] for _, size in applied.values()) / (ended - began)
+    least = min(usual.values())
+    return sum(usual.get(size, least) for _, size in applied.values()) / (ended - began)
 
 
 if __name__ == "__main__":
