@@ -331,7 +331,7 @@ class SearchCoordinator:
                     log.warning("%s", self._storage_error)
                     await asyncio.sleep(RETRY_SECONDS)
             self._storage_error = None
-            if self._volume is not None:
+            if self._volume is not None and self._dispatch.spec.trial.callable is None:  # a function leaves no weights
                 await self._sweep(self._volume)
             for one in told:
                 self._metrics.ended(one.state)
