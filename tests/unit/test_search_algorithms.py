@@ -200,6 +200,26 @@ def test_noise_is_looked_through() -> None:
     assert aware > unaware + 0.1
 
 
+def test_under_noise_a_choice_that_seems_bad_is_tried_beside_the_best() -> None:
+    """The model has seen one choice in two bad architectures only, and would never take it."""
+    algorithm, rng = Auto(space(6), 0, noisy=True), np.random.default_rng(0)
+    best = (3, 3, 3, 3, 3, 3)
+    for rare in ((0, 0, 0, 0, 0, 2), (0, 0, 2, 0, 0, 0)):
+        algorithm.tell(rare, -5.0)
+    for _ in range(30):
+        near = list(best)
+        near[int(rng.integers(6))] = int(rng.choice([0, 1, 3]))
+        algorithm.tell(tuple(near), score(tuple(near)))
+    asked = [algorithm.ask(number) for number in range(60)]
+    unusual = [one.architecture for one in asked if one.why.get("unusual")]
+    assert unusual
+    for one in unusual:
+        changed = [d for d in range(6) if one[d] != best[d]]
+        assert len(changed) == 1
+        assert one[changed[0]] == 2
+    assert {one.why.get("unusual") for one in asked} == {True, False, None}
+
+
 def test_the_likelihood_rises_along_its_gradient() -> None:
     cells = NasBench201()
     rng = np.random.default_rng(0)

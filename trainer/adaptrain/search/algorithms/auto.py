@@ -6,6 +6,7 @@ of them is better, not how bad the bad ones are.
 
 import math
 from collections.abc import Hashable, Sequence, Set
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,11 @@ SOFT = 0.15
 NOISY_SOFT = 1.0
 """c under noise, where the best ones differ by luck, which is not to be spread out."""
 PARENTS = 10
-AGAIN = 0.25
+AGAIN = 0.2
 """Under noise, so often an architecture is looked at that was looked at before."""
+UNUSUAL = PROMISING = 0.15
+"""Under noise, so often a neighbour of the likely best is taken: whose choice was tried least, or which promises most.
+A few unlucky looks convince the model that a choice is bad, and it would never learn better."""
 MUTANTS = 100
 RANDOM = 100
 CLIMBS = 3
@@ -53,28 +57,53 @@ class Auto(Algorithm):
         if known is None:
             return Proposal(self.unseen(rng))
         codes, values = known
-        thought = self._model.predict(codes, self.space.features(codes)) if self.noisy else None
-        worth = values if thought is None else thought[0]
-        order = np.argsort(-worth, kind="stable")
-        parents = [tuple(code) for code in codes[order[:PARENTS]].tolist()]
+        deviation = np.zeros(len(values))
+        if self.noisy:
+            values, deviation = self._model.predict(codes, self.space.features(codes))
+        codes = codes[order := np.argsort(-values, kind="stable")]
+        best = float(values[order[0]])
+        if self.noisy:
+            turn = rng.random()
+            if turn < UNUSUAL + PROMISING and (near := self._near(codes, best, unusual=turn < UNUSUAL)):
+                return near
+            if UNUSUAL + PROMISING <= turn < UNUSUAL + PROMISING + AGAIN:
+                hopeful: Architecture = tuple(codes[int(np.argmax((values + deviation)[order]))].tolist())
+                return Proposal(hopeful, {"again": True, "mean": best})
+        parents = [tuple(code) for code in codes[:PARENTS].tolist()]
         pool = candidates(self.space, parents, self.seen, rng)
         if not pool:
             return Proposal(self.unseen(rng))
-        if thought is not None and rng.random() < AGAIN:
-            hopeful: Architecture = tuple(codes[int(np.argmax(thought[0] + thought[1]))].tolist())
-            return Proposal(hopeful, {"again": True, "mean": float(worth.max())})
-        gain, mean = self._gain(pool, float(worth.max()))
+        gain, mean = self._gain(pool, best)
         found = set(pool)
         for _ in range(CLIMBS):
             top = [pool[i] for i in np.argsort(-gain, kind="stable")[:PARENTS]]
-            near = {other: None for one in top for other in self.space.neighbours(one) if other not in found}
-            if not (more := unlike(self.space, list(near), self.seen)):
+            near_top = {other: None for one in top for other in self.space.neighbours(one) if other not in found}
+            if not (more := unlike(self.space, list(near_top), self.seen)):
                 break
-            found |= near.keys()
-            more_gain, more_mean = self._gain(more, float(worth.max()))
+            found |= near_top.keys()
+            more_gain, more_mean = self._gain(more, best)
             pool, gain, mean = pool + more, np.append(gain, more_gain), np.append(mean, more_mean)
-        best = int(np.argmax(gain))
-        return Proposal(pool[best], {"log_ei": float(gain[best]), "mean": float(mean[best])})
+        return _most_promising(pool, gain, mean, {})
+
+    def _near(self, codes: Codes, best: float, unusual: bool) -> Proposal | None:
+        """A neighbour of the first of ``codes``, or of the second if all of the first's were tried; None: of both.
+
+        Args:
+            unusual: of those whose new choice is the rarest among ``codes``; else of all.
+        """
+        for parent in codes[:2]:
+            pool = unlike(self.space, self.space.neighbours(tuple(parent.tolist())), self.seen)
+            if not pool:
+                continue
+            if unusual:
+                tried = [
+                    min(int((codes[:, d] == one[d]).sum()) for d in np.flatnonzero(np.array(one) != parent))
+                    for one in pool
+                ]
+                pool = [one for one, count in zip(pool, tried, strict=True) if count == min(tried)]
+            gain, mean = self._gain(pool, best)
+            return _most_promising(pool, gain, mean, {"unusual": unusual})
+        return None
 
     def _gain(self, pool: list[Architecture], best: float) -> tuple[Floats, Floats]:
         """Logarithms of the expected improvements, and the means that are expected."""
@@ -123,6 +152,11 @@ class Auto(Algorithm):
         codes = np.array([architecture for architecture, _, _ in known])
         values = spread(np.array([mean for _, mean, _ in known]), NOISY_SOFT if self.noisy else SOFT)
         return codes, self.space.features(codes), values, np.array([float(count) for _, _, count in known])
+
+
+def _most_promising(pool: list[Architecture], gain: Floats, mean: Floats, why: dict[str, Any]) -> Proposal:
+    best = int(np.argmax(gain))
+    return Proposal(pool[best], {**why, "log_ei": float(gain[best]), "mean": float(mean[best])})
 
 
 def candidates(
