@@ -87,6 +87,7 @@ def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples
     assert one.ranking[0][0] == one.architecture
     assert [score for _, score in one.ranking] == sorted((score for _, score in one.ranking), reverse=True)
     assert all(space.is_valid(architecture) for architecture, _ in one.ranking)
+    assert len({space.key(architecture) for architecture, _ in one.ranking}) == len(one.ranking)
     if name == "darts" and isinstance(space, NasBench201):
         assert NONE not in (*one.architecture, *other.architecture)
 
