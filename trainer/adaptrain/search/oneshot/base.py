@@ -1,7 +1,7 @@
 """What one-shot methods share: data in two halves, passes over them that can be continued later, and what is found."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -107,13 +107,9 @@ class Run:
         raise NotImplementedError
 
     def found(self) -> Found:
-        """What it has found so far; of cells that compute the same, the first."""
+        """What it has found so far."""
         with self._seeded("found"):
-            found = self.conclude()
-        unlike: dict[Hashable, tuple[Architecture, float]] = {}
-        for one in found.ranking:
-            unlike.setdefault(self.space.key(one[0]), one)
-        return Found(found.architecture, list(unlike.values()))
+            return self.conclude()
 
     def conclude(self) -> Found:
         """Rank cells with the network as it is."""

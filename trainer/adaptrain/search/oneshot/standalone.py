@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adaptrain.models import BUILT_IN
+from adaptrain.search.algorithms.auto import unlike
 from adaptrain.search.oneshot.base import Found, Samples, batches, halves, ranked, seeded
 from adaptrain.search.spaces.base import Architecture, Space
 
@@ -47,13 +48,13 @@ def finals(
 
     Args:
         samples: those of the search.
-        among: how many of the ranking.
+        among: how many of the ranking; of those that compute the same, the first.
         epochs: passes over a half.
     """
     with seeded(seed, "finals"):
         one, other = halves(samples)
     scores = []
-    for architecture, _ in found.ranking[:among]:
+    for architecture in unlike(space, [one for one, _ in found.ranking], set())[:among]:
         losses = [
             loss_of(trained(space, architecture, train, classes, epochs, seed, n), compare)
             for n, (train, compare) in enumerate(((one, other), (other, one)))
