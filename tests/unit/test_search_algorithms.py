@@ -19,6 +19,7 @@ from adaptrain.search.algorithms.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 from adaptrain.search.spaces.nasbench201 import NasBench201
+from adaptrain.search.spaces.nasbenchgraph import LAYERS, NasBenchGraph
 
 Make = Callable[[Space, int], Algorithm]
 
@@ -234,6 +235,21 @@ def test_the_likelihood_rises_along_its_gradient() -> None:
     mean, deviation = model.predict(codes, cells.features(codes))
     assert float(np.corrcoef(mean, values)[0, 1]) > 0.9
     assert (deviation < 1).all()
+
+
+def test_what_a_layer_is_worth_is_known_wherever_it_is() -> None:
+    """Sixty architectures of 57,000: few of the others are like one of them, but their layers are the same."""
+    graphs, rng = NasBenchGraph(), np.random.default_rng(0)
+    drawn = np.array([graphs.random(rng) for _ in range(360)])
+    layers = drawn[:, 1:]
+    values = (layers == LAYERS.index("gcn")).sum(axis=1) - 0.5 * (layers == LAYERS.index("fc")).sum(axis=1)
+    values = (values - values.mean()) / values.std()
+    model, seen, unseen = GaussianProcess(graphs, 0), drawn[:60], drawn[60:]
+    data = seen, graphs.features(seen), values[:60], np.ones(60)
+    model.fit(*data, steps=30)
+    model.condition(*data)
+    mean, _ = model.predict(unseen, graphs.features(unseen))
+    assert float(np.corrcoef(mean, values[60:])[0, 1]) > 0.9999
 
 
 def test_the_gradient_is_that_of_the_likelihood() -> None:

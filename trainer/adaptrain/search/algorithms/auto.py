@@ -5,13 +5,14 @@ of them is better, not how bad the bad ones are.
 """
 
 import math
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptrain.search.algorithms.base import Algorithm, Proposal
+from adaptrain.search.algorithms.candidates import candidates, unlike
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.spaces.base import Architecture, Codes, Features, Space
 
@@ -27,8 +28,6 @@ AGAIN = 0.2
 UNUSUAL = PROMISING = 0.15
 """Under noise, so often a neighbour of the likely best is taken: whose choice was tried least, or which promises most.
 A few unlucky looks convince the model that a choice is bad, and it would never learn better."""
-MUTANTS = 100
-RANDOM = 100
 CLIMBS = 3
 """So often the neighbours of the most promising candidates become candidates."""
 STEPS = 5
@@ -157,32 +156,6 @@ class Auto(Algorithm):
 def _most_promising(pool: list[Architecture], gain: Floats, mean: Floats, why: dict[str, Any]) -> Proposal:
     best = int(np.argmax(gain))
     return Proposal(pool[best], {**why, "log_ei": float(gain[best]), "mean": float(mean[best])})
-
-
-def candidates(
-    space: Space, parents: list[Architecture], seen: Set[Hashable], rng: np.random.Generator
-) -> list[Architecture]:
-    """Neighbours of the parents, mutants of two steps, and random ones, without those whose keys were seen."""
-    found = [near for parent in parents for near in space.neighbours(parent)]
-    for _ in range(MUTANTS):
-        mutant = list(parents[int(rng.integers(len(parents)))])
-        for place in rng.integers(len(mutant), size=2):
-            if space.sizes[place] > 1:
-                # Any other choice.
-                mutant[place] = int(mutant[place] + rng.integers(1, space.sizes[place])) % space.sizes[place]
-        if space.is_valid(tuple(mutant)):
-            found.append(tuple(mutant))
-    found += [space.random(rng) for _ in range(RANDOM)]
-    return unlike(space, found, seen)
-
-
-def unlike(space: Space, found: list[Architecture], seen: Set[Hashable]) -> list[Architecture]:
-    """Those whose keys were not seen, one of each."""
-    fresh: dict[Hashable, Architecture] = {}
-    for one in found:
-        if (same := space.key(one)) not in seen:
-            fresh.setdefault(same, one)
-    return list(fresh.values())
 
 
 def spread(values: Floats, soft: float = SOFT) -> Floats:

@@ -14,8 +14,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrain.search.algorithms.auto import FIRST_STEPS, GROWTH, MOST, PARENTS, STEPS, candidates
+from adaptrain.search.algorithms.auto import FIRST_STEPS, GROWTH, MOST, PARENTS, STEPS
 from adaptrain.search.algorithms.base import Algorithm, Proposal
+from adaptrain.search.algorithms.candidates import candidates
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.spaces.base import Architecture, Codes, Space
 

@@ -1,9 +1,13 @@
 """A Gaussian process over categorical choices (Rasmussen and Williams, 2006, chapters 2 and 5).
 
 The covariance of two architectures falls with the squared distance of their choices' embeddings, weighted for each
-dimension, and of their features, weighted for each group:
+dimension, and of their features, weighted for each group; beside it, values are linear in the features:
 
     k(x, y) = s exp(-sum_d w_d |E_d(x_d) - E_d(y_d)|^2 - sum_g v_g |phi_g(x) - phi_g(y)|^2)
+              + sum_g u_g phi_g(x) . phi_g(y)
+
+So what a feature is worth on average is known from all that have it, however unlike they are otherwise; features are
+counted from their mean.
 
 What was looked at n times is known by its mean, whose noise is an n-th of one look's.
 
@@ -24,12 +28,14 @@ RATE = 0.1
 """Of Adam (Kingma and Ba, 2015), on logarithms."""
 BY_FEATURES = 0.8
 """Of the squared distance of two architectures, about 1 before anything is learned, if there are features."""
+LINEAR = float(np.exp(-1.0))
+"""Variance by each group of features, before anything is learned."""
 FIRST_NOISE = 0.1
 """Variance, before anything is learned."""
 SAMPLE = 200
-"""Architectures by which the features' weights are set."""
+"""Architectures by which the features' weights are set, and their mean."""
 JITTER = 1e-6
-WIDTH = {"weights": 1.0, "features": 1.5, "scale": 1.0, "noise": 2.0}
+WIDTH = {"weights": 1.0, "features": 1.5, "linear": 1.5, "scale": 1.0, "noise": 2.0}
 EMBEDDING_WIDTH = 0.3
 NOISE = (np.log(1e-5), np.log(2.0))
 """The variance's bounds, as logarithms."""
@@ -47,9 +53,14 @@ class GaussianProcess:
         size_of = {kind: len(d.choices) for kind, d in zip(self._kind, space.dimensions, strict=True)}
         groups = space.feature_groups
         self._groups = [slice(end - size, end) for size, end in zip(groups, np.cumsum(groups), strict=True)]
+        drawn = space.features(np.array([space.random(rng) for _ in range(SAMPLE)]))
+        self._middle = drawn.mean(axis=0)
+        variances = np.maximum([float(drawn[:, group].var(axis=0).sum()) for group in self._groups], 1e-6)
         self.parameters: dict[str, Floats] = {
             "weights": np.full(len(space.sizes), np.log((1.0 - BY_FEATURES if groups else 1.0) / len(space.sizes))),
-            "features": self._equal_weights(space, rng),
+            # Random architectures are equally far from each other by each group.
+            "features": np.log(BY_FEATURES / max(len(groups), 1) / (2.0 * variances)),
+            "linear": np.log(LINEAR / variances),
             "scale": np.array([0.0]),
             "noise": np.array([np.log(FIRST_NOISE)]),
         }
@@ -63,9 +74,9 @@ class GaussianProcess:
 
     def fit(self, codes: Codes, features: Features, values: Floats, looks: Floats, steps: int) -> None:
         """Take so many steps towards the likeliest parameters."""
-        hot, apart = self._one_hot(codes), self._apart(features)
+        hot, apart, along = self._one_hot(codes), self._apart(features), self._along(features)
         for _ in range(steps):
-            self._climb(self._gradient(hot, apart, codes, values, looks))
+            self._climb(self._gradient(hot, apart, along, codes, values, looks))
 
     def condition(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> None:
         """Predict from these data: ``values`` are means of so many ``looks``."""
@@ -81,13 +92,15 @@ class GaussianProcess:
 
     def gradient(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> dict[str, Floats]:
         """Of the likelihood, by the parameters."""
-        return self._gradient(self._one_hot(codes), self._apart(features), codes, values, looks)
+        along = self._along(features)
+        return self._gradient(self._one_hot(codes), self._apart(features), along, codes, values, looks)
 
     def predict(self, codes: Codes, features: Features) -> tuple[Floats, Floats]:
         """Mean and standard deviation, without noise."""
         between = self._covariance(codes, features, self._codes, self._features)
         solved = self._inverse @ between.T
-        variance = np.exp(self.parameters["scale"][0]) - np.einsum("ij,ij->j", solved, solved)
+        before = np.exp(self.parameters["scale"][0]) + (self._linear(features) ** 2).sum(axis=1)
+        variance = before - np.einsum("ij,ij->j", solved, solved)
         return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
 
     @property
@@ -95,18 +108,14 @@ class GaussianProcess:
         """Standard deviation of one look."""
         return float(np.exp(0.5 * self.parameters["noise"][0]))
 
-    def _equal_weights(self, space: Space, rng: np.random.Generator) -> Floats:
-        """Logarithms of the groups' weights by which random architectures are equally far from each other by each."""
-        if not self._groups:
-            return np.zeros(0)
-        features = space.features(np.array([space.random(rng) for _ in range(SAMPLE)]))
-        far = np.array([2.0 * features[:, group].var(axis=0).sum() for group in self._groups])
-        found: Floats = np.log(BY_FEATURES / len(far) / np.maximum(far, 1e-6))
-        return found
-
     def _apart(self, features: Features) -> Floats:
         """Squared distances by each group: [groups, n, n]."""
         each = [_squared_distances(features[:, group], features[:, group]) for group in self._groups]
+        return np.array(each).reshape(len(each), len(features), len(features))
+
+    def _along(self, features: Features) -> Floats:
+        """Products by each group: [groups, n, n]."""
+        each = [(centred := features[:, group] - self._middle[group]) @ centred.T for group in self._groups]
         return np.array(each).reshape(len(each), len(features), len(features))
 
     def _one_hot(self, codes: Codes) -> Floats:
@@ -131,7 +140,13 @@ class GaussianProcess:
     def _covariance(self, one: Codes, features: Features, other: Codes, others: Features) -> Floats:
         distance = _squared_distances(self._placed(one, features), self._placed(other, others))
         found: Floats = np.exp(self.parameters["scale"][0] - distance)
-        return found
+        return found + self._linear(features) @ self._linear(others).T
+
+    def _linear(self, features: Features) -> Floats:
+        """Centred and weighted: products of these are the covariance of what is linear."""
+        weights = np.exp(0.5 * self.parameters["linear"])
+        parts = [w * (features[:, g] - self._middle[g]) for w, g in zip(weights, self._groups, strict=True)]
+        return np.concatenate([np.zeros((len(features), 0)), *parts], axis=1)
 
     def _solve(self, covariance: Floats, values: Floats, looks: Floats) -> tuple[Floats, Floats]:
         """K^-1 y, and the inverse of K's Cholesky factor."""
@@ -139,18 +154,22 @@ class GaussianProcess:
         inverse = np.linalg.inv(np.linalg.cholesky(noisy))
         return inverse.T @ (inverse @ values), inverse
 
-    def _gradient(self, hot: Floats, apart: Floats, codes: Codes, values: Floats, looks: Floats) -> dict[str, Floats]:
+    def _gradient(
+        self, hot: Floats, apart: Floats, along: Floats, codes: Codes, values: Floats, looks: Floats
+    ) -> dict[str, Floats]:
         distance = np.tensordot(np.exp(self.parameters["features"]), apart, 1)
         embedded = self._embedded(codes)
-        covariance = np.exp(self.parameters["scale"][0] - distance - _squared_distances(embedded, embedded))
-        alpha, inverse = self._solve(covariance, values, looks)
+        near = np.exp(self.parameters["scale"][0] - distance - _squared_distances(embedded, embedded))
+        slopes = np.exp(self.parameters["linear"])
+        alpha, inverse = self._solve(near + np.tensordot(slopes, along, 1), values, looks)
         # d log p / dK = (alpha alpha^T - K^-1) / 2 (Rasmussen and Williams, equation 5.9)
         slope = 0.5 * (np.outer(alpha, alpha) - inverse.T @ inverse)
-        through = slope * covariance
+        through = slope * near
         gradient: dict[str, Floats] = {
             "scale": np.array([through.sum()]),
             "noise": np.array([(np.diag(slope) / looks).sum() * np.exp(self.parameters["noise"][0])]),
             "features": -np.exp(self.parameters["features"]) * np.tensordot(apart, through, 2),
+            "linear": slopes * np.tensordot(along, slope, 2),
         }
         met = hot.T @ through @ hot
         weights = np.exp(self.parameters["weights"])

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptrain.search.algorithms.auto import spread, unlike
+from adaptrain.search.algorithms.auto import spread
 from adaptrain.search.algorithms.base import Algorithm, Proposal
+from adaptrain.search.algorithms.candidates import unlike
 from adaptrain.search.spaces.base import Architecture, Space
 
 Floats = NDArray[np.float64]
