@@ -147,6 +147,41 @@ def test_finals_are_won_by_what_learns(samples: Samples) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_worse_half_leaves_the_finals_after_each_round(samples: Samples) -> None:
+    none, pools, conv = (0,) * 6, (4,) * 6, (3,) * 6
+    ranking: list[tuple[tuple[int, ...], float]] = [(none, 0.9), (pools, 0.6), (conv, 0.5)]
+    found = finals(SMALL[0], Found(none, ranking), samples, 10, 0, among=3, epochs=10)
+    assert [architecture for architecture, _ in found.ranking] == [conv, pools]
+
+
+def test_a_controller_that_has_settled_is_not_all_there_is(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On cells of pools: half of the cells that train the shared weights are others, and many that are ranked."""
+    enas = run("enas", SMALL[0], samples, 0, epochs=20)
+    controller = enas.parts["controller"]
+    assert isinstance(controller, Controller)
+    (logits,) = controller.logits.values()
+    with torch.no_grad():
+        logits.weight.zero_()
+        logits.bias.copy_(torch.tensor([-100.0, -100.0, -100.0, -100.0, 100.0]))
+    drawn: list[tuple[int, ...]] = []
+
+    def step(batch: Samples, weights: torch.Tensor) -> float:
+        drawn.append(tuple(weights[0].argmax(1).tolist()))
+        enas.sgd.step()  # of no gradient: the schedule wants one
+        return 0.0
+
+    monkeypatch.setattr(enas, "step", step)
+    for _ in range(20):
+        enas.train_drawn(controller.draw)
+    settled = drawn.count((4,) * 6) / len(drawn)
+    drawn.clear()
+    for _ in range(20):
+        enas.advance()
+    assert settled > 0.7
+    assert 0.2 < drawn.count((4,) * 6) / len(drawn) < 0.6
+    assert len(enas.found().ranking) > 40
+
+
 def test_auxiliary_skips_count_only_while_they_are_set() -> None:
     with seeded(0, "test"):
         net = supernet(SMALL[0], (1, 8, 8), 10)

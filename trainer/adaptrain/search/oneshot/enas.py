@@ -1,9 +1,15 @@
 """ENAS (Pham et al., 2018): a controller draws cells; what it draws trains the shared weights, and is rewarded for how
-well it does with them (section 2.2)."""
+well it does with them (section 2.2).
+
+On few data it settles early, on what needs few steps to be of use (cells of pools), and since it then trains nothing
+else, nothing else is ever of more use. Here only half of the cells are its own: the others are drawn uniformly, those
+that train the weights and those that are ranked (as all of them are in Bender et al., 2018).
+"""
 
 import math
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,8 +24,10 @@ TEMPERATURE, SPAN = 5.0, 2.5
 BASELINE = 0.95
 """Of the moving average of rewards, per step."""
 ENTROPY = 1e-4
+UNIFORM = 0.5
+"""Of the cells that train the shared weights."""
 LAST = 50
-"""Cells that are drawn in the end, among which the best is found."""
+"""Cells that are drawn in the end by the controller, and as many uniformly: the best is found among them."""
 
 
 class Controller(nn.Module):
@@ -75,8 +83,8 @@ class EnasRun(Run):
 
     def one_pass(self) -> dict[str, float]:
         """``accuracy`` of its figures is the moving average of what the controller draws."""
-        controller = self._controller
-        mean = self.train_drawn(controller.draw)
+        controller, rng = self._controller, np.random.default_rng([self.seed, self.passes])
+        mean = self.train_drawn(lambda: self.space.random(rng) if rng.random() < UNIFORM else controller.draw())
         for _ in range(self.method.controller_steps):
             drawn, log, entropy = controller()
             reward = merit(self.net, self.compare, drawn)
@@ -89,5 +97,6 @@ class EnasRun(Run):
         return {"loss": mean, "accuracy": float(controller.baseline)}
 
     def conclude(self) -> Found:
-        last = {self._controller.draw() for _ in range(LAST)}
+        rng = np.random.default_rng(self.seed)
+        last = {self._controller.draw() for _ in range(LAST)} | {self.space.random(rng) for _ in range(LAST)}
         return ranked((one, merit(self.net, self.compare, one)) for one in sorted(last))
