@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptrain.search.algorithms.base import Algorithm, Proposal
-from adaptrain.search.algorithms.candidates import candidates, unlike
+from adaptrain.search.algorithms.candidates import PARENTS, candidates, climb, unlike
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.spaces.base import Architecture, Codes, Features, Space
 
@@ -22,14 +22,11 @@ SOFT = 0.15
 """c above: without it the best one would be infinitely better than all."""
 NOISY_SOFT = 1.0
 """c under noise, where the best ones differ by luck, which is not to be spread out."""
-PARENTS = 10
 AGAIN = 0.2
 """Under noise, so often an architecture is looked at that was looked at before."""
 UNUSUAL = PROMISING = 0.15
 """Under noise, so often a neighbour of the likely best is taken: whose choice was tried least, or which promises most.
 A few unlucky looks convince the model that a choice is bad, and it would never learn better."""
-CLIMBS = 3
-"""So often the neighbours of the most promising candidates become candidates."""
 STEPS = 5
 FIRST_STEPS = 30
 GROWTH = 1.01
@@ -72,17 +69,8 @@ class Auto(Algorithm):
         pool = candidates(self.space, parents, self.seen, rng)
         if not pool:
             return Proposal(self.unseen(rng))
-        gain, mean = self._gain(pool, best)
-        found = set(pool)
-        for _ in range(CLIMBS):
-            top = [pool[i] for i in np.argsort(-gain, kind="stable")[:PARENTS]]
-            near_top = {other: None for one in top for other in self.space.neighbours(one) if other not in found}
-            if not (more := unlike(self.space, list(near_top), self.seen)):
-                break
-            found |= near_top.keys()
-            more_gain, more_mean = self._gain(more, best)
-            pool, gain, mean = pool + more, np.append(gain, more_gain), np.append(mean, more_mean)
-        return _most_promising(pool, gain, mean, {})
+        chosen, gain = climb(self.space, pool, self.seen, lambda some: self._gain(some, best))
+        return self._proposal(chosen, gain, {})
 
     def _near(self, codes: Codes, best: float, unusual: bool) -> Proposal | None:
         """A neighbour of the first of ``codes``, or of the second if all of the first's were tried; None: of both.
@@ -100,18 +88,24 @@ class Auto(Algorithm):
                     for one in pool
                 ]
                 pool = [one for one, count in zip(pool, tried, strict=True) if count == min(tried)]
-            gain, mean = self._gain(pool, best)
-            return _most_promising(pool, gain, mean, {"unusual": unusual})
+            gains = self._gain(pool, best)
+            chosen = int(np.argmax(gains))
+            return self._proposal(pool[chosen], float(gains[chosen]), {"unusual": unusual})
         return None
 
-    def _gain(self, pool: list[Architecture], best: float) -> tuple[Floats, Floats]:
-        """Logarithms of the expected improvements, and the means that are expected."""
+    def _proposal(self, chosen: Architecture, gain: float, why: dict[str, Any]) -> Proposal:
+        codes: Codes = np.array([chosen])
+        mean, _ = self._model.predict(codes, self.space.features(codes))
+        return Proposal(chosen, {**why, "log_ei": gain, "mean": float(mean[0])})
+
+    def _gain(self, pool: list[Architecture], best: float) -> Floats:
+        """Logarithms of the expected improvements."""
         codes: Codes = np.array(pool)
         mean, deviation = self._model.predict(codes, self.space.features(codes))
         if not self.noisy:
             # What the model takes for noise is then part of what will be seen.
             deviation = np.hypot(deviation, self._model.noise)
-        return log_expected_improvement(mean, deviation, best), mean
+        return log_expected_improvement(mean, deviation, best)
 
     def pick(self) -> Architecture:
         """Which of those that were tried is thought to be the best."""
@@ -151,11 +145,6 @@ class Auto(Algorithm):
         codes = np.array([architecture for architecture, _, _ in known])
         values = spread(np.array([mean for _, mean, _ in known]), NOISY_SOFT if self.noisy else SOFT)
         return codes, self.space.features(codes), values, np.array([float(count) for _, _, count in known])
-
-
-def _most_promising(pool: list[Architecture], gain: Floats, mean: Floats, why: dict[str, Any]) -> Proposal:
-    best = int(np.argmax(gain))
-    return Proposal(pool[best], {**why, "log_ei": float(gain[best]), "mean": float(mean[best])})
 
 
 def spread(values: Floats, soft: float = SOFT) -> Floats:

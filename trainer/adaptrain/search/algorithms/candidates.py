@@ -1,13 +1,17 @@
 """Which architectures are looked at by a model, to find the one to try next."""
 
-from collections.abc import Hashable, Set
+from collections.abc import Callable, Hashable, Set
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptrain.search.spaces.base import Architecture, Space
 
+PARENTS = 10
 MUTANTS = 100
 RANDOM = 100
+CLIMBS = 3
+"""So often the neighbours of the most promising candidates become candidates."""
 
 
 def candidates(
@@ -25,6 +29,29 @@ def candidates(
             found.append(tuple(mutant))
     found += [space.random(rng) for _ in range(RANDOM)]
     return unlike(space, found, seen)
+
+
+def climb(
+    space: Space,
+    pool: list[Architecture],
+    seen: Set[Hashable],
+    gain: Callable[[list[Architecture]], NDArray[np.float64]],
+) -> tuple[Architecture, float]:
+    """The candidate of the largest gain in a pool and about it, and its gain.
+
+    Args:
+        gain: of each of [n] candidates.
+    """
+    gains, found = gain(pool), set(pool)
+    for _ in range(CLIMBS):
+        top = [pool[i] for i in np.argsort(-gains, kind="stable")[:PARENTS]]
+        near_top = {other: None for one in top for other in space.neighbours(one) if other not in found}
+        if not (more := unlike(space, list(near_top), seen)):
+            break
+        found |= near_top.keys()
+        pool, gains = pool + more, np.append(gains, gain(more))
+    best = int(np.argmax(gains))
+    return pool[best], float(gains[best])
 
 
 def unlike(space: Space, found: list[Architecture], seen: Set[Hashable]) -> list[Architecture]:

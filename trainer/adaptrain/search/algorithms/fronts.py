@@ -14,9 +14,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptrain.search.algorithms.auto import FIRST_STEPS, GROWTH, MOST, PARENTS, STEPS
+from adaptrain.search.algorithms.auto import FIRST_STEPS, GROWTH, MOST, STEPS
 from adaptrain.search.algorithms.base import Algorithm, Proposal
-from adaptrain.search.algorithms.candidates import candidates
+from adaptrain.search.algorithms.candidates import PARENTS, candidates, climb
 from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.spaces.base import Architecture, Codes, Space
 
@@ -61,17 +61,25 @@ class Fronts:
         pool = candidates(self.space, [tuple(code) for code in codes[chosen].tolist()], history.seen, rng)
         if not pool:
             return Proposal(history.unseen(rng))
-        asked: Codes = np.array(pool)
-        features = self.space.features(asked)
-        said = [model.predict(asked, features) for model in self._models]
-        mean = np.stack([one for one, _ in said], axis=1)
+        draws = rng.standard_normal((DRAWS, 1, len(self._models)))
+        directions = np.abs(rng.standard_normal((DIRECTIONS, len(self._models))))
+
+        def gain(some: list[Architecture]) -> Floats:
+            mean, deviation = self._predict(some)
+            return hypervolume_gain(mean + deviation * draws, worth[front], directions)
+
+        best, gained = climb(self.space, pool, history.seen, gain)
+        mean, deviation = (one[0].tolist() for one in self._predict([best]))
+        return Proposal(best, {"gain": gained, "mean": mean, "deviation": deviation})
+
+    def _predict(self, some: list[Architecture]) -> tuple[Floats, Floats]:
+        """Means and standard deviations of what will be seen: [n, objectives]."""
+        codes: Codes = np.array(some)
+        features = self.space.features(codes)
+        said = [model.predict(codes, features) for model in self._models]
         noise = np.array([model.noise for model in self._models])
-        deviation = np.hypot(np.stack([one for _, one in said], axis=1), noise)
-        drawn = mean + deviation * rng.standard_normal((DRAWS, 1, len(self._models)))
-        gain = hypervolume_gain(drawn, worth[front], rng)
-        best = int(np.argmax(gain))
-        why = {"gain": float(gain[best]), "mean": mean[best].tolist(), "deviation": deviation[best].tolist()}
-        return Proposal(pool[best], why)
+        mean, deviation = np.stack([one for one, _ in said], axis=1), np.stack([one for _, one in said], axis=1)
+        return mean, np.hypot(deviation, noise)
 
     def _learn(self) -> tuple[Codes, Floats]:
         """Architectures and their normal scores [n, objectives], which the models have learned from.
@@ -127,19 +135,19 @@ def undominated(values: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def hypervolume_gain(drawn: Floats, front: Floats, rng: np.random.Generator) -> Floats:
+def hypervolume_gain(drawn: Floats, front: Floats, directions: Floats) -> Floats:
     """What each candidate would add to what the front dominates, up to a factor: [n] for draws [draws, n, objectives].
 
     Args:
         front: [size, objectives].
+        directions: positive, of any length: [any number, objectives].
     """
     corner = front.min(axis=0) - BELOW
-    directions = np.abs(rng.standard_normal((DIRECTIONS, front.shape[1])))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     power = front.shape[1]
     gain = np.zeros(drawn.shape[1])
     for direction in directions:
         reached = ((front - corner) / direction).min(axis=1).max() ** power
         reach = np.maximum(((drawn - corner) / direction).min(axis=2), 0.0) ** power
         gain += np.maximum(reach - reached, 0.0).mean(axis=0)
-    return gain / DIRECTIONS
+    return gain / len(directions)
