@@ -52,6 +52,7 @@ class GaussianProcess:
         self._kind = [kinds.setdefault(dimension.kind, len(kinds)) for dimension in space.dimensions]
         size_of = {kind: len(d.choices) for kind, d in zip(self._kind, space.dimensions, strict=True)}
         groups = space.feature_groups
+        self._group_sizes = np.array(groups, dtype=np.int64)
         self._groups = [slice(end - size, end) for size, end in zip(groups, np.cumsum(groups), strict=True)]
         drawn = space.features(np.array([space.random(rng) for _ in range(SAMPLE)]))
         self._middle = drawn.mean(axis=0)
@@ -115,7 +116,8 @@ class GaussianProcess:
 
     def _along(self, features: Features) -> Floats:
         """Products by each group: [groups, n, n]."""
-        each = [(centred := features[:, group] - self._middle[group]) @ centred.T for group in self._groups]
+        centred = features - self._middle
+        each = [centred[:, group] @ centred[:, group].T for group in self._groups]
         return np.array(each).reshape(len(each), len(features), len(features))
 
     def _one_hot(self, codes: Codes) -> Floats:
@@ -145,8 +147,8 @@ class GaussianProcess:
     def _linear(self, features: Features) -> Floats:
         """Centred and weighted: products of these are the covariance of what is linear."""
         weights = np.exp(0.5 * self.parameters["linear"])
-        parts = [w * (features[:, g] - self._middle[g]) for w, g in zip(weights, self._groups, strict=True)]
-        return np.concatenate([np.zeros((len(features), 0)), *parts], axis=1)
+        found: Floats = np.repeat(weights, self._group_sizes) * (features - self._middle)
+        return found
 
     def _solve(self, covariance: Floats, values: Floats, looks: Floats) -> tuple[Floats, Floats]:
         """K^-1 y, and the inverse of K's Cholesky factor."""

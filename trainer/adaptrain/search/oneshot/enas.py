@@ -25,7 +25,7 @@ BASELINE = 0.95
 """Of the moving average of rewards, per step."""
 ENTROPY = 1e-4
 UNIFORM = 0.5
-"""Of the cells that train the shared weights."""
+"""So many of the cells that train the shared weights."""
 LAST = 50
 """Cells that are drawn in the end by the controller, and as many uniformly: the best is found among them."""
 
