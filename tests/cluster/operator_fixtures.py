@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from adaptrain_api.progress import HTTP_PORT
+from adaptrain_operator.core import naming
 
 Object = dict[str, Any]
 
@@ -228,7 +229,8 @@ class Coordinator:
         self.progress: Object = {"number": number, "state": "running", "step": 1}
         self._cluster, self._job = cluster, job
         pod = until(lambda: [p for p in cluster.pods(job, "coordinator", "Running") if self._mine(p)], what="a pod")[0]
-        secret = cluster.call("GET", f"{cluster.core}/secrets/{job}-token")
+        name = naming.token_secret(job, cluster.job(job)["metadata"]["uid"])
+        secret = cluster.call("GET", f"{cluster.core}/secrets/{name}")
         self._token = base64.b64decode(secret["data"]["token"]).decode()
         self._server = ThreadingHTTPServer((self.address, HTTP_PORT), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)

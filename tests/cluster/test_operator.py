@@ -247,9 +247,14 @@ def test_a_job_of_the_same_name_starts_anew(cluster: Cluster, operator: Operator
         return len([pod for pod in pods if pod["status"]["phase"] == "Running"]) == 3
 
     until(anew, 60, "three pods of the new job")
-    for kind in ("services", "secrets", "configmaps", "serviceaccounts"):
-        owners = [one["metadata"]["ownerReferences"] for one in _ours(cluster, f"{cluster.core}/{kind}")]
-        assert [[owner["uid"] for owner in each] for each in owners] == [[uid]], kind
+
+    def owners(kind: str) -> list[list[str]]:
+        found = [one["metadata"]["ownerReferences"] for one in _ours(cluster, f"{cluster.core}/{kind}")]
+        return [[owner["uid"] for owner in each] for each in found]
+
+    for kind in ("services", "configmaps", "serviceaccounts"):
+        assert owners(kind) == [[uid]], kind
+    until(lambda: owners("secrets") == [[uid]], what="the old job's token to go with it")
 
 
 def test_health_and_metrics(operator: Operator, training: Coordinator) -> None:

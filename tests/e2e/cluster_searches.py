@@ -80,8 +80,9 @@ class ClusterSearch:
 
     def tell(self) -> str:
         lines = [json.dumps(self.status, indent=1)]
-        pods = self.site.pods(self.site.namespace, f"adaptrain.io/search-name={self.name}")
-        for pod in pods:
+        for pod in self.site.pods(self.site.namespace, ""):
+            if not name_of(pod).startswith(f"{self.name}-"):  # its own and its trials'
+                continue
             lines.append(f"{name_of(pod)}: {json.dumps(pod['status'].get('containerStatuses'))}")
             lines.append(self.site.kubectl("logs", name_of(pod), "-n", self.site.namespace, "--tail=20"))
         return "\n".join(lines)

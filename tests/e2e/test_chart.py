@@ -99,7 +99,7 @@ NAMESPACED = {
     ("networking.k8s.io", "networkpolicies"): {"list", "watch", "create", "patch", "delete"},
     ("", "configmaps"): {"create", "patch", "delete"},
     ("", "serviceaccounts"): {"create", "patch", "delete"},
-    ("", "secrets"): {"create", "get", "delete"},
+    ("", "secrets"): {"create", "get"},
     ("", "persistentvolumeclaims"): {"get"},
     ("", "events"): {"create"},
 }

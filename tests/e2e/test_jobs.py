@@ -347,6 +347,24 @@ def test_scale_up_and_down(site: Site, job: ClusterJob) -> None:
     job.check_samples()
 
 
+def test_a_job_of_the_same_name_trains_while_the_old_ones_pods_linger(site: Site) -> None:
+    """What a node keeps for pods of the old one isn't given to pods of the new one."""
+    resources = {"requests": {"cpu": "50m", "memory": "256Mi"}}
+    small = {"min": 2, "resources": resources, "terminationGracePeriodSeconds": 120}
+    job = site.job("again", traced=False, workers=small, checkpoint=None)
+    old = [*job.settled(2), job.coordinator or {}]
+    for pod in old:
+        signal_pod(pod, signal.SIGSTOP)
+    site.api("DELETE", job.path, {"propagationPolicy": "Background"})
+    until("the old one is gone", lambda: site.api("GET", job.path)[0] == 404)
+    job = site.job("again", traced=False, workers=small, checkpoint=None)
+    new = job.settled(2, 60)
+    lingering = {pod["metadata"]["uid"]: node_of(pod) for pod in job.pods("worker")}
+    left = {pod["metadata"]["uid"] for pod in old} & lingering.keys()
+    assert {lingering[uid] for uid in left} >= {node_of(pod) for pod in new}, "the old pods left too soon"
+    job.remove()
+
+
 def test_suspend_and_resume_lose_no_step(job: ClusterJob) -> None:
     job.patch({"suspend": True})
     until("it is suspended", lambda: job.status["phase"] == "Suspended", 40, job.tell)

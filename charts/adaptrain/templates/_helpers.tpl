@@ -99,7 +99,7 @@ seccompProfile:
   verbs: [create, patch, delete]
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [create, get, delete]
+  verbs: [create, get]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]

@@ -51,7 +51,7 @@ def token_secret(job: Job, token: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": metadata(job, naming.token_secret(job.name), "job"),
+        "metadata": metadata(job, naming.token_secret(job.name, job.uid), "job"),
         "type": "Opaque",
         "stringData": {"token": token},
         "immutable": True,

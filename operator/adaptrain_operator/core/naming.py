@@ -71,8 +71,10 @@ def config_map(job: str) -> str:
     return f"{job}-job"
 
 
-def token_secret(job: str) -> str:
-    return f"{job}-token"
+def token_secret(job: str, uid: str) -> str:
+    """One that no other job had: a kubelet keeps an immutable Secret for as long as any pod on its node names it, so
+    pods of a job made again would be given the token of the one that was deleted."""
+    return f"{job}-token-{uid.partition('-')[0]}"
 
 
 def service_account(job: str) -> str:

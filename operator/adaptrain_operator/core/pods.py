@@ -322,7 +322,10 @@ def _common_env() -> dict[str, Any]:
 def _volumes(job: Job) -> list[Object]:
     return [
         {"name": "adaptrain-job", "configMap": {"name": naming.config_map(job.name)}},
-        {"name": "adaptrain-token", "secret": {"secretName": naming.token_secret(job.name), "defaultMode": 0o440}},
+        {
+            "name": "adaptrain-token",
+            "secret": {"secretName": naming.token_secret(job.name, job.uid), "defaultMode": 0o440},
+        },
         {"name": "adaptrain-tmp", "emptyDir": {}},
     ]
 

@@ -352,23 +352,23 @@ class Reconciler:
             await self._token(memory, job)
 
     async def _token(self, memory: _Memory, job: Job) -> str:
-        """The job's token: made once, and from then on only ever read."""
+        """The job's token: made once, and from then on only ever read.
+
+        Raises:
+            ApiError: somebody else made a Secret of its name.
+        """
         if memory.token is not None:
             return memory.token
-        name = naming.token_secret(job.name)
-        for _ in range(3):
-            try:
-                secret = await self._client.create(
-                    SECRET, job.namespace, children.token_secret(job, secrets.token_hex(32))
-                )
-            except AlreadyExists:
-                secret = await self._client.get(SECRET, job.namespace, name)
-            owners = [owner["uid"] for owner in secret["metadata"].get("ownerReferences") or []]
-            if job.uid in owners:
-                memory.token = b64decode(secret["data"]["token"]).decode()
-                return memory.token
-            await self._client.delete(SECRET, job.namespace, name, secret["metadata"]["uid"])
-        raise ApiError(409, "Conflict", f"Secret {name} belongs to somebody else")
+        name = naming.token_secret(job.name, job.uid)
+        made = children.token_secret(job, secrets.token_hex(32))
+        try:
+            secret = await self._client.create(SECRET, job.namespace, made)
+        except AlreadyExists:
+            secret = await self._client.get(SECRET, job.namespace, name)
+        if job.uid not in [owner["uid"] for owner in secret["metadata"].get("ownerReferences") or []]:
+            raise ApiError(409, "Conflict", f"Secret {name} is not the job's: delete it")
+        memory.token = b64decode(secret["data"]["token"]).decode()
+        return memory.token
 
 
 _WATCHED = {kind.name for kind in CHILDREN}
