@@ -2,6 +2,7 @@
 
 Value: the mean over seeds of what 60 trials' Pareto front dominates (its hypervolume), with accuracy as it is and
 parameters by their logarithm, each from the worst to the best of all trials of a seed, so that 1 is the whole square.
+The same with parameters as they are is told beside it.
 """
 
 import argparse
@@ -42,7 +43,7 @@ Point = tuple[float, float]
 
 
 def points(task: tuple[str, int, int]) -> list[Point]:
-    """Accuracy and -log parameters of each trial of one search."""
+    """Accuracy and -parameters of each trial of one search."""
     name, seed, trials = task
     spec = ArchitectureSearchSpec.model_validate({**SPEC, "seed": seed, "algorithm": {"name": name}})
     space = make_space(spec.space)
@@ -52,10 +53,17 @@ def points(task: tuple[str, int, int]) -> list[Point]:
     for number in range(trials):
         architecture: Architecture = searcher.ask(number).architecture
         metrics = training.run(space.choice(architecture), lambda step, metrics: None)
-        searcher.tell(architecture, (metrics["val/accuracy"], -metrics["parameters"]))
-        found.append((metrics["val/accuracy"], -math.log(metrics["parameters"])))
+        found.append((metrics["val/accuracy"], -metrics["parameters"]))
+        searcher.tell(architecture, found[-1])
     print(f"{name} with seed {seed}: the best accuracy is {max(found)[0]:.4f}", file=sys.stderr, flush=True)
     return found
+
+
+def volumes(fronts: dict[str, list[Point]]) -> dict[str, float]:
+    """Of each front, the part of the rectangle of all points that it dominates."""
+    every = [point for front in fronts.values() for point in front]
+    low, high = (tuple(side(one[n] for one in every) for n in (0, 1)) for side in (min, max))
+    return {name: dominated(front, low, high) for name, front in fronts.items()}
 
 
 def dominated(found: list[Point], low: Point, high: Point) -> float:
@@ -78,13 +86,14 @@ if __name__ == "__main__":
     tasks = [(name, seed, arguments.trials) for seed in seeds for name in NAMES]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         fronts = dict(zip(tasks, pool.map(points, tasks, 1), strict=True))
-    volumes: dict[str, list[float]] = {name: [] for name in NAMES}
+    by_logarithm, as_they_are = [], []
     for seed in seeds:
-        both = [point for name in NAMES for point in fronts[name, seed, arguments.trials]]
-        low, high = (tuple(side(one[n] for one in both) for n in (0, 1)) for side in (min, max))
-        for name in NAMES:
-            volumes[name].append(dominated(fronts[name, seed, arguments.trials], low, high))
-    ours, peer = (statistics.mean(volumes[name]) for name in NAMES)
-    each = {name: [round(one, 4) for one in found] for name, found in volumes.items()}
-    better = sum(a > b for a, b in zip(volumes["auto"], volumes["random"], strict=True))
-    emit("front", ours, "of the square", "random", peer, better == len(seeds), better=better, each=each)
+        plain = {name: fronts[name, seed, arguments.trials] for name in NAMES}
+        as_they_are.append(volumes(plain))
+        by_logarithm.append(volumes({name: [(x, -math.log(-y)) for x, y in front] for name, front in plain.items()}))
+    ours, peer = (statistics.mean(one[name] for one in by_logarithm) for name in NAMES)
+    better = [sum(one["auto"] > one["random"] for one in found) for found in (by_logarithm, as_they_are)]
+    each = {name: [round(one[name], 4) for one in by_logarithm] for name in NAMES}
+    plain_each = {name: [round(one[name], 4) for one in as_they_are] for name in NAMES}
+    more = {"better": better[0], "each": each, "better_as_they_are": better[1], "as_they_are": plain_each}
+    emit("front", ours, "of the square", "random", peer, better[0] == len(seeds), **more)

@@ -149,6 +149,15 @@ def test_several_objectives_with_a_constraint(make: Callable[..., Searcher], tri
     assert resumed.ask(30, asked[28:29]).architecture == asked[30]
 
 
+def test_the_ends_of_a_front_are_found() -> None:
+    for seed in range(3):
+        searcher, asked = Fronts(space(), seed, objectives=2), []
+        for number in range(50):
+            asked.append(one := searcher.ask(number).architecture)
+            searcher.tell(one, (float(one.count(1)), float(one.count(2))))
+        assert [max(one.count(choice) for one in asked) >= 7 for choice in (1, 2)] == [True, True]
+
+
 def test_what_is_gained_is_what_more_is_dominated() -> None:
     """Of two candidates, each alone beside a front: the areas can be counted."""
     front = np.array([[0.0, 3.0], [3.0, 0.0]])
@@ -157,12 +166,12 @@ def test_what_is_gained_is_what_more_is_dominated() -> None:
     corner = np.array([-BELOW, -BELOW])
 
     def area(points: Sequence[Sequence[float]]) -> float:
-        grid = np.linspace(0, 5, 1001)[:-1] + 0.0025
+        grid = np.linspace(0, 8, 1601)[:-1] + 0.0025
         x, y = np.meshgrid(grid, grid)
         inside = np.zeros(x.shape, dtype=bool)
         for point in points:
             inside |= (x < point[0] - corner[0]) & (y < point[1] - corner[1])
-        return float(inside.mean() * 25)
+        return float(inside.mean() * 64)
 
     more = np.array([area([*front, one]) - area(front) for one in candidates[0]])
     assert gain[3] == more[3] == 0

@@ -5,17 +5,22 @@ from itertools import product
 
 import numpy as np
 import pytest
+from adaptrain.data.digits import digits
+from adaptrain.models import build_model
+from adaptrain.models.cost import count_parameters
 from adaptrain.search.spaces.base import Dimension, Space
 from adaptrain.search.spaces.cells import Darts, Nasnet, TwoCells, canonical
-from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
+from adaptrain.search.spaces.chains import Chain, Cnn, Mlp, Transformer
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
 from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
 from adaptrain.search.spaces.registry import make_space
+from adaptrain_api.components import ModelSource
 from adaptrain_api.search_space import Parameter, SearchSpace
 
 SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
+CHAINS: list[Chain] = [Cnn(), Mlp(), Transformer()]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
@@ -116,6 +121,15 @@ def test_layers_beyond_the_depth_count_for_nothing() -> None:
     assert space.features(np.array([shallow, deep]))[:, :2].tolist() == [[0, 1 / 3], [1 / 3, 2 / 3]]
 
 
+@pytest.mark.parametrize("space", CHAINS, ids=lambda space: type(space).__name__)
+def test_a_chain_knows_its_size_without_being_built(space: Chain) -> None:
+    data, rng = digits(), np.random.default_rng(0)
+    drawn = [space.random(rng) for _ in range(20)]
+    built = [count_parameters(build_model(ModelSource.model_validate(space.model(one)), data)) for one in drawn]
+    both = np.log10(built), space.features(np.array(drawn))[:, -1]
+    assert np.corrcoef(*both)[0, 1] > 0.999
+
+
 def test_a_transformers_heads_divide_its_width() -> None:
     space = Transformer(widths=[6, 8], heads=[2, 3, 4])
     rng = np.random.default_rng(0)
@@ -160,7 +174,7 @@ def test_the_table_of_graph_networks_has_as_many_as_there_are_keys() -> None:
     assert len({space.key(one) for one in every if space.is_valid(one)}) == 26206
 
 
-@pytest.mark.parametrize("space", [*SPACES, Product(NasBenchGraph(), Darts())])
+@pytest.mark.parametrize("space", [*SPACES, *CHAINS, Product(NasBenchGraph(), Darts())])
 def test_groups_hold_all_features(space: Space) -> None:
     rng = np.random.default_rng(0)
     codes = np.array([space.random(rng) for _ in range(5)])

@@ -23,8 +23,8 @@ from adaptrain.search.spaces.base import Architecture, Codes, Space
 Floats = NDArray[np.float64]
 
 DRAWS, DIRECTIONS = 32, 48
-BELOW = 0.5
-"""How far the hypervolume's corner lies below the worst of the front."""
+BELOW = 3.0
+"""How far the hypervolume's corner lies below the worst of the front: the nearer, the less its ends count."""
 
 
 class Fronts:

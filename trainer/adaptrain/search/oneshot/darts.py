@@ -15,12 +15,15 @@ from adaptrain.search.algorithms.oneshot import DartsMethod
 from adaptrain.search.oneshot.base import Found, Run, Samples, batches, loss, ranked
 from adaptrain.search.oneshot.supernet import NONE, SKIP, Supernet
 
+DRAWN = 15
+"""Cells that are ranked beside the one that is found."""
 NEVER = -1e6
 """The logarithm of a share that counts as nothing; finite, since it is multiplied by 0 where it isn't chosen."""
 
 
 class DartsRun(Run):
-    """The ranking is by the product of the operations' shares: of what is found, and of its neighbours."""
+    """The ranking is by the product of the operations' shares: of the cell of the largest ones, and of cells that are
+    drawn by them, which are the further from it the less the shares say of which one is best."""
 
     method: DartsMethod
 
@@ -46,8 +49,9 @@ class DartsRun(Run):
 
     def conclude(self) -> Found:
         shares = self._shares()
-        best = self.net.derive(shares)
-        cells = (best, *self.space.neighbours(best))
+        # The largest of logarithms with Gumbel noise is a draw by the shares (Gumbel, 1954).
+        drawn = (self.net.derive(shares - torch.empty_like(shares).exponential_().log()) for _ in range(DRAWN))
+        cells = dict.fromkeys((self.net.derive(shares), *drawn))
         return ranked((one, float((self.net.weights(one) * shares).sum())) for one in cells)
 
     def _shares(self) -> torch.Tensor:

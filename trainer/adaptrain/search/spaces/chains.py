@@ -1,6 +1,7 @@
 """Chains of layers, of which the first ``depth`` are there. What is chosen for the others counts for nothing."""
 
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from adaptrain.arguments import ascending, flag, odd, one_of, positive, several
 from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Space
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+CLASSES = 10
+"""As many as there are where the number of weights is estimated."""
 
 
 class Chain(Space):
@@ -45,11 +48,30 @@ class Chain(Space):
         """All valid ones that differ in one choice that counts."""
         return [one for one in super().neighbours(architecture) if self.key(one) != self.key(architecture)]
 
+    def weights(self, architecture: Architecture) -> int:
+        """How many weights it has, about: nobody here knows how wide its inputs are, and how many classes there are."""
+        raise NotImplementedError
+
+    @property
+    def feature_groups(self) -> tuple[int, ...]:
+        return sum(map(len, self._choices)), 1
+
     def features(self, codes: Codes) -> Features:
-        """How far each choice of a layer lies in the layers that are there, in all: [n, choices of a layer]."""
-        each = self.dimensions[self._own : self._own + self._each]
-        found = np.zeros((len(codes), sum(len(one.choices) for one in each)))
-        starts = np.cumsum([0, *(len(one.choices) for one in each[:-1])])
+        """How far each choice of a layer lies in the layers that are there, in all: [n, choices of a layer]; then the
+        logarithm of the number of weights: of size, which no choice tells by itself, much of what is measured of a
+        network is a function."""
+        weights = np.log10([self.weights(tuple(code)) for code in codes.tolist()])
+        return np.hstack((self._counts(codes), weights[:, None]))
+
+    @property
+    def _choices(self) -> list[tuple[Any, ...]]:
+        """What can be chosen of a layer."""
+        return [one.choices for one in self.dimensions[self._own : self._own + self._each]]
+
+    def _counts(self, codes: Codes) -> Features:
+        sizes = [len(one) for one in self._choices]
+        found = np.zeros((len(codes), sum(sizes)))
+        starts = np.cumsum([0, *sizes[:-1]])
         for row, architecture in zip(found, codes.tolist(), strict=True):
             for place in range(self._own, self._active(tuple(architecture))):
                 row[starts[(place - self._own) % self._each] + architecture[place]] += 1
@@ -100,6 +122,15 @@ class Cnn(Chain):
     def model(self, architecture: Architecture) -> dict[str, Any]:
         return {"name": "cnn", "args": {"layers": self._layers(architecture)}}
 
+    def weights(self, architecture: Architecture) -> int:
+        before, found = 1, 0
+        for layer in self._layers(architecture):
+            width = layer["width"]
+            projected = layer["skip"] and (before != width or layer["stride"] > 1)
+            found += before * width * (layer["kernel"] ** 2 + projected) + 2 * width
+            before = width
+        return found + CLASSES * before
+
 
 class Mlp(Chain):
     """Chains of fully connected layers.
@@ -124,6 +155,12 @@ class Mlp(Chain):
         widths = [layer["width"] for layer in self._layers(architecture)]
         activation = self.dimensions[1].choices[architecture[1]]
         return {"name": "mlp", "args": {"widths": widths, "activation": activation}}
+
+    def weights(self, architecture: Architecture) -> int:
+        # Its inputs are taken to be as wide as a middling layer.
+        every = self._choices[0]
+        widths = [every[len(every) // 2], *(layer["width"] for layer in self._layers(architecture)), CLASSES]
+        return sum(before * width for before, width in pairwise(widths))
 
 
 class Transformer(Chain):
@@ -165,6 +202,11 @@ class Transformer(Chain):
             "name": "transformer",
             "args": {"width": width, "layers": self._layers(architecture), "patch": self._patch},
         }
+
+    def weights(self, architecture: Architecture) -> int:
+        width = int(self.dimensions[1].choices[architecture[1]])
+        each = (4 * width + 2 * int(layer["feed_forward"]) for layer in self._layers(architecture))
+        return width * (CLASSES + sum(each))
 
 
 def _word(choice: Any) -> str:
