@@ -97,8 +97,7 @@ def cut(index: int) -> None:
 
 def disconnect(index: int) -> None:
     """Removes the node's link, once nobody is left at its other end."""
-    if _link(link_name(index)) is not None:
-        run("ip", "link", "delete", link_name(index))
+    _delete(link_name(index))
 
 
 def is_connected(index: int) -> bool:
@@ -110,13 +109,22 @@ def remove() -> None:
     """Removes every link of ours, the routes with them, and the Service tables of the host's kube-proxy."""
     for link in _json("link", "show"):
         if link.get("master") == BRIDGE:
-            run("ip", "link", "delete", link["ifname"])
-    if _link(BRIDGE) is not None:
-        run("ip", "link", "delete", BRIDGE)
+            _delete(link["ifname"])
+    _delete(BRIDGE)
     if any(route["dst"] == POD_NETWORK for route in _json("route", "show", "type", "unreachable")):
         run("ip", "route", "delete", "unreachable", POD_NETWORK)
     for table in _service_tables():
         run("nft", "delete", *table.split())
+
+
+def _delete(name: str) -> None:
+    """Removes a link if it is there: a node's goes by itself, a moment after the last process at its other end."""
+    try:
+        if _link(name) is not None:
+            run("ip", "link", "delete", name)
+    except ClusterError:
+        if _link(name) is not None:
+            raise
 
 
 def has_service_tables() -> bool:
