@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.search.algorithms.oneshot import METHODS
+from adaptrain.search.algorithms.oneshot import METHODS, DartsMethod
 from adaptrain.search.oneshot.base import Found, Run, Samples, batches, halves, loss, search, seeded
-from adaptrain.search.oneshot.darts import alpha_gradient
+from adaptrain.search.oneshot.darts import alpha_gradient, gumbel, mixture, through
 from adaptrain.search.oneshot.enas import SPAN, Controller
 from adaptrain.search.oneshot.standalone import finals
 from adaptrain.search.oneshot.supernet import Supernet, supernet
@@ -62,7 +62,7 @@ def test_the_gradient_of_the_logits_looks_a_step_ahead(ahead: float) -> None:
     alpha = torch.tensor([[[0.2, -0.1]]], dtype=torch.float64, requires_grad=True)
     train, compare = ((torch.randn(8, dtype=torch.float64), torch.randint(0, 2, (8,))) for _ in range(2))
     before = net.w.detach().clone()
-    ours = alpha_gradient(net, alpha, train, compare, ahead)
+    ours = alpha_gradient(net, alpha, train, compare, ahead, mixture)
     torch.testing.assert_close(net.w.detach(), before)
     slope = torch.autograd.grad(loss(net, train, alpha.softmax(2)), net.w, create_graph=True)[0]
     stepped = torch.nn.functional.cross_entropy(
@@ -72,13 +72,55 @@ def test_the_gradient_of_the_logits_looks_a_step_ahead(ahead: float) -> None:
     torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("space", SMALL, ids=lambda space: type(space).__name__)
+def test_a_single_path_is_drawn_by_the_shares_and_learns_as_the_mixture(space: Any) -> None:
+    torch.manual_seed(0)
+    net = supernet(space, (1, 8, 8), 10)
+    alpha = torch.zeros(net.shape, requires_grad=True)
+    with torch.no_grad():
+        alpha[..., 1] += 2.0
+    drawn = []
+    for _ in range(200):
+        noise = gumbel(alpha)
+        weights = through(net, noise)(alpha)
+        cell = net.derive(weights.detach())
+        torch.testing.assert_close(weights.detach(), net.weights(cell))
+        drawn.append(weights.detach() > 0)
+        slopes = torch.rand(net.shape)
+        own = torch.autograd.grad((slopes * weights).sum(), alpha)[0]
+        # The softmax's own gradient, of the operations that were drawn.
+        soft = torch.where(torch.arange(net.shape[2]) == net.operations.index("none"), -1e6, alpha) + noise
+        expected = torch.autograd.grad((slopes * net.weights(cell) * soft.softmax(2)).sum(), alpha)[0]
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+    often = torch.stack(drawn).double().mean(0)
+    assert (often[..., net.operations.index("none")] == 0).all()
+    if isinstance(space, NasBench201):
+        others = len(net.operations) - 2
+        share = np.exp(2.0) / (np.exp(2.0) + others)
+        assert (often[0, :, 1] - share).abs().max() < 4 * (share * (1 - share) / len(drawn)) ** 0.5
+
+
+@pytest.mark.parametrize(("single_path", "collapses"), [(False, True), (True, False)])
+def test_auxiliary_skips_are_there_where_the_network_would_collapse(single_path: bool, collapses: bool) -> None:
+    assert DartsMethod(single_path=single_path).auxiliary is collapses
+    assert DartsMethod(single_path=single_path, auxiliary=not collapses).auxiliary is not collapses
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "darts": ("darts", {}),
+    "a mixture, second order": ("darts", {"single_path": False, "second_order": True}),
+    "enas": ("enas", {"controller_steps": 2}),
+    "spos": ("spos", {"evaluations": 25}),
+}
+
+
 def run(name: str, space: Any, samples: Samples, seed: int, epochs: int = 1) -> Run:
-    more = {"spos": {"evaluations": 25}, "enas": {"controller_steps": 2}}.get(name, {})
-    return RUNS[name](space, samples, 10, seed, METHODS[name](epochs=epochs, **more))  # type: ignore[call-arg]
+    method, more = VARIANTS[name]
+    return RUNS[method](space, samples, 10, seed, METHODS[method](epochs=epochs, **more))
 
 
 @pytest.mark.parametrize("space", SMALL, ids=lambda space: type(space).__name__)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples) -> None:
     state = torch.get_rng_state()
     one, again, other = (search(run(name, space, samples, seed)) for seed in (1, 1, 2))
@@ -87,11 +129,11 @@ def test_a_search_is_the_same_for_a_seed(name: str, space: Any, samples: Samples
     assert one.ranking[0][0] == one.architecture
     assert [score for _, score in one.ranking] == sorted((score for _, score in one.ranking), reverse=True)
     assert all(space.is_valid(architecture) for architecture, _ in one.ranking)
-    if name == "darts" and isinstance(space, NasBench201):
+    if VARIANTS[name][0] == "darts" and isinstance(space, NasBench201):
         assert NONE not in (*one.architecture, *other.architecture)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_search_that_is_continued_finds_what_it_would_have_found(name: str, samples: Samples) -> None:
     """By another process, which has nothing but what was kept."""
     whole, begun, continued = (run(name, SMALL[0], samples, 1, epochs=4) for _ in range(3))

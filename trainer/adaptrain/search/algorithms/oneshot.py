@@ -55,24 +55,27 @@ class Method:
 class DartsMethod(Method):
     """
     Attributes:
+        single_path: each step takes one cell, drawn by the shares (Dong and Yang, 2019), else the mixture of all.
         second_order: the weights' next step counts for the logits (equation 7), else their present ones do (equation 6
             with ξ = 0).
-        auxiliary: auxiliary skip connections, against the collapse to skips.
+        auxiliary: auxiliary skip connections, against the collapse to skips; absent: of the mixture, which collapses.
         alpha_rate: learning rate of the logits.
     """
 
     name: ClassVar[str] = "darts"
-    epochs: int = 50
+    epochs: int = 150
     batch_size: int = 16
-    rate: float = 0.025
-    second_order: bool = True
-    auxiliary: bool = True
+    rate: float = 0.05
+    single_path: bool = True
+    second_order: bool = False
+    auxiliary: bool | None = None
     alpha_rate: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.single_path = flag("single_path", self.single_path)
         self.second_order = flag("second_order", self.second_order)
-        self.auxiliary = flag("auxiliary", self.auxiliary)
+        self.auxiliary = not self.single_path if self.auxiliary is None else flag("auxiliary", self.auxiliary)
         self.alpha_rate = positive_number("alpha_rate", self.alpha_rate)
 
 

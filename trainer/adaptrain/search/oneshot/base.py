@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +17,9 @@ from adaptrain.seeds import derive, seed_torch
 
 Samples = tuple[torch.Tensor, torch.Tensor]
 """Inputs [n, …] and classes int64 [n]."""
+UNIFORM = 0.5
+"""Where the method draws the cells that train the shared weights, so many are drawn uniformly instead: else it settles
+early, on what needs few steps to be of use, and then trains nothing else."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,10 @@ class Run:
         """Each step trains the shared weights of one architecture that is drawn. Returns the mean loss."""
         losses = [self.step(batch, self.net.weights(draw())) for batch in batches(self.train, self.method.batch_size)]
         return sum(losses) / len(losses)
+
+    def explored(self, rng: np.random.Generator, draw: Callable[[], Architecture]) -> Architecture:
+        """What the method draws, or a uniform one."""
+        return self.space.random(rng) if rng.random() < UNIFORM else draw()
 
     def _seeded(self, purpose: int | str) -> AbstractContextManager[None]:
         return seeded(self.seed, self.method.name, purpose)

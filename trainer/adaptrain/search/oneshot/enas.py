@@ -24,8 +24,6 @@ TEMPERATURE, SPAN = 5.0, 2.5
 BASELINE = 0.95
 """Of the moving average of rewards, per step."""
 ENTROPY = 1e-4
-UNIFORM = 0.5
-"""So many of the cells that train the shared weights."""
 LAST = 50
 """Cells that are drawn in the end by the controller, and as many uniformly: the best is found among them."""
 
@@ -84,7 +82,7 @@ class EnasRun(Run):
     def one_pass(self) -> dict[str, float]:
         """``accuracy`` of its figures is the moving average of what the controller draws."""
         controller, rng = self._controller, np.random.default_rng([self.seed, self.passes])
-        mean = self.train_drawn(lambda: self.space.random(rng) if rng.random() < UNIFORM else controller.draw())
+        mean = self.train_drawn(lambda: self.explored(rng, controller.draw))
         for _ in range(self.method.controller_steps):
             drawn, log, entropy = controller()
             reward = merit(self.net, self.compare, drawn)
