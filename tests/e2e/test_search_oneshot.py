@@ -26,10 +26,12 @@ PHASE = {
     "batch": {"size": 64},
     "stop": {"steps": 4},
 }
+EPOCHS = 60
+"""So many that the network is still trained when it was killed twice."""
 SPEC: dict[str, Any] = {
     "space": {"name": "nasbench201", "args": {"cells": 1, "width": 4}},
     "objectives": [{"metric": "val/accuracy", "goal": "maximize"}],
-    "algorithm": {"name": "darts", "args": {"epochs": 12, "samples": 160}},
+    "algorithm": {"name": "darts", "args": {"epochs": EPOCHS, "samples": 160}},
     "budget": {"trials": 5},
     "parallelism": {"max": 2},
     "trial": {"data": {"name": "digits"}, "phases": [PHASE]},
@@ -84,7 +86,7 @@ def test_a_lost_network_is_continued_and_ranks_the_same(tmp_path: Path) -> None:
     assert ranked(disturbed) == ranked(calm)
     kept = disturbed[0].user_attrs["weights"]["path"]
     assert [f"{FOLDER}/{path.name}" for path in (tmp_path / "disturbed" / FOLDER).iterdir()] == [kept]
-    assert kept.startswith(f"{FOLDER}/12-")
+    assert kept.startswith(f"{FOLDER}/{EPOCHS}-")
 
 
 def test_the_command_goes_on_after_it_was_killed_while_the_network_trained(tmp_path: Path) -> None:

@@ -230,6 +230,22 @@ def test_under_noise_a_choice_that_seems_bad_is_tried_beside_the_best() -> None:
     assert {one.why.get("unusual") for one in asked} == {True, False, None}
 
 
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_a_model_that_expects_nothing_is_doubted(seed: int) -> None:
+    """A choice is bad wherever it was seen, and good beside the best alone: no model would take it."""
+
+    def deceiving(architecture: Architecture) -> float:
+        if architecture[0] != 2:
+            return float(sum(architecture))
+        return 30.0 if architecture[1:] == (3,) * 5 else -5.0
+
+    algorithm = Auto(space(6), seed)
+    for number in range(60):
+        architecture = algorithm.ask(number).architecture
+        algorithm.tell(architecture, deceiving(architecture))
+    assert algorithm.pick() == (2, 3, 3, 3, 3, 3)
+
+
 def test_the_likelihood_rises_along_its_gradient() -> None:
     cells = NasBench201()
     rng = np.random.default_rng(0)

@@ -27,6 +27,11 @@ AGAIN = 0.2
 UNUSUAL = PROMISING = 0.15
 """Under noise, so often a neighbour of the likely best is taken: whose choice was tried least, or which promises most.
 A few unlucky looks convince the model that a choice is bad, and it would never learn better."""
+HOPELESS = -13.0
+"""Without noise, a neighbour of the best is taken whose choice was tried least where the logarithm of what the model
+expects, in standard deviations of what it sees, is below this. If the model is right, nothing is lost."""
+DOUBT = 0.5
+"""So often."""
 STEPS = 5
 FIRST_STEPS = 30
 GROWTH = 1.01
@@ -70,6 +75,8 @@ class Auto(Algorithm):
         if not pool:
             return Proposal(self.unseen(rng))
         chosen, gain = climb(self.space, pool, self.seen, lambda some: self._gain(some, best))
+        if not self.noisy and gain < HOPELESS and rng.random() < DOUBT:
+            return self._near(codes, best, unusual=True) or self._proposal(chosen, gain, {})
         return self._proposal(chosen, gain, {})
 
     def _near(self, codes: Codes, best: float, unusual: bool) -> Proposal | None:
