@@ -1,4 +1,4 @@
-"""Both kinds of storage for checkpoints."""
+"""Both kinds of storage for checkpoints, and a job that runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ from adaptrain.elastic.objects import Bucket
 from adaptrain.elastic.storage import Directory, Storage
 
 from tests.s3 import S3Server
+from tests.unit.operator_world import World
 
 
 class Place(NamedTuple):
@@ -38,3 +39,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         found: Place = request.getfixturevalue("bucket")
         return found
     return Place(Directory(tmp_path / "checkpoints"), tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def world() -> World:
+    """A job that runs with two workers."""
+    made = World()
+    made.settle()
+    assert made.status.phase == "Running"
+    assert made.active() == ["job-worker-0", "job-worker-1"]
+    return made

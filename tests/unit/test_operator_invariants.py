@@ -6,7 +6,8 @@ from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_operator_core import World, make_spec, stamp
+
+from tests.unit.operator_world import World, make_spec, stamp
 
 ACTIONS = [
     "decide",

@@ -14,8 +14,8 @@ from adaptrain_operator.core.pods import worker_pod
 from adaptrain_operator.core.search import SearchPlan, decide_search
 from adaptrain_operator.core.searched import Search, SearchSeen
 
+from tests.unit.operator_world import World as JobWorld
 from tests.unit.test_api_rules import PHASE
-from tests.unit.test_operator_core import World as JobWorld
 
 NOW = 1_800_000_000.0
 END = SearchEnd(outcome="complete", reason="SearchComplete", message="10 trials ended: the budget is used up")
