@@ -10,7 +10,9 @@ import time
 
 from bench.replace import indexed_job
 from bench.report import emit
-from tests.e2e.cluster_jobs import ClusterJob, Object, Site, installed, name_of, node_of, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import ClusterJob, Site, name_of, node_of
+from tests.e2e.installation import installed
 
 PEER_LIMIT_SECONDS = 600.0
 REPLACED_SECONDS = 20.0

@@ -13,8 +13,10 @@ from adaptrain_api.search import ArchitectureSearchSpec
 from adaptrain_api.training import dump
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import Object, Site, installed, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import Site
 from tests.e2e.cluster_searches import apply_search
+from tests.e2e.installation import installed
 
 BAR = 10.0
 SEARCH: Object = {

@@ -10,7 +10,9 @@ import sys
 import time
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import ClusterJob, Object, Site, installed, name_of, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import ClusterJob, Site, name_of
+from tests.e2e.installation import installed
 
 BAR_SECONDS = 8.0
 LIKE_THE_FIRST = 2.0

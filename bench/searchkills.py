@@ -7,8 +7,9 @@ import argparse
 import random
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import installed, until
+from tests.e2e.cluster_api import until
 from tests.e2e.cluster_searches import SCORED, apply_search
+from tests.e2e.installation import installed
 from tests.e2e.local_searches import numbers, told
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import time
 import urllib.request
 
 from bench.report import emit
-from tests.e2e.cluster_jobs import JOBS, installed, processes, until
+from tests.e2e.cluster_api import until
+from tests.e2e.cluster_jobs import JOBS, processes
 from tests.e2e.cluster_searches import ClusterSearch, apply_search
+from tests.e2e.installation import installed
 
 BAR = 100.0
 MEMORY, OBJECT = 150e6, 100_000

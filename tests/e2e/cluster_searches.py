@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, processes, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import JOBS, Site, name_of, processes
 
 SCORED = """
 import time

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster_jobs import Site, installed
+from tests.e2e.cluster_jobs import Site
+from tests.e2e.installation import installed
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from localcluster.config import HOST_IP
+from tests.e2e.cluster_api import Object, until
 from tests.e2e.cluster_jobs import (
     ROOT,
     ClusterJob,
-    Object,
     Site,
     identity,
     longest_stall,
@@ -28,7 +28,6 @@ from tests.e2e.cluster_jobs import (
     node_of,
     processes,
     signal_pod,
-    until,
 )
 from tests.git import Repository, served
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster_jobs import JOBS, Object, Site, name_of, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import JOBS, Site, name_of
 from tests.e2e.cluster_searches import ClusterSearch, apply_search
 from tests.e2e.local_searches import numbers, told
 

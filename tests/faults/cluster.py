@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster_jobs import ClusterJob, Object, Site, installed, name_of, node_of, signal_pod, until
+from tests.e2e.cluster_api import Object, until
+from tests.e2e.cluster_jobs import ClusterJob, Site, name_of, node_of, signal_pod
+from tests.e2e.installation import installed
 from tests.faults.campaign import go_on
 from tests.faults.invariants import check_commits
 
