@@ -17,10 +17,8 @@ was applied or after a pass, never before one: who joins in the middle of a pass
 """
 
 import json
-import math
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from types import TracebackType
@@ -36,9 +34,10 @@ from adaptrain.elastic.device import settle
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
+from adaptrain.elastic.script_task import OptimizerGroups, ScriptTask
 from adaptrain.elastic.session import Session, alone, prepare
 from adaptrain.elastic.shares import Shares
-from adaptrain.elastic.sources import Source, source_of
+from adaptrain.elastic.sources import source_of
 from adaptrain.elastic.state import ReplicatedState, Stateful, check_model
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
@@ -98,7 +97,7 @@ class Elastic:
         self._seed = seed if seed is not None else job.spec.seed if job else 0
         self._collate = collate
         self.memory: dict[str, Any] = {}
-        more: dict[str, Stateful] = {"script": _Memory(self), "groups": _Groups(optimizer)}
+        more: dict[str, Stateful] = {"script": _Memory(self), "groups": OptimizerGroups(optimizer)}
         try:
             _check(model, optimizer, batch_size, micro_batch)
             if scheduler is not None:
@@ -111,7 +110,7 @@ class Elastic:
             raise
         state = ReplicatedState(model, optimizer, more)
         state.counters.samples = self._source.length or 0
-        self._task = _Training(state, policy, batch_size, self._source)
+        self._task = ScriptTask(state, policy, batch_size, self._source)
         self._shares = Shares()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None
@@ -397,48 +396,6 @@ def _same_as_json(what: str, value: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-class _Training:
-    """What the elastic loop knows of a script."""
-
-    def __init__(self, state: ReplicatedState, non_finite: NonFinite, batch_size: int, source: Source) -> None:
-        self.state = state
-        self.non_finite = non_finite
-        self.batch_size = batch_size
-        self.epochs: int | None = None
-        self.losses: deque[float] = deque(maxlen=32)
-        self._source = source
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.state.counters.stopped)
-
-    @property
-    def remaining_steps(self) -> int | None:
-        c, length = self.state.counters, self._source.length
-        if self.epochs is None or length is None:
-            return None
-        return max(0, math.ceil(((self.epochs - c.epoch) * length - c.cursor) / self.batch_size))
-
-    def reset(self) -> None:
-        raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
-
-    def begin(self, group: Group) -> None:
-        """The script's own model is what it starts from."""
-
-    def report(self) -> dict[str, Any]:
-        c = self.state.counters
-        return {
-            "step": c.step,
-            "data_epoch": c.epoch,
-            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "batch_size": self.batch_size,
-            "metrics": c.metrics,
-            "best": c.best,
-            "skipped_steps": c.skipped,
-        }
-
-
 class _Memory:
     """What a script remembers, and whether it has left its loop, as a part of the state."""
 
@@ -454,19 +411,3 @@ class _Memory:
         # In place: the script may hold it.
         self._elastic.memory.clear()
         self._elastic.memory.update(state_dict["memory"])
-
-
-class _Groups:
-    """Learning rates and whatever else an optimizer's parameter groups say."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        said = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
-        return {"groups": said}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for group, said in zip(self._optimizer.param_groups, state_dict["groups"], strict=True):
-            for key, value in said.items():
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value

@@ -1,0 +1,70 @@
+"""What the elastic loop knows of a script that trains by itself."""
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+
+from adaptrain.elastic.group import Group
+from adaptrain.elastic.nonfinite import NonFinite
+from adaptrain.elastic.sources import Source
+from adaptrain.elastic.state import ReplicatedState
+
+
+class ScriptTask:
+    """The loop's task: how far it is, what it reports."""
+
+    def __init__(self, state: ReplicatedState, non_finite: NonFinite, batch_size: int, source: Source) -> None:
+        self.state = state
+        self.non_finite = non_finite
+        self.batch_size = batch_size
+        self.epochs: int | None = None
+        self.losses: deque[float] = deque(maxlen=32)
+        self._source = source
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.state.counters.stopped)
+
+    @property
+    def remaining_steps(self) -> int | None:
+        c, length = self.state.counters, self._source.length
+        if self.epochs is None or length is None:
+            return None
+        return max(0, math.ceil(((self.epochs - c.epoch) * length - c.cursor) / self.batch_size))
+
+    def reset(self) -> None:
+        raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
+
+    def begin(self, group: Group) -> None:
+        """The script's own model is what it starts from."""
+
+    def report(self) -> dict[str, Any]:
+        c = self.state.counters
+        return {
+            "step": c.step,
+            "data_epoch": c.epoch,
+            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
+            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+            "batch_size": self.batch_size,
+            "metrics": c.metrics,
+            "best": c.best,
+            "skipped_steps": c.skipped,
+        }
+
+
+class OptimizerGroups:
+    """Learning rates and whatever else an optimizer's parameter groups say."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        said = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
+        return {"groups": said}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for group, said in zip(self._optimizer.param_groups, state_dict["groups"], strict=True):
+            for key, value in said.items():
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
