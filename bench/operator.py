@@ -28,6 +28,8 @@ from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError
 from adaptrain_operator.kube.kinds import APPLIED, JOB, POD, Kind
 
+from tests.manifests import small_training
+
 Object = dict[str, Any]
 
 NAMESPACES = Kind("Namespace", "/api/v1", "namespaces", namespaced=False)
@@ -47,17 +49,7 @@ def spec() -> Object:
             "replicas": WORKERS,
             "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
         },
-        "model": {"name": "mlp"},
-        "data": {"name": "digits"},
-        "phases": [
-            {
-                "name": "train",
-                "type": "supervised",
-                "optimizer": {"learningRate": 0.001},
-                "batch": {"size": 64},
-                "stop": {"epochs": 10},
-            }
-        ],
+        **small_training(epochs=10),
     }
 
 

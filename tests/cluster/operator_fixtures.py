@@ -21,6 +21,8 @@ import pytest
 from adaptrain_api.progress import HTTP_PORT
 from adaptrain_operator.core import naming
 
+from tests.manifests import small_training
+
 Object = dict[str, Any]
 
 JOBS = "adaptivetrainingjobs"
@@ -44,17 +46,7 @@ def manifest(name: str, **spec: Any) -> Object:
         "spec": {
             "image": "registry.invalid/trainer:test",
             "workers": workers,
-            "model": {"name": "mlp"},
-            "data": {"name": "digits"},
-            "phases": [
-                {
-                    "name": "train",
-                    "type": "supervised",
-                    "optimizer": {"learningRate": 0.001},
-                    "batch": {"size": 64},
-                    "stop": {"epochs": 2},
-                }
-            ],
+            **small_training(),
         }
         | spec,
     }

@@ -29,6 +29,7 @@ from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.e2e.local_searches import running as running_search
 from tests.e2e.local_searches import search
 from tests.e2e.test_chart import kubeconfig, kubectl, run
+from tests.manifests import small_training
 
 __all__ = ["kubeconfig", "kubectl"]
 
@@ -53,17 +54,7 @@ OPERATOR_JOB = {
             "nodeSelector": {"adaptrain.io/simulated": "true"},
             "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
         },
-        "model": {"name": "mlp"},
-        "data": {"name": "digits"},
-        "phases": [
-            {
-                "name": "train",
-                "type": "supervised",
-                "optimizer": {"learningRate": 0.001},
-                "batch": {"size": 64},
-                "stop": {"epochs": 2},
-            }
-        ],
+        **small_training(),
     },
 }
 

@@ -11,6 +11,8 @@ from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.observed import Claim, Contact, Job, Lease, Node, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Plan
 
+from tests.manifests import small_training
+
 Object = dict[str, Any]
 T0 = 1_800_000_000.0
 
@@ -25,17 +27,7 @@ def make_spec(**changes: Any) -> TrainingJobSpec:
         {
             "image": "trainer:1",
             "workers": workers,
-            "model": {"name": "mlp"},
-            "data": {"name": "digits"},
-            "phases": [
-                {
-                    "name": "train",
-                    "type": "supervised",
-                    "optimizer": {"learningRate": 0.001},
-                    "batch": {"size": 64},
-                    "stop": {"epochs": 2},
-                }
-            ],
+            **small_training(),
         }
         | changes
     )

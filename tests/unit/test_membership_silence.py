@@ -1,13 +1,7 @@
 """Workers that are silent, missed or hung: who is dropped, when, and who isn't."""
 
 import pytest
-from adaptrain.elastic.membership import (
-    MISSED_SECONDS,
-    Action,
-    Activity,
-    Doing,
-    Drop,
-)
+from adaptrain.elastic.membership import MISSED_SECONDS, Action, Activity, Doing, Drop
 from adaptrain.elastic.wire import SILENCE_SECONDS
 
 from tests.unit.memberships import arrive, frames, ready, running

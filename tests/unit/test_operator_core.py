@@ -3,10 +3,9 @@
 from typing import Any
 
 import pytest
-from adaptrain_operator.core import children, conditions, pods
-from adaptrain_operator.core.observed import Claim, Problem
+from adaptrain_operator.core import children, conditions
 
-from tests.unit.operator_world import T0, Object, World, make_spec, stamp
+from tests.unit.operator_world import T0, World, make_spec
 
 
 def test_a_new_job_becomes_its_objects() -> None:
@@ -146,48 +145,6 @@ def test_completion_by_a_workers_word_without_a_coordinator(world: World) -> Non
     assert world.status.step == 99
 
 
-def test_ttl_deletes_the_job_alone() -> None:
-    world = World(ttlSecondsAfterFinished=10)
-    world.settle()
-    world.answer(result=RESULT, state="done")
-    plan = world.step()
-    assert plan.requeue_after is not None
-    assert not world.removed
-    world.now += 10
-    assert world.step().remove_job
-
-
-def test_a_deleted_job_makes_nothing() -> None:
-    world = World()
-    world.deleting = True
-    plan = world.step()
-    assert (plan.create, plan.apply, plan.delete) == ([], [], [])
-
-
-CLAIM: Object = {"volume": {"persistentVolumeClaim": {"claimName": "data"}}}
-
-
-@pytest.mark.parametrize(
-    ("claim", "workers", "reason"),
-    [
-        (Claim(False), {}, "ClaimNotFound"),
-        (Claim(True, ("ReadWriteOnce",)), {}, "ClaimOfOneNode"),
-        (Claim(True, ("ReadWriteOncePod",)), {}, "ClaimOfOneNode"),
-        (Claim(True, ("ReadWriteOnce",)), {"max": 1, "replicas": 1}, ""),
-        (Claim(True, ("ReadWriteOnce", "ReadWriteMany")), {}, ""),
-        (Claim(True, known=False), {}, ""),
-    ],
-)
-def test_claims(claim: Claim, workers: Object, reason: str) -> None:
-    world = World(checkpoint=CLAIM, workers=workers)
-    world.claim = claim
-    world.step()
-    assert bool(world.active()) is not bool(reason)
-    if reason:
-        assert world.condition("PodsReady")[1] == reason
-        assert ":" in world.condition("PodsReady")[2]
-
-
 def test_a_bucket_for_checkpoints() -> None:
     world = World(
         checkpoint={"uri": "s3://bucket/team", "secretRef": {"name": "keys"}},
@@ -218,197 +175,22 @@ def test_a_bucket_for_checkpoints() -> None:
     assert world.status.model.path == "s3://bucket/team/ns.job/best.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("message", "words"),
-    [
-        (
-            "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: 0/2 nodes are available: 2 No.",
-            "0/2 nodes have nvidia.com/gpu free",
-        ),
-        ("0/3 nodes are available: 1 node(s) had untolerated taint {a: b}, 2 Insufficient cpu.", "2 Insufficient cpu"),
-        ("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.", "nodeSelector"),
-    ],
-)
-def test_an_unschedulable_worker_is_told(world: World, message: str, words: str) -> None:
-    world.spec = make_spec(workers={"replicas": 3})
-    world.step()
-    world.pods["job-worker-2"]["status"] = {
-        "phase": "Pending",
-        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}],
-    }
-    world.step()
-    status, reason, text = world.condition("PodsReady")
-    assert (status, reason) == ("False", "Unschedulable")
-    assert text.startswith("2 of 3 workers running; worker 2 is pending: ")
-    assert words in text
-    assert world.status.phase == "Running"
-
-
-@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
-def test_an_image_that_cannot_be_pulled_is_told(world: World, reason: str) -> None:
-    world.spec = make_spec(workers={"replicas": 3})
-    world.step()
-    waiting = {"reason": reason, "message": "no such host"}
-    world.pods["job-worker-2"]["status"] = {
-        "phase": "Pending",
-        "containerStatuses": [{"state": {"waiting": waiting}}],
-    }
-    world.step()
-    assert world.condition("PodsReady")[1] == "ImagePullFailed"
-    assert "trainer:1" in world.condition("PodsReady")[2]
-
-
-def test_files_that_are_missing_are_told_and_a_slow_image_is_not() -> None:
-    """What a node says of a pod whose ConfigMap is missing, and of one whose image it still pulls."""
-    script = {"command": ["python", "train.py"], "source": {"configMap": {"name": "code"}}}
-    secret = {"name": "keys", "secret": {"secretName": "mine"}}
-    may_be_absent = {"name": "more", "configMap": {"name": "other", "optional": True}}
-    world = World(model=None, data=None, phases=None, script=script, workers={"volumes": [secret, may_be_absent]})
-    world.settle(start=False)
-    worker = world.pods["job-worker-0"]
-    worker["spec"] = {**worker["spec"], "nodeName": "a"}
-
-    def prepared(status: str) -> tuple[str, str, str]:
-        condition = {"type": "PodReadyToStartContainers", "status": status, "lastTransitionTime": stamp(world.now)}
-        creating = {"state": {"waiting": {"reason": "ContainerCreating"}}}
-        worker["status"] = {"phase": "Pending", "conditions": [condition], "containerStatuses": [creating]}
-        plan = world.step()
-        assert world.condition("PodsReady")[1] == "WorkersStarting"
-        world.now += 6
-        if status == "False":
-            assert plan.requeue_after is not None
-            assert plan.requeue_after <= 5, "nothing changes any more that it would hear of"
-        world.step()
-        return world.condition("PodsReady")
-
-    assert prepared("True")[1] == "WorkersStarting"
-    status, reason, message = prepared("False")
-    assert (status, reason) == ("False", "VolumesNotMounted")
-    assert message.startswith("0 of 2 workers running; worker 0 is pending: node a has not mounted its volumes since ")
-    assert message.endswith(
-        'check that there is ConfigMap "code" (script.source) and Secret "mine" (workers.volumes "keys") in namespace'
-        " ns, else see kubectl describe pod job-worker-0 -n ns"
-    )
-
-
-def test_refused_pods_are_told_and_not_hammered(world: World) -> None:
-    world.spec = make_spec(workers={"replicas": 3})
-    world.problem = Problem("QuotaExceeded", "exceeded quota: pods=2", world.now, world.now + 8)
+def test_ttl_deletes_the_job_alone() -> None:
+    world = World(ttlSecondsAfterFinished=10)
+    world.settle()
+    world.answer(result=RESULT, state="done")
     plan = world.step()
-    assert plan.create == []
     assert plan.requeue_after is not None
-    assert plan.requeue_after <= 8
-    assert world.condition("PodsReady")[1] == "QuotaExceeded"
-    world.now += 9
-    assert len(world.step().create) == 1
+    assert not world.removed
+    world.now += 10
+    assert world.step().remove_job
 
 
-def test_pods_that_the_kubelet_refuses_are_not_made_in_a_loop(world: World) -> None:
-    made = len(world.made)
-    for _ in range(100):
-        world.now += 1
-        world.answer()
-        world.step()
-        for name in world.active():
-            pod = world.pods[name]
-            if pod["status"]["phase"] == "Pending":
-                pod["status"] = {"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough"}
-        del_names = [n for n in world.active() if n in ("job-worker-0",)]
-        for name in del_names:
-            del world.pods[name]
-    assert len(world.made) - made <= 20
-
-
-@pytest.mark.parametrize(
-    ("workers", "threads"),
-    [
-        ({}, "1"),
-        ({"resources": {"limits": {"cpu": "4"}}}, "4"),
-        ({"resources": {"limits": {"cpu": "500m"}}}, "1"),
-        ({"resources": {"limits": {"cpu": 2}, "requests": {"cpu": 1}}}, "2"),
-        ({"resources": {"requests": {"cpu": "1500m"}}}, "2"),
-        ({"resources": {"requests": {"memory": "1Gi"}}}, "1"),
-        ({"resources": {"limits": {"cpu": "7"}}, "processesPerWorker": 3}, "2"),
-        ({"resources": {"limits": {"cpu": "1"}}, "processesPerWorker": 2}, "1"),
-    ],
-)
-def test_threads(workers: Object, threads: str) -> None:
-    job = World(workers=workers).job
-    env = {one["name"]: one.get("value") for one in pods.worker_pod(job, 0, "i", ())["spec"]["containers"][0]["env"]}
-    assert env["OMP_NUM_THREADS"] == threads
-    assert env["GOMP_SPINCOUNT"] == "0"
-    # Where the kubelet looks for a worker's last words: without them a completed worker left no result.
-    assert env["ADAPTRAIN_TERMINATION_LOG"] == "/dev/termination-log"
-
-
-def test_a_scripts_files_are_mounted_where_it_runs() -> None:
-    script = {"command": ["python", "a.py"], "source": {"configMap": {"name": "code"}}}
-    job = World(model=None, data=None, phases=None, script=script).job
-    spec = pods.worker_pod(job, 0, "i", ())["spec"]
-    (container,) = spec["containers"]
-    (mount,) = [m for m in container["volumeMounts"] if m["name"] == "adaptrain-source"]
-    assert mount == {"name": "adaptrain-source", "mountPath": "/adaptrain/source", "readOnly": True}
-    assert {"name": "adaptrain-source", "configMap": {"name": "code"}} in spec["volumes"]
-    assert {"name": "ADAPTRAIN_SOURCE_DIR", "value": "/adaptrain/source"} in container["env"]
-
-
-GIT = {"command": ["python", "a.py"], "source": {"git": {"url": "https://a/b", "secretRef": {"name": "login"}}}}
-
-
-def git_world() -> World:
-    return World(model=None, data=None, phases=None, script=GIT, workers={"min": 2, "max": 3, "replicas": 2})
-
-
-def ref_of(pod: Object) -> str:
-    (fetching,) = pod["spec"]["initContainers"]
-    found: str = next(one["value"] for one in fetching["env"] if one["name"] == "ADAPTRAIN_GIT_REF")
-    return found
-
-
-def fetched(pod: Object, commit: str) -> None:
-    done = {"exitCode": 0, "message": commit}
-    pod["status"] = {**pod["status"], "initContainerStatuses": [{"state": {"terminated": done}}]}
-
-
-def test_only_what_fetches_a_scripts_files_sees_the_credentials() -> None:
-    spec = pods.worker_pod(git_world().job, 0, "i", ())["spec"]
-    (fetching,), (worker,) = spec["initContainers"], spec["containers"]
-    assert "login" in str(fetching["env"])
-    assert "login" not in str(worker)
-    assert fetching["securityContext"] == worker["securityContext"]
-    assert {"name": "adaptrain-source", "emptyDir": {}} in spec["volumes"]
-
-
-def test_all_workers_run_the_commit_that_the_first_one_got() -> None:
-    world = git_world()
-    world.settle()
-    first, second = (world.pods[name] for name in world.active())
-    assert ref_of(first) == "HEAD"
-    fetched(first, "a" * 40)
-    world.step()
-    assert world.status.source_commit == "a" * 40
-    fetched(second, "b" * 40)  # the branch moved on between them
-    for _ in range(5):
-        world.step()
-        world.settle()
-    assert second["metadata"]["name"] not in world.active()
-    assert len(world.active()) == 2
-    assert {ref_of(world.pods[name]) for name in world.active()} == {"HEAD", "a" * 40}
-
-
-def test_a_commit_that_is_not_there_fails_the_job() -> None:
-    world = git_world()
-    world.settle()
-    pod = world.pods[world.active()[0]]
-    ended = {"exitCode": 64, "message": "script.source.git.ref: no such branch", "finishedAt": stamp(world.now)}
-    pod["status"] = {
-        "phase": "Failed",
-        "initContainerStatuses": [{"state": {"terminated": ended}}],
-        "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}],
-    }
-    world.step()
-    assert world.status.phase == "Failed"
-    assert "script.source.git.ref: no such branch" in world.condition("Failed")[2]
+def test_a_deleted_job_makes_nothing() -> None:
+    world = World()
+    world.deleting = True
+    plan = world.step()
+    assert (plan.create, plan.apply, plan.delete) == ([], [], [])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (95, "1m35s"), (7300, "2h1m")])
@@ -446,39 +228,6 @@ def test_an_operator_that_has_just_started_leaves_the_status_as_it_was(world: Wo
     world.step()
     assert world.status.phase == "Pending"
     assert world.condition("PodsReady")[1] == "CoordinatorNotReached"
-
-
-def test_a_script_that_never_joins_is_named_with_the_remedy() -> None:
-    job = World(model=None, data=None, phases=None, script={"command": ["python", "train.py"]})
-    job.settle()
-    outside = "uid-job-worker-1"
-    job.answer(members=[{"id": "uid-job-worker-0", "name": "0", "step": 0, "joined": T0}], joining=[outside])
-    job.now += 65
-    job.answer()
-    job.step()
-    assert job.condition("PodsReady")[1] != "WorkerNotJoined", "it waits to be let in"
-    job.answer(joining=[])
-    job.step()
-    status, reason, message = job.condition("PodsReady")
-    assert (status, reason) == ("False", "WorkerNotJoined")
-    assert "worker 1 has run since " in message
-    assert message.endswith(
-        "see kubectl logs job-worker-1 -n ns; a script joins in `with adaptrain.elastic.Elastic(…)`,"
-        " one for torchrun needs launcher: torchrun"
-    )
-
-
-def test_a_script_for_torchrun_tells_no_steps_and_shares_out_its_threads() -> None:
-    script = {"launcher": "torchrun", "command": ["python", "train.py"]}
-    workers = {"processesPerWorker": 2, "resources": {"limits": {"cpu": "4"}}}
-    job = World(model=None, data=None, phases=None, script=script, workers=workers)
-    job.settle()
-    assert job.status.step is None
-    assert pods.threads(job.job) == 2
-    job.end("job-worker-0", 0, message='{"outcome": "completed", "step": 0, "epoch": 0, "message": "it has ended"}')
-    job.step()
-    assert job.condition("Complete")[2] == "it has ended"
-    assert job.status.step is None
 
 
 @pytest.mark.parametrize("checkpoint", [None, "other", "models"])

@@ -75,8 +75,9 @@ class Auto(Algorithm):
         if not pool:
             return Proposal(self.unseen(rng))
         chosen, gain = climb(self.space, pool, self.seen, lambda some: self._gain(some, best))
-        if not self.noisy and gain < HOPELESS and rng.random() < DOUBT:
-            return self._near(codes, best, unusual=True) or self._proposal(chosen, gain, {})
+        doubts = not self.noisy and gain < HOPELESS and rng.random() < DOUBT
+        if doubts and (near := self._near(codes, best, unusual=True)):
+            return near
         return self._proposal(chosen, gain, {})
 
     def _near(self, codes: Codes, best: float, unusual: bool) -> Proposal | None:

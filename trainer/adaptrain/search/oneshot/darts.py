@@ -73,8 +73,7 @@ class DartsRun(Run):
         return self.net.derive(shares + gumbel(shares))
 
     def _shares(self) -> torch.Tensor:
-        """Logarithms of the operations' shares."""
-        return without_none(self.net, self.alpha.detach().log_softmax(2))
+        return log_shares(self.net, self.alpha.detach())
 
 
 def mixture(alpha: torch.Tensor) -> torch.Tensor:
@@ -87,7 +86,7 @@ def through(net: Supernet, noise: torch.Tensor) -> Weigh:
     and Yang, 2019, equations 3 to 6, with temperature 1)."""
 
     def weigh(alpha: torch.Tensor) -> torch.Tensor:
-        shares = without_none(net, alpha.log_softmax(2)) + noise
+        shares = log_shares(net, alpha) + noise
         soft = shares.softmax(2)
         return net.weights(net.derive(shares.detach())).to(soft) * (1 + soft - soft.detach())
 
@@ -99,11 +98,11 @@ def gumbel(like: torch.Tensor) -> torch.Tensor:
     return -torch.empty_like(like).exponential_().log()
 
 
-def without_none(net: Supernet, shares: torch.Tensor) -> torch.Tensor:
-    """Logarithms [kinds of cells, edges, operations], of which ``none``'s is that of nothing."""
-    none = torch.zeros(shares.shape[2], dtype=torch.bool)
+def log_shares(net: Supernet, alpha: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the operations' shares [kinds of cells, edges, operations]; ``none``'s is that of nothing."""
+    none = torch.zeros(alpha.shape[2], dtype=torch.bool)
     none[net.operations.index(NONE)] = True
-    return shares.masked_fill(none, NEVER)
+    return alpha.log_softmax(2).masked_fill(none, NEVER)
 
 
 def alpha_gradient(
