@@ -47,7 +47,7 @@ def points(task: tuple[str, int, int]) -> list[Point]:
     name, seed, trials = task
     spec = ArchitectureSearchSpec.model_validate({**SPEC, "seed": seed, "algorithm": {"name": name}})
     space = make_space(spec.space)
-    searcher = make_algorithm(spec.algorithm, space, seed, len(spec.objectives))
+    searcher = make_algorithm(spec, space)
     training = Training(spec, None)
     found: list[Point] = []
     for number in range(trials):

@@ -42,7 +42,10 @@ def best_of_means(looks: Looks) -> dict[Architecture, float]:
     return {architecture: float(np.mean(each)) for architecture, each in looks.items()}
 
 
-def search(algorithm: Any, look: Callable[[Architecture], float], trials: int = 100) -> list[Architecture]:
+TRIALS = 100
+
+
+def search(algorithm: Any, look: Callable[[Architecture], float], trials: int = TRIALS) -> list[Architecture]:
     """One trial after the other; what was asked."""
     asked = []
     for number in range(trials):

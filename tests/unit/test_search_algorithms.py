@@ -210,6 +210,25 @@ def test_noise_is_looked_through() -> None:
     assert aware > unaware + 0.1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_end_of_a_noisy_search_tells_the_best_ones_apart(seed: int) -> None:
+    def looks(trials: int | None) -> list[list[Architecture]]:
+        """What was looked at again before the last fifth of 100 trials, and in it."""
+        rng, found = np.random.default_rng(seed), list[list[Architecture]]([[], []])
+        algorithm = Auto(space(6), seed, noisy=True, trials=trials)
+        for number in range(100):
+            proposal = algorithm.ask(number)
+            if proposal.why.get("again"):
+                found[number >= 80].append(proposal.architecture)
+            algorithm.tell(proposal.architecture, score(proposal.architecture) + 2.0 * rng.standard_normal())
+        return found
+
+    (before, end), (same, unended) = looks(100), looks(None)
+    assert before == same
+    assert len(end) > 2 * len(unended)
+    assert len(set(end)) > len(set(unended))
+
+
 def test_under_noise_a_choice_that_seems_bad_is_tried_beside_the_best() -> None:
     """The model has seen one choice in two bad architectures only, and would never take it."""
     algorithm, rng = Auto(space(6), 0, noisy=True), np.random.default_rng(0)

@@ -39,7 +39,7 @@ def asked(searcher: Any, trials: int) -> Iterator[Any]:
 def test_it_asks_the_same_whatever_is_killed(name: str) -> None:
     one = wanted(name)
     space = make_space(one.space)
-    expected = list(asked(make_algorithm(one.algorithm, space, one.seed, 1), 15))
+    expected = list(asked(make_algorithm(one, space), 15))
     apart, found = Apart(one, space), []
     for number, proposal in enumerate(asked(apart, 15)):
         found.append(proposal)

@@ -23,7 +23,6 @@ from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import Ended, Study, open_store
 from adaptrain.search.training import Training
 from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import SearchAlgorithm
 
 from tests.unit.test_api_rules import PHASE
 from tests.unit.test_search_dispatch import Desk, spec
@@ -187,7 +186,7 @@ def _study(folder: Path, name: str, one: Any, number: int = 1) -> Study:
 )
 def test_wrong_arguments_are_refused_before_the_first_trial(name: Any, args: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidJob, match=words):
-        make_algorithm(SearchAlgorithm(name=name, args=args), NasBench201(), 0, 1)
+        make_algorithm(wanted(algorithm={"name": name, "args": args}), NasBench201())
 
 
 SMALL = NasBench201(cells=1, width=4)

@@ -100,7 +100,7 @@ class Study:
     def __init__(self, cluster: Cluster, history: list[Ended]) -> None:
         spec = ArchitectureSearchSpec.model_validate(cluster.spec)
         space = make_space(spec.space)
-        self.searcher = make_algorithm(spec.algorithm, space, spec.seed, 1)
+        self.searcher = make_algorithm(spec, space)
         self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [], returning=True)
         self.jobs = TrialJobs(self.dispatch, space, spec.parallelism.max)
         self.history = history

@@ -105,7 +105,7 @@ def main() -> None:
 
     spec = ArchitectureSearchSpec.model_validate_json(sys.stdin.readline())
     try:
-        algorithm = make_algorithm(spec.algorithm, make_space(spec.space), spec.seed, len(spec.objectives))
+        algorithm = make_algorithm(spec, make_space(spec.space))
     except InvalidJob as error:
         answer({"invalid": str(error)})
         return

@@ -71,7 +71,7 @@ class SearchCoordinator:
         if spec.algorithm.name in HEAVY:
             self._searcher = Apart(spec, self._space)
         else:
-            self._searcher = make_algorithm(spec.algorithm, self._space, spec.seed, len(spec.objectives))
+            self._searcher = make_algorithm(spec, self._space)
         name = f"{namespace}.{meta.name}"
         self._study = Study(lambda: open_store(volume, url), name, meta.uid or name, number, spec, self._space)
         history = self._study.history()

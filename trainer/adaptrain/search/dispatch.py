@@ -15,7 +15,7 @@ from adaptrain_api.progress import SearchEnd, TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
-from adaptrain.search.algorithms.objectives import Searcher
+from adaptrain.search.algorithms.objectives import Searcher, Single
 from adaptrain.search.algorithms.oneshot import SUPERNET, OneShot, Ranking
 from adaptrain.search.algorithms.pruning import Pruner
 from adaptrain.search.spaces.base import Architecture
@@ -71,8 +71,11 @@ class Dispatch:
         self.ended: dict[int, Ended] = {}
         self.failed: list[Ended] = []
         self.pruned = 0
-        self.top: list[Ended] = []
+        self._leaders: list[Ended] = []
         """The best trials that meet all constraints, by the first objective, the best first."""
+        self._best_of: dict[Architecture, Ended] = {}
+        """The best one of each architecture."""
+        self._top: list[Ended] | None = None
         self.front: list[Ended] = []
         """Those of them that none surpasses in one objective and equals in the others."""
         self._exhausted = False
@@ -268,10 +271,21 @@ class Dispatch:
         return ended
 
     @property
+    def top(self) -> list[Ended]:
+        """The best trials that meet all constraints, the best first: by the first objective, or where that is noisy,
+        what the algorithm thinks of their architectures, of each its best trial."""
+        if self._top is None:
+            ranked = self._searcher.ranked() if isinstance(self._searcher, Single) else []
+            likely = [self._best_of[one] for one in ranked if one in self._best_of]
+            self._top = likely[:TOP] or self._leaders
+        return self._top
+
+    @property
     def kept(self) -> set[str]:
         """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
         front = self._front_weights.values() if len(self.spec.objectives) > 1 else ()
-        return {weights.path for weights in (*(one.weights for one in self.top), *front) if weights is not None}
+        best = (one.weights for one in (*self._leaders, *self.top))
+        return {weights.path for weights in (*best, *front) if weights is not None}
 
     @property
     def _front_weights(self) -> dict[tuple[float, ...], TrialWeights]:
@@ -291,7 +305,7 @@ class Dispatch:
         if any(v > 0 for v in violations(self.spec, metrics)):
             return False
         mine = self._values(Ended(number, one.architecture, "complete", metrics))
-        if len(self.top) < TOP or mine[0] > self._values(self.top[-1])[0]:
+        if len(self._leaders) < TOP or mine[0] > self._values(self._leaders[-1])[0]:
             return True
         if len(self.spec.objectives) == 1 or mine in self._front_weights:
             return False
@@ -375,6 +389,7 @@ class Dispatch:
         if one.number in self.ended:
             return
         self.ended[one.number] = one
+        self._top = None
         self._times.append(one.ended)
         began = one.ended - one.seconds
         self._began = began if self._began is None else min(self._began, began)
@@ -389,7 +404,10 @@ class Dispatch:
 
     def _rank(self, one: Ended) -> None:
         mine = self._values(one)
-        self.top = sorted([*self.top, one], key=lambda other: -self._values(other)[0])[:TOP]
+        self._leaders = sorted([*self._leaders, one], key=lambda other: -self._values(other)[0])[:TOP]
+        best = self._best_of.setdefault(one.architecture, one)
+        if mine[0] > self._values(best)[0]:
+            self._best_of[one.architecture] = one
         if not any(_surpasses(self._values(other), mine) for other in self.front):
             self.front = [other for other in self.front if not _surpasses(mine, self._values(other))] + [one]
 

@@ -112,7 +112,7 @@ class Training:
 
     def _train_supernet(self, report: Report) -> Metrics:
         spec, data = self._spec, self._data
-        searcher = make_algorithm(spec.algorithm, make_space(spec.space), spec.seed, len(spec.objectives))
+        searcher = make_algorithm(spec, make_space(spec.space))
         assert isinstance(searcher, OneShot)
         assert data is not None
         metrics, ranking, weights = train_supernet(searcher, data, spec.seed, own_device(), self._study, report)

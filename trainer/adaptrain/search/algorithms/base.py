@@ -59,6 +59,10 @@ class Algorithm:
         """Which of those that were tried is thought to be the best."""
         return max((one for one in self.told if np.isfinite(one[1])), key=lambda one: one[1])[0]
 
+    def ranked(self) -> list[Architecture]:
+        """Those that were tried, the likely best first; none: the largest value is the best."""
+        return []
+
     def unseen(self, rng: np.random.Generator, tries: int = 1000) -> Architecture:
         """Any architecture that was not tried; one that was, if there seem to be no others."""
         for _ in range(tries):

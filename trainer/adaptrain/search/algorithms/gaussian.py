@@ -84,6 +84,7 @@ class GaussianProcess:
         self._codes, self._features = codes, features
         covariance = self._covariance(codes, features, codes, features)
         self._alpha, self._inverse = self._solve(covariance, values, looks)
+        self._noise = self._variance(looks)
 
     def log_likelihood(self, codes: Codes, features: Features, values: Floats, looks: Floats) -> float:
         """Of the values, without its constant (Rasmussen and Williams, equation 5.8)."""
@@ -103,6 +104,11 @@ class GaussianProcess:
         before = np.exp(self.parameters["scale"][0]) + (self._linear(features) ** 2).sum(axis=1)
         variance = before - np.einsum("ij,ij->j", solved, solved)
         return between @ self._alpha, np.sqrt(np.maximum(variance, 1e-12))
+
+    def smoothed(self, values: Floats) -> Floats:
+        """Means where it was conditioned, had it been told these values there."""
+        found: Floats = values - self._noise * (self._inverse.T @ (self._inverse @ values))
+        return found
 
     @property
     def noise(self) -> float:
@@ -152,9 +158,13 @@ class GaussianProcess:
 
     def _solve(self, covariance: Floats, values: Floats, looks: Floats) -> tuple[Floats, Floats]:
         """K^-1 y, and the inverse of K's Cholesky factor."""
-        noisy = covariance + np.diag(np.exp(self.parameters["noise"][0]) / looks + JITTER)
-        inverse = np.linalg.inv(np.linalg.cholesky(noisy))
+        inverse = np.linalg.inv(np.linalg.cholesky(covariance + np.diag(self._variance(looks))))
         return inverse.T @ (inverse @ values), inverse
+
+    def _variance(self, looks: Floats) -> Floats:
+        """Of the noise of the means of so many looks."""
+        found: Floats = np.exp(self.parameters["noise"][0]) / looks + JITTER
+        return found
 
     def _gradient(
         self, hot: Floats, apart: Floats, along: Floats, codes: Codes, values: Floats, looks: Floats

@@ -39,19 +39,29 @@ class Single:
         self._violations: list[float] = []
 
     def ask(self, number: int, pending: Sequence[Architecture] = ()) -> Proposal:
-        algorithm = self._algorithm
         if self._objectives > 1 or any(self._violations):
-            rng = np.random.default_rng([algorithm.seed, number, self._objectives])
-            weights = rng.dirichlet(np.ones(self._objectives))
-            worth = one_value(np.array(self._values).reshape(-1, self._objectives), weights, self._violations)
-            architectures = [architecture for architecture, _ in algorithm.told]
-            algorithm.told = list(zip(architectures, worth, strict=True))
-        return algorithm.ask(number, pending)
+            rng = np.random.default_rng([self._algorithm.seed, number, self._objectives])
+            self._make_one(rng.dirichlet(np.ones(self._objectives)))
+        return self._algorithm.ask(number, pending)
 
     def tell(self, architecture: Architecture, values: tuple[float, ...], violation: float = 0.0) -> None:
         self._values.append(values)
         self._violations.append(violation)
         self._algorithm.tell(architecture, values[0] if violation == 0 else float("nan"))
+
+    def ranked(self) -> list[Architecture]:
+        """Those that were tried, the likely best first; none: the largest value is the best."""
+        if self._objectives > 1:
+            return []
+        if any(self._violations):
+            self._make_one(np.ones(1))
+        return self._algorithm.ranked()
+
+    def _make_one(self, weights: NDArray[np.float64]) -> None:
+        """Of all that was told, the value that the algorithm knows."""
+        worth = one_value(np.array(self._values).reshape(-1, self._objectives), weights, self._violations)
+        architectures = [architecture for architecture, _ in self._algorithm.told]
+        self._algorithm.told = list(zip(architectures, worth, strict=True))
 
 
 def one_value(values: NDArray[np.float64], weights: NDArray[np.float64], violations: Sequence[float]) -> list[float]:

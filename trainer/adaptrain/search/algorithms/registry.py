@@ -1,6 +1,6 @@
 """The algorithm and the pruner that a manifest names."""
 
-from adaptrain_api.search import AlgorithmName, Pruning, SearchAlgorithm
+from adaptrain_api.search import AlgorithmName, ArchitectureSearchSpec, Pruning
 
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call
@@ -39,22 +39,27 @@ PRUNERS: dict[str, type[Pruner]] = {
 }
 
 
-def make_algorithm(spec: SearchAlgorithm, space: Space, seed: int, objectives: int) -> Searcher:
+def make_algorithm(spec: ArchitectureSearchSpec, space: Space) -> Searcher:
     """
+    Args:
+        space: the spec's, made.
+
     Raises:
         InvalidJob: it doesn't take these arguments, or not this space.
     """
-    if spec.name in METHODS:
+    name, args, objectives = spec.algorithm.name, spec.algorithm.args, len(spec.objectives)
+    if name in METHODS:
         assert isinstance(space, CellSpace)  # the API takes no other one
-        return OneShot(space, seed, call("algorithm", METHODS[spec.name], spec.args))
-    chosen = ALGORITHMS[spec.name] if spec.name != "predictor" else _predictor()
+        return OneShot(space, spec.seed, call("algorithm", METHODS[name], args))
+    chosen = ALGORITHMS[name] if name != "predictor" else _predictor()
     if isinstance(space, Topology) and chosen is not Neat:
-        raise InvalidJob(f"algorithm.name: {spec.name} needs a space of choices: set it to neat, or change space.name")
+        raise InvalidJob(f"algorithm.name: {name} needs a space of choices: set it to neat, or change space.name")
     if chosen is Auto and objectives > 1:
-        return call("algorithm", Fronts, spec.args, space=space, seed=seed, objectives=objectives)
+        return call("algorithm", Fronts, args, space=space, seed=spec.seed, objectives=objectives)
     if issubclass(chosen, OptunaAlgorithm):
-        return call("algorithm", chosen, spec.args, space=space, seed=seed, objectives=objectives)
-    return Single(call("algorithm", chosen, spec.args, space=space, seed=seed), objectives)
+        return call("algorithm", chosen, args, space=space, seed=spec.seed, objectives=objectives)
+    own = {"trials": spec.budget.trials} if chosen is Auto else {}
+    return Single(call("algorithm", chosen, args, space=space, seed=spec.seed, **own), objectives)
 
 
 def _predictor() -> type[Algorithm]:
