@@ -60,6 +60,17 @@ def test_the_best_are_drawn(tmp_path: Path) -> None:
     assert [text.text for text in other.findall("text")] == ["input", "width 4", "width 8", "output"]
 
 
+def test_luck_is_told_where_trials_are_repeated(tmp_path: Path) -> None:
+    wanted = spec()
+    one = Study(lambda: open_store(tmp_path, None), "default.one", "uid", 1, wanted, make_space(wanted.space))
+    one.history()
+    for n in range(2):
+        why = {"again": True} if n else {}
+        one.record([Ended(n, (0, 0, 0, 1), "complete", {"score": float(n)}, why=why, ended=1000.0 + n)])
+        report(tmp_path, None, tmp_path / "page.html")
+        assert ("The search is noisy" in (tmp_path / "page.html").read_text()) == (n == 1)
+
+
 def test_several_objectives(tmp_path: Path) -> None:
     goals = [{"metric": "score", "goal": "maximize"}, {"metric": "size", "goal": "minimize"}]
     page = written(tmp_path, objectives=goals, constraints=[{"metric": "size", "atMost": 1}])

@@ -88,7 +88,13 @@ def render(study: optuna.Study) -> str:
         elif len(complete) >= LEAST and len(complete[0].params) > 1:
             body += ["<h2>What matters (fANOVA; Hutter et al., 2014)</h2>", _importance(study)]
         best = sorted(feasible, key=lambda one: _values(one)[0], reverse=study.directions[0] == StudyDirection.MAXIMIZE)
-        body += ["<h2>The best</h2>", _table(metrics, best[:TOP])]
+        body.append("<h2>The best</h2>")
+        if any(trial.user_attrs["why"].get("again") for trial in complete):
+            body.append(
+                "<p>The search is noisy: these are its luckiest trials. Its winner, the first of the search's"
+                " <code>status.top</code>, is the architecture that is best on average.</p>"
+            )
+        body.append(_table(metrics, best[:TOP]))
         body.append(_pictures(study.user_attrs["space"]["space"], best[:DRAWN]))
     if failed:
         body += ["<h2>Why trials failed</h2>", _failures(failed)]
