@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, TOP, Assignment, Dispatch
+from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
+from adaptrain.search.standings import TOP
 from adaptrain.search.study import Ended
 from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec
@@ -247,8 +248,8 @@ def test_the_best_meets_the_constraints() -> None:
     d = dispatch(constraints=[{"metric": "size", "atMost": 10}])
     for n in range(12):
         run(d, size=float(9 + n % 3), score=float(n))
-    assert d.top[0].metrics["score"] == 10.0
-    assert all(one.metrics["size"] <= 10 for one in d.top)
+    assert d.standings.top[0].metrics["score"] == 10.0
+    assert all(one.metrics["size"] <= 10 for one in d.standings.top)
 
 
 def test_the_front_is_what_nothing_surpasses() -> None:
@@ -259,8 +260,8 @@ def test_the_front_is_what_nothing_surpasses() -> None:
         run(d, score=float(chance.randrange(6)), size=float(chance.randrange(6)))
     points = [(one.metrics["score"], one.metrics["size"]) for one in d.ended.values()]
     best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] <= p[1] for q in points)}
-    assert {(one.metrics["score"], one.metrics["size"]) for one in d.front} == best
-    assert len(d.front) == sum(p in best for p in points)
+    assert {(one.metrics["score"], one.metrics["size"]) for one in d.standings.front} == best
+    assert len(d.standings.front) == sum(p in best for p in points)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -298,13 +299,17 @@ def test_who_is_among_the_best_has_its_weights_and_few_others_do(seed: int, seve
             ended = d.tell(who, has.pop(who).number, "complete", metrics, "", 0, weights)
             assert ended is not None
             history.append(ended)
-    assert all(one.weights is not None for one in d.top), "one of them is the winner"
-    kept = {one.number for one in (*d.top, *d.front) if one.weights is not None and one.weights.path in d.kept}
-    assert kept >= {one.number for one in d.top}
+    assert all(one.weights is not None for one in d.standings.top), "one of them is the winner"
+    kept = {
+        one.number
+        for one in (*d.standings.top, *d.standings.front)
+        if one.weights is not None and one.weights.path in d.standings.kept
+    }
+    assert kept >= {one.number for one in d.standings.top}
     if several:
-        points = [(one.metrics["score"], one.metrics["size"]) for one in d.front if one.number in kept]
-        assert set(points) == {(one.metrics["score"], one.metrics["size"]) for one in d.front}
-        assert len(d.kept) <= len(d.top) + len(set(points)), "one file for each point is enough"
+        points = [(one.metrics["score"], one.metrics["size"]) for one in d.standings.front if one.number in kept]
+        assert set(points) == {(one.metrics["score"], one.metrics["size"]) for one in d.standings.front}
+        assert len(d.standings.kept) <= len(d.standings.top) + len(set(points)), "one file for each point is enough"
     assert written < 75, "most are not worth a file"
 
 
@@ -344,12 +349,12 @@ def test_under_noise_the_best_is_what_the_algorithm_thinks_it_is() -> None:
             path=f"trials/{given.number}-{given.number:016x}.safetensors", sha256=f"{given.number:064x}"
         )
         d.tell("a", given.number, "complete", {"score": worth + noise}, "", now, weights)
-    assert d.top[0].architecture == (2, 2, 2, 2)
-    looks = [one for one in d.ended.values() if one.architecture == d.top[0].architecture]
+    assert d.standings.top[0].architecture == (2, 2, 2, 2)
+    looks = [one for one in d.ended.values() if one.architecture == d.standings.top[0].architecture]
     assert len(looks) > 1
-    assert d.top[0].metrics["score"] == max(one.metrics["score"] for one in looks)
-    assert len({one.architecture for one in d.top}) == len(d.top) == TOP
+    assert d.standings.top[0].metrics["score"] == max(one.metrics["score"] for one in looks)
+    assert len({one.architecture for one in d.standings.top}) == len(d.standings.top) == TOP
     assert max(d.ended.values(), key=lambda one: one.metrics["score"]).architecture == lucky
-    assert {one.weights.path for one in d.top if one.weights is not None} <= d.kept
+    assert {one.weights.path for one in d.standings.top if one.weights is not None} <= d.standings.kept
     again = dispatch(list(d.ended.values()), algorithm=algorithm, budget={"trials": 60})
-    assert [one.number for one in again.top] == [one.number for one in d.top]
+    assert [one.number for one in again.standings.top] == [one.number for one in d.standings.top]

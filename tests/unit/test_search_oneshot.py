@@ -74,7 +74,7 @@ def test_the_network_is_trained_first_and_by_one_evaluator() -> None:
     asked = [take(d, evaluator) for evaluator in "abcd"]
     assert [one.architecture for one in asked] == [architecture for architecture, _ in RANKING]
     assert [one.why["rank"] for one in asked] == [1, 2, 3, 4]
-    assert not d.top, "the network itself is no architecture"
+    assert not d.standings.top, "the network itself is no architecture"
 
 
 @pytest.mark.parametrize("seed", range(10))

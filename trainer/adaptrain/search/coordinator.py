@@ -114,7 +114,7 @@ class SearchCoordinator:
         now, d = time.time(), self._dispatch
         # It ends when its last trial is written down: whoever hears of the end may stop this process at once.
         verdict = None if self._unwritten else d.verdict(now)
-        top = [self._result(one) for one in d.top]
+        top = [self._result(one) for one in d.standings.top]
         busy = d.busy
         return Progress(
             number=self.number,
@@ -133,7 +133,7 @@ class SearchCoordinator:
                 failed=len(d.failed),
                 running=d.running,
                 top=top,
-                pareto_size=len(d.front),
+                pareto_size=len(d.standings.front),
                 per_minute=round(d.per_minute(now), 2),
                 evaluators=d.evaluators(now) if self._jobs is None else None,
                 storage_error=self._storage_error,
@@ -342,7 +342,7 @@ class SearchCoordinator:
         """Remove the weights of trials that can't win any more, and what evaluators left that were lost."""
         with contextlib.suppress(OSError):  # there is room for them, then
             names = await asyncio.to_thread(kept.listed, study)
-            gone = kept.stale(names, self._dispatch.ended, self._dispatch.kept)
+            gone = kept.stale(names, self._dispatch.ended, self._dispatch.standings.kept)
             await asyncio.to_thread(kept.remove, study, gone)
 
     async def _watch(self) -> None:
@@ -360,6 +360,6 @@ class SearchCoordinator:
             dispatch, metrics = self._dispatch, self._metrics
             metrics.evaluators.set(len(self._evaluators))
             metrics.running.set(dispatch.running)
-            metrics.pareto_size.set(len(dispatch.front))
-            if dispatch.top:
-                metrics.best(dispatch.top[0].metrics)
+            metrics.pareto_size.set(len(dispatch.standings.front))
+            if dispatch.standings.top:
+                metrics.best(dispatch.standings.top[0].metrics)

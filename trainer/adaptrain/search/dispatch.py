@@ -4,7 +4,6 @@ A trial is given out, and told once: by whoever has it, or, if that one is lost,
 up, and no two trials that end have the same. What a lost evaluator had is given out again before anything new.
 """
 
-import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ from adaptrain_api.progress import SearchEnd, TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
-from adaptrain.search.algorithms.objectives import Searcher, Single
+from adaptrain.search.algorithms.objectives import Searcher
 from adaptrain.search.algorithms.oneshot import SUPERNET, OneShot, Ranking
 from adaptrain.search.algorithms.pruning import Pruner
 from adaptrain.search.spaces.base import Architecture
+from adaptrain.search.standings import Standings, values
 from adaptrain.search.study import Ended, State, violations
 
 RATE_WINDOW = 300.0
@@ -27,7 +27,6 @@ RETURN_SECONDS = 3.0
 """So long after the first one evaluators may come back with what an earlier coordinator gave them."""
 MOST_ATTEMPTS = 5
 """A trial that as many evaluators were lost with has failed: it may be what kills them."""
-TOP = 10
 TRIES = 500
 
 
@@ -71,13 +70,7 @@ class Dispatch:
         self.ended: dict[int, Ended] = {}
         self.failed: list[Ended] = []
         self.pruned = 0
-        self._leaders: list[Ended] = []
-        """The best trials that meet all constraints, by the first objective, the best first."""
-        self._best_of: dict[Architecture, Ended] = {}
-        """The best one of each architecture."""
-        self._top: list[Ended] | None = None
-        self.front: list[Ended] = []
-        """Those of them that none surpasses in one objective and equals in the others."""
+        self.standings = Standings(spec, searcher)
         self._exhausted = False
         self._returning = returning
         self._return_by: float | None = None
@@ -270,46 +263,12 @@ class Dispatch:
         self._end(ended)
         return ended
 
-    @property
-    def top(self) -> list[Ended]:
-        """The best trials that meet all constraints, the best first: by the first objective, or where that is noisy,
-        what the algorithm thinks of their architectures, of each its best trial."""
-        if self._top is None:
-            ranked = self._searcher.ranked() if isinstance(self._searcher, Single) else []
-            likely = [self._best_of[one] for one in ranked if one in self._best_of]
-            self._top = likely[:TOP] or self._leaders
-        return self._top
-
-    @property
-    def kept(self) -> set[str]:
-        """Paths of weights that may be wanted: of the best trials, and of one for each point of the front."""
-        front = self._front_weights.values() if len(self.spec.objectives) > 1 else ()
-        best = (one.weights for one in (*self._leaders, *self.top))
-        return {weights.path for weights in (*best, *front) if weights is not None}
-
-    @property
-    def _front_weights(self) -> dict[tuple[float, ...], TrialWeights]:
-        """Of each point of the front, those that a trial left first."""
-        found: dict[tuple[float, ...], TrialWeights] = {}
-        for one in self.front:
-            if one.weights is not None:
-                found.setdefault(self._values(one), one.weights)
-        return found
-
     def wants_weights(self, evaluator: str, number: int, metrics: dict[str, float]) -> bool:
-        """Whether the weights of a trial that ends with these metrics may be wanted: it would be one of the best, or
-        give the front a point. If not now, then never: the others only get better."""
+        """Whether the weights of a trial that ends with these metrics may be wanted."""
         one = self.pending.get(number)
         if one is None or one.evaluator != evaluator or any(name not in metrics for name in metrics_named(self.spec)):
             return False
-        if any(v > 0 for v in violations(self.spec, metrics)):
-            return False
-        mine = self._values(Ended(number, one.architecture, "complete", metrics))
-        if len(self._leaders) < TOP or mine[0] > self._values(self._leaders[-1])[0]:
-            return True
-        if len(self.spec.objectives) == 1 or mine in self._front_weights:
-            return False
-        return not any(_surpasses(self._values(other), mine) for other in self.front)
+        return self.standings.wants_weights(Ended(number, one.architecture, "complete", metrics))
 
     @property
     def running(self) -> int:
@@ -360,7 +319,7 @@ class Dispatch:
             return None
         if not any(one.state == "complete" and one.ranking is None for one in self.ended.values()):
             return _failed("NoTrialCompleted", "no trial completed: raise the budget, or see why the trials failed")
-        if not self.top:
+        if not self.standings.top:
             bounds = "; ".join(_bounds(self.spec))
             return _failed(
                 "ConstraintsNotMet",
@@ -389,7 +348,6 @@ class Dispatch:
         if one.number in self.ended:
             return
         self.ended[one.number] = one
-        self._top = None
         self._times.append(one.ended)
         began = one.ended - one.seconds
         self._began = began if self._began is None else min(self._began, began)
@@ -398,18 +356,8 @@ class Dispatch:
             self.failed.append(one)
         elif one.state == "pruned":
             self.pruned += 1
-        elif one.ranking is None and not any(v > 0 for v in violations(self.spec, one.metrics)):
-            self._rank(one)
+        self.standings.add(one)
         self._learn(one)
-
-    def _rank(self, one: Ended) -> None:
-        mine = self._values(one)
-        self._leaders = sorted([*self._leaders, one], key=lambda other: -self._values(other)[0])[:TOP]
-        best = self._best_of.setdefault(one.architecture, one)
-        if mine[0] > self._values(best)[0]:
-            self._best_of[one.architecture] = one
-        if not any(_surpasses(self._values(other), mine) for other in self.front):
-            self.front = [other for other in self.front if not _surpasses(mine, self._values(other))] + [one]
 
     def _learn(self, one: Ended) -> None:
         if one.architecture == SUPERNET:
@@ -418,20 +366,10 @@ class Dispatch:
             return
         self._keys.add(self._key(one.architecture))
         broken = sum(max(0.0, v) for v in violations(self.spec, one.metrics)) if one.state == "complete" else 0.0
-        self._searcher.tell(one.architecture, self._values(one), broken)
+        self._searcher.tell(one.architecture, values(self.spec, one), broken)
 
     def _key(self, architecture: Architecture) -> Hashable:
         return self._searcher.space.key(architecture) if architecture != SUPERNET else SUPERNET
-
-    def _values(self, one: Ended) -> tuple[float, ...]:
-        """As algorithms see them: larger is better. A pruned trial is worth what it had reached."""
-        found = []
-        for n, objective in enumerate(self.spec.objectives):
-            value = one.metrics.get(objective.metric, math.nan) if one.state == "complete" else math.nan
-            if one.state == "pruned" and n == 0 and one.steps:
-                value = one.steps[max(one.steps)]
-            found.append(value if objective.goal == "maximize" else -value)
-        return tuple(found)
 
     def _spent(self, now: float, trials: int) -> bool:
         budget = self.spec.budget
@@ -444,10 +382,6 @@ class Dispatch:
 
 def _failed(reason: str, message: str) -> SearchEnd:
     return SearchEnd(outcome="failed", reason=reason, message=message)
-
-
-def _surpasses(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
 
 def _bounds(spec: ArchitectureSearchSpec) -> list[str]:

@@ -83,8 +83,8 @@ class Auto(Algorithm):
         known = self._learn()
         if known is None:
             return Proposal(self.unseen(rng))
-        codes, means = known
-        values, deviation = self._targets(means), np.zeros(len(means))
+        codes, means, values = known
+        deviation = np.zeros(len(means))
         if self.noisy:
             values, deviation = self._model.predict(codes, self.space.features(codes))
         order = np.argsort(-values, kind="stable")
@@ -143,22 +143,19 @@ class Auto(Algorithm):
             deviation = np.hypot(deviation, self._model.noise)
         return log_expected_improvement(mean, deviation, best)
 
-    def pick(self) -> Architecture:
-        return ranked[0] if (ranked := self.ranked()) else super().pick()
-
     def ranked(self) -> list[Architecture]:
         known = self._learn() if self.noisy else None
         if known is None:
             return []
-        codes, means = known
+        codes, means, _ = known
         return [tuple(code) for code in codes[np.argsort(-self._worth(means), kind="stable")].tolist()]
 
     def _worth(self, means: Floats) -> Floats:
         """Of those that were tried, what the model thinks of the logarithm under noise."""
         return self._model.smoothed(spread(means, MILD_SOFT))
 
-    def _learn(self) -> tuple[Codes, Floats] | None:
-        """Architectures and the means of their looks, once the model has learned from them.
+    def _learn(self) -> tuple[Codes, Floats, Floats] | None:
+        """Architectures, the means of their looks, and these as the model sees them, once it has learned from them.
 
         The model is fitted at certain lengths of the history, whenever it is asked: so it depends on nothing else.
         """
@@ -171,8 +168,9 @@ class Auto(Algorithm):
             self._model.fit(codes, self.space.features(codes), self._targets(means), looks, steps)
             self._next_fit = max(self._next_fit + 1, math.ceil(self._next_fit * GROWTH))
         codes, means, looks = self._data(good)
-        self._model.condition(codes, self.space.features(codes), self._targets(means), looks)
-        return codes, means
+        targets = self._targets(means)
+        self._model.condition(codes, self.space.features(codes), targets, looks)
+        return codes, means, targets
 
     def _targets(self, means: Floats) -> Floats:
         """As the model sees them."""

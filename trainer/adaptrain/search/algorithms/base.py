@@ -57,6 +57,8 @@ class Algorithm:
 
     def pick(self) -> Architecture:
         """Which of those that were tried is thought to be the best."""
+        if ranked := self.ranked():
+            return ranked[0]
         return max((one for one in self.told if np.isfinite(one[1])), key=lambda one: one[1])[0]
 
     def ranked(self) -> list[Architecture]:
