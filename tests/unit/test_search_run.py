@@ -1,0 +1,20 @@
+"""A search in local processes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from adaptrain.errors import InvalidJob
+from adaptrain.search.run import run_search
+from adaptrain_api.training import dump
+
+from tests.unit.test_search_dispatch import spec
+
+
+def test_wrong_arguments_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    wanted = dump(spec(algorithm={"name": "auto", "args": {"noisi": True}}))
+    search = {"apiVersion": "adaptrain.io/v1alpha1", "kind": "ArchitectureSearch", "metadata": {"name": "one"}}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search | {"spec": wanted}))
+    with pytest.raises(InvalidJob, match=r"algorithm\.args\.noisi: unknown; it takes start, noisy"):
+        run_search(tmp_path / "search.yaml", None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
