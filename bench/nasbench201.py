@@ -55,7 +55,7 @@ def picked(task: tuple[str, str, int]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--noisy", action="store_true")
     arguments = parser.parse_args()
     measure, bars = (picked, NOISY_BARS) if arguments.noisy else (best, BARS)

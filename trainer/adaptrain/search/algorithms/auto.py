@@ -1,12 +1,15 @@
-"""The default: expected improvement of a Gaussian process, near what was best.
+"""The default: expected improvement of a Gaussian process, near what was best; under noise, what it can hope for.
 
 Values are looked at through -log(best - y + c (best - median)), which spreads out the best ones: what matters is who
 of them is better, not how bad the bad ones are. Under noise, what to try is said by 1 / (best - y + c (best - median)),
-for which all bad ones are alike; which of those that were tried is the best, by the logarithm.
+for which all bad ones are alike; which of those that were tried is the best, by the logarithm. What to try is then the
+candidate of the largest upper confidence bound (Srinivas et al., 2010, equation 2): improvement on a best that is
+partly luck is expected too seldom of what is hardly known.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,17 +36,21 @@ class Turns(NamedTuple):
     near: float
     """A neighbour of the likely best: whose choice was tried least, and as often one which promises most. A few unlucky
     looks convince the model that a choice is bad, and it would never learn better."""
+    mild: float
+    """What is expected to improve most by the logarithm, which doesn't let one lucky look outshine the rest."""
     again: float
     """What was tried before: the one with the largest mean and ``bound`` deviations."""
     bound: float
 
 
-SEARCHING = Turns(near=0.15, again=0.12, bound=1.0)
+SEARCHING = Turns(near=0.03, mild=0.12, again=0.12, bound=1.0)
 """A second look at what seems to be the best keeps the search from going astray."""
-ENDING = Turns(near=0.1, again=0.6, bound=3.0)
+ENDING = Turns(near=0.1, mild=0.0, again=0.6, bound=3.0)
 """In the end its rivals have theirs, so that the right one is picked."""
-END = 0.2
+END = 0.3
 """So much of the budget's trials are the end."""
+HOPE = 3.0
+"""Under noise, so many deviations above its mean is what a candidate may be worth."""
 HOPELESS = -13.0
 """Without noise, a neighbour of the best is taken whose choice was tried least where the logarithm of what the model
 expects, in standard deviations of what it sees, is below this. If the model is right, nothing is lost."""
@@ -55,6 +62,14 @@ GROWTH = 1.01
 """The history grows by so much from fit to fit."""
 MOST = 200
 """The model learns from so many."""
+
+
+class Gain(NamedTuple):
+    """What is tried is the candidate that has most of it."""
+
+    name: str
+    """As the trial tells it."""
+    of: Callable[[list[Architecture]], Floats]
 
 
 class Auto(Algorithm):
@@ -84,31 +99,46 @@ class Auto(Algorithm):
         if known is None:
             return Proposal(self.unseen(rng))
         codes, means, values = known
-        deviation = np.zeros(len(means))
-        if self.noisy:
-            values, deviation = self._model.predict(codes, self.space.features(codes))
+        return self._under_noise(codes, means, rng) if self.noisy else self._exact(codes, values, rng)
+
+    def _exact(self, codes: Codes, values: Floats, rng: np.random.Generator) -> Proposal:
         order = np.argsort(-values, kind="stable")
-        best = float(values[order[0]])
-        if self.noisy:
-            turns, turn = self._turns, rng.random()
-            beside = 2 * turns.near
-            if turn < beside and (near := self._near(codes[order], best, unusual=turn < turns.near)):
-                return near
-            if beside <= turn < beside + turns.again:
-                hoped = int(np.argmax(self._worth(means) + turns.bound * deviation))
-                return Proposal(tuple(codes[hoped].tolist()), {"again": True, "mean": float(values[hoped])})
-        codes = codes[order]
+        gain = Gain("log_ei", functools.partial(self._improvement, float(values[order[0]])))
+        found = self._promising(codes[order], gain, rng)
+        doubts = found.why.get(gain.name, 0.0) < HOPELESS and rng.random() < DOUBT
+        return (self._near(codes[order], gain, unusual=True) if doubts else None) or found
+
+    def _under_noise(self, codes: Codes, means: Floats, rng: np.random.Generator) -> Proposal:
+        turns, turn = self._turns, rng.random()
+        near, again = 2 * turns.near, 2 * turns.near + turns.again
+        mild = again <= turn < again + turns.mild
+        if mild:
+            self._model.instead(spread(means, MILD_SOFT))
+        values, deviations = self._model.predict(codes, self.space.features(codes))
+        if near <= turn < again:
+            hoped = int(np.argmax(self._worth(means) + turns.bound * deviations))
+            return Proposal(tuple(codes[hoped].tolist()), {"again": True, "mean": float(values[hoped])})
+        order = np.argsort(-values, kind="stable")
+        hope = Gain("bound", self._bound)
+        if turn < near and (found := self._near(codes[order], hope, unusual=turn < turns.near)):
+            return found
+        improvement = Gain("log_ei", functools.partial(self._improvement, float(values[order[0]])))
+        return self._promising(codes[order], improvement if mild else hope, rng)
+
+    def _promising(self, codes: Codes, gain: Gain, rng: np.random.Generator) -> Proposal:
+        """The candidate of the largest gain.
+
+        Args:
+            codes: of what was tried, the best first.
+        """
         parents = [tuple(code) for code in codes[:PARENTS].tolist()]
         pool = candidates(self.space, parents, self.seen, rng)
         if not pool:
             return Proposal(self.unseen(rng))
-        chosen, gain = climb(self.space, pool, self.seen, lambda some: self._gain(some, best))
-        doubts = not self.noisy and gain < HOPELESS and rng.random() < DOUBT
-        if doubts and (near := self._near(codes, best, unusual=True)):
-            return near
-        return self._proposal(chosen, gain, {})
+        chosen, most = climb(self.space, pool, self.seen, gain.of)
+        return self._proposal(chosen, {gain.name: most})
 
-    def _near(self, codes: Codes, best: float, unusual: bool) -> Proposal | None:
+    def _near(self, codes: Codes, gain: Gain, unusual: bool) -> Proposal | None:
         """A neighbour of the first of ``codes``, or of the second if all of the first's were tried; None: of both.
 
         Args:
@@ -124,24 +154,31 @@ class Auto(Algorithm):
                     for one in pool
                 ]
                 pool = [one for one, count in zip(pool, tried, strict=True) if count == min(tried)]
-            gains = self._gain(pool, best)
+            gains = gain.of(pool)
             chosen = int(np.argmax(gains))
-            return self._proposal(pool[chosen], float(gains[chosen]), {"unusual": unusual})
+            return self._proposal(pool[chosen], {"unusual": unusual, gain.name: float(gains[chosen])})
         return None
 
-    def _proposal(self, chosen: Architecture, gain: float, why: dict[str, Any]) -> Proposal:
+    def _proposal(self, chosen: Architecture, why: dict[str, Any]) -> Proposal:
         codes: Codes = np.array([chosen])
         mean, _ = self._model.predict(codes, self.space.features(codes))
-        return Proposal(chosen, {**why, "log_ei": gain, "mean": float(mean[0])})
+        return Proposal(chosen, {**why, "mean": float(mean[0])})
 
-    def _gain(self, pool: list[Architecture], best: float) -> Floats:
-        """Logarithms of the expected improvements."""
-        codes: Codes = np.array(pool)
-        mean, deviation = self._model.predict(codes, self.space.features(codes))
+    def _improvement(self, best: float, pool: list[Architecture]) -> Floats:
+        """Logarithms of what is expected."""
+        mean, deviation = self._predicted(pool)
         if not self.noisy:
             # What the model takes for noise is then part of what will be seen.
             deviation = np.hypot(deviation, self._model.noise)
         return log_expected_improvement(mean, deviation, best)
+
+    def _bound(self, pool: list[Architecture]) -> Floats:
+        mean, deviation = self._predicted(pool)
+        return mean + HOPE * deviation
+
+    def _predicted(self, pool: list[Architecture]) -> tuple[Floats, Floats]:
+        codes: Codes = np.array(pool)
+        return self._model.predict(codes, self.space.features(codes))
 
     def ranked(self) -> list[Architecture]:
         known = self._learn() if self.noisy else None
