@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adaptrain_api.pool import pool
 from adaptrain_api.progress import Progress, TrialResult
-from adaptrain_api.search import HEAVY, ArchitectureSearch, Parallelism, metrics_named
+from adaptrain_api.search import ArchitectureSearch, Parallelism, metrics_named
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -33,9 +33,8 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     if search.spec.storage is not None and search.spec.storage.postgresql is not None:
         raise InvalidJob("spec.storage.postgresql is a cluster's Secret: leave storage out; the study goes to --output")
     check(search.spec)
-    if search.spec.algorithm.name not in HEAVY:
-        # Here nobody else would tell what the coordinator says of wrong arguments.
-        make_algorithm(search.spec, make_space(search.spec.space))
+    # Here nobody else would tell what the coordinator says of wrong arguments.
+    make_algorithm(search.spec, make_space(search.spec.space))
     output = output or Path("adaptrain-runs") / search.metadata.name
     output.mkdir(parents=True, exist_ok=True)
     job = pool(search)
