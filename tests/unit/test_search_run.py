@@ -11,11 +11,11 @@ from adaptrain_api.training import dump
 from tests.unit.test_search_dispatch import spec
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "predictor"])
-def test_wrong_arguments_are_refused_before_anything_starts(tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(("algorithm", "takes"), [("auto", "start, noisy"), ("predictor", "start")])
+def test_wrong_arguments_are_refused_before_anything_starts(tmp_path: Path, algorithm: str, takes: str) -> None:
     wanted = dump(spec(algorithm={"name": algorithm, "args": {"noisi": True}}))
     search = {"apiVersion": "adaptrain.io/v1alpha1", "kind": "ArchitectureSearch", "metadata": {"name": "one"}}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search | {"spec": wanted}))
-    with pytest.raises(InvalidJob, match=r"algorithm\.args\.noisi: unknown; it takes start"):
+    with pytest.raises(InvalidJob, match=rf"algorithm\.args\.noisi: unknown; it takes {takes}"):
         run_search(tmp_path / "search.yaml", None, tmp_path / "out")
     assert not (tmp_path / "out").exists()

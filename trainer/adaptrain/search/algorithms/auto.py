@@ -160,8 +160,7 @@ class Auto(Algorithm):
         return None
 
     def _proposal(self, chosen: Architecture, why: dict[str, Any]) -> Proposal:
-        codes: Codes = np.array([chosen])
-        mean, _ = self._model.predict(codes, self.space.features(codes))
+        mean, _ = self._predicted([chosen])
         return Proposal(chosen, {**why, "mean": float(mean[0])})
 
     def _improvement(self, best: float, pool: list[Architecture]) -> Floats:

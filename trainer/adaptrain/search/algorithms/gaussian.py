@@ -107,11 +107,16 @@ class GaussianProcess:
 
     def instead(self, values: Floats) -> None:
         """Predict as if it had been told these values where it was conditioned."""
-        self._alpha = self._inverse.T @ (self._inverse @ values)
+        self._alpha = self._solved(values)
 
     def smoothed(self, values: Floats) -> Floats:
         """Means where it was conditioned, had it been told these values there."""
-        found: Floats = values - self._noise * (self._inverse.T @ (self._inverse @ values))
+        found: Floats = values - self._noise * self._solved(values)
+        return found
+
+    def _solved(self, values: Floats) -> Floats:
+        """K^-1 values, where it was conditioned."""
+        found: Floats = self._inverse.T @ (self._inverse @ values)
         return found
 
     @property
