@@ -21,8 +21,7 @@ from adaptrain_api.training import AdaptiveTrainingJob, dump
 from adaptrain.ports import hold_port
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
-# An optimizer's first step imports torch._dynamo, which takes as long as the rest of torch.
-PRELOADED = ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training", "torch._dynamo"]
+PRELOADED = ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training"]
 """What workers find imported. A program that starts many of them adds what it imports itself: multiprocessing lets
 each import the program's main module again."""
 # Spinning threads would take the cores that the other workers of this machine need.
@@ -55,7 +54,10 @@ class LocalJob:
         """Where checkpoints are if not in a directory."""
         self._trace = trace
         self._source = source
-        self._context = forks() if fork else multiprocessing.get_context("spawn")
+        # The optimizers of one-shot searches are torch's own, whose first step imports torch._dynamo.
+        self._context = (
+            forks(*(["torch._dynamo"] if job.spec.search else [])) if fork else multiprocessing.get_context("spawn")
+        )
         self._held = [hold_port("127.0.0.1") for _ in range(2)]
         self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
         self._number = 0
@@ -190,9 +192,9 @@ def _work(environment: dict[str, str], log: Path) -> None:
 
 
 @functools.cache
-def forks() -> ForkServerContext:
+def forks(*more: str) -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *more])
     os.environ.update(THREADS)  # read when torch is loaded
     return context

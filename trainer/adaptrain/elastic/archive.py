@@ -9,6 +9,7 @@ with zeros in the digest's place.
 import io
 import json
 import os
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,6 @@ from typing import IO, Any, cast
 import torch
 import torch.distributed as dist
 import xxhash
-from torch.distributed.tensor import DTensor
 
 from adaptrain.elastic.storage import MANIFEST, Storage
 
@@ -165,7 +165,7 @@ def read(
                 yield parts
 
     places: dict[str, list[tuple[int, int]]] = {}
-    found = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    found = {name: _local(t) for name, t in tensors.items()}
     missing = {name: t.numel() for name, t in found.items()}
 
     def put(item: ReadItem, saved: torch.Tensor) -> None:
@@ -393,3 +393,12 @@ class _Part(io.RawIOBase):
 
     def tell(self) -> int:
         return self._at
+
+
+def _local(t: torch.Tensor) -> torch.Tensor:
+    """Of a DTensor the shard that is here, else the whole tensor.
+
+    Importing torch.distributed.tensor takes a fourth of torch's own import, and without it there is no DTensor.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return cast(torch.Tensor, t.to_local()) if module is not None and isinstance(t, module.DTensor) else t

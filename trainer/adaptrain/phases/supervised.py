@@ -27,6 +27,7 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
+from adaptrain.phases.optimizers import build_optimizer
 from adaptrain.seeds import derive, seed_torch
 
 EVALUATION_BATCH = 1024
@@ -148,7 +149,7 @@ class SupervisedTask:
     def _fresh(self) -> ReplicatedState:
         seed_torch(derive(self._seed, "initial weights"))
         model = self._build()
-        state = self._replica(model, _optimizer(self._phase, model))
+        state = self._replica(model, build_optimizer(self._phase.optimizer, model))
         state.counters.samples = len(self._data.train)
         return state
 
@@ -267,13 +268,3 @@ def _weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Iterat
         yield
     finally:
         model.load_state_dict(own)
-
-
-def _optimizer(phase: SupervisedPhase, model: torch.nn.Module) -> torch.optim.Optimizer:
-    spec = phase.optimizer
-    given: dict[str, Any] = {"lr": spec.learning_rate}
-    if spec.weight_decay is not None:
-        given["weight_decay"] = spec.weight_decay
-    if spec.name == "adamw":
-        return torch.optim.AdamW(model.parameters(), **given)
-    return torch.optim.SGD(model.parameters(), momentum=spec.momentum or 0.0, **given)
