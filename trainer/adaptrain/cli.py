@@ -30,8 +30,10 @@ def main() -> None:
     run.add_argument("manifest", type=Path)
     run.add_argument("--workers", type=int, help="worker processes (default: the manifest's)")
     run.add_argument("--output", type=Path, help="where checkpoints and the model go (default: adaptrain-runs/NAME)")
-    explain = commands.add_parser("explain", help="tell the story of a job on the cluster that kubectl talks to")
-    explain.add_argument("job")
+    explain = commands.add_parser(
+        "explain", help="tell the story of a job or search on the cluster that kubectl talks to"
+    )
+    explain.add_argument("name", help="of the job or search; search/NAME if a job has that name too")
     explain.add_argument("--namespace", "-n")
     explain.add_argument("--context")
     search = commands.add_parser("search", help="search an architecture on this machine, without a cluster")
@@ -58,7 +60,7 @@ def main() -> None:
             case "explain":
                 from adaptrain.explain import explain as story
 
-                print(story(arguments.job, arguments.namespace, arguments.context))
+                print(story(arguments.name, arguments.namespace, arguments.context))
             case "search" if arguments.action == "report":
                 from adaptrain.search.report import report
 

@@ -5,6 +5,7 @@ import re
 from adaptrain_api.oneshot import ONE_SHOT
 from adaptrain_api.pool import leaves_weights
 from adaptrain_api.progress import headline
+from adaptrain_api.text import printable
 from adaptrain_api.training_status import RecentChange
 from pydantic import ValidationError
 
@@ -92,7 +93,7 @@ def unschedulable(message: str) -> str:
 
 
 def _short(text: str, limit: int = 300) -> str:
-    return " ".join(text.split())[:limit]
+    return " ".join(printable(text).split())[:limit]
 
 
 def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:

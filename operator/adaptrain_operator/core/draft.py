@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from adaptrain_api.objects import Condition
+from adaptrain_api.text import printable
 
 from adaptrain_operator.core import failures
 from adaptrain_operator.core.observed import Job, Observed, Pod, moment
@@ -41,7 +42,7 @@ class Conditions:
             type=type,
             status=status,
             reason=reason,
-            message=message,
+            message=printable(message),
             last_transition_time=old.last_transition_time if old is not None and same else self._time,
             observed_generation=self._generation,
         )
@@ -95,7 +96,7 @@ class Draft:
         self.plan.delete.append(Deletion(pod.name, pod.uid, grace))
 
     def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.plan.events.append(Event(type, reason, message))
+        self.plan.events.append(Event(type, reason, printable(message)))
 
     @property
     def fresh(self) -> bool:

@@ -13,6 +13,7 @@ from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, met
 from adaptrain_api.search_goals import Gate
 from adaptrain_api.search_space import set_parameter
 from adaptrain_api.search_status import ArchitectureSearchStatus, TrialCounts, TrialSummary
+from adaptrain_api.text import printable
 from adaptrain_api.training import TrainingJobSpec, dump
 from pydantic import ValidationError
 
@@ -61,7 +62,7 @@ class _Draft:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.plan.events.append(Event(type, reason, message))
+        self.plan.events.append(Event(type, reason, printable(message)))
 
     @property
     def pool(self) -> Object | None:
@@ -270,7 +271,7 @@ def _tell_progress(draft: _Draft) -> None:
 
 def _summary(spec: ArchitectureSearchSpec, one: TrialResult) -> TrialSummary:
     values = {name: float(f"{one.metrics[name]:.6g}") for name in metrics_named(spec)}
-    return TrialSummary(trial=one.trial, values=values, architecture=one.choices[:CHOICES_LENGTH])
+    return TrialSummary(trial=one.trial, values=values, architecture=printable(one.choices)[:CHOICES_LENGTH])
 
 
 def _end(draft: _Draft) -> bool:
