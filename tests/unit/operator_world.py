@@ -33,6 +33,10 @@ def make_spec(**changes: Any) -> TrainingJobSpec:
     )
 
 
+INJECTED = ("first", "last", "native", "init")
+"""Containers that a webhook may add to every pod: before ours, behind it, as a native sidecar, as an init container."""
+
+
 class World:
     """A cluster in a few dicts: it carries plans out as the API server, scheduler and kubelets would."""
 
@@ -59,6 +63,9 @@ class World:
         self.made: list[str] = []
         self.room = 100
         self.generation = 1
+        self.injected: tuple[str, ...] = ()
+        self.ended: set[str] = set()
+        """Pods whose own container has ended."""
 
     @property
     def job(self) -> Job:
@@ -99,7 +106,7 @@ class World:
             assert name not in self.made, f"{name} is made twice"
             self.made.append(name)
             made = {**pod, "metadata": {**pod["metadata"], "uid": f"uid-{name}", "creationTimestamp": stamp(self.now)}}
-            self.pods[name] = made | {"status": {"phase": "Pending"}}
+            self.pods[name] = self._inject(made | {"status": {"phase": "Pending"}})
         self.removed = self.removed or plan.remove_job
 
     def step(self) -> Plan:
@@ -134,21 +141,22 @@ class World:
                 "phase": "Running",
                 "podIP": f"10.0.0.{index + 1}",
                 "conditions": [{"type": "Ready", "status": "True"}],
-                "containerStatuses": [{"state": {"running": {"startedAt": stamp(self.now)}}}],
+                **self.statuses(pod, {"running": {"startedAt": stamp(self.now)}}),
             }
 
     def answer(self, **more: Any) -> None:
         """The newest coordinator answers, if it runs; running workers are members."""
         number = self.status.coordinator or 0
         pod = self.pods.get(naming.coordinator_pod("job", number))
-        if pod is None or pod["status"]["phase"] != "Running":
+        if pod is None or pod["status"]["phase"] != "Running" or pod["metadata"]["name"] in self.ended:
             return
         self.extra |= more
         self.members = {
             pod["metadata"]["uid"]
-            for pod in self.pods.values()
+            for name, pod in self.pods.items()
             if pod["metadata"]["labels"][naming.ROLE] == naming.WORKER
             and pod["status"]["phase"] == "Running"
+            and name not in self.ended
             and pod["metadata"]["uid"] not in self.silent
         }
         self.progress = Progress.model_validate(
@@ -165,14 +173,48 @@ class World:
 
     def end(self, name: str, code: int = 1, reason: str = "Error", message: str = "boom", **meta: Any) -> None:
         pod = self.pods[name]
+        self.ended.add(name)
         ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": stamp(self.now)}
         ended["startedAt"] = pod["metadata"]["creationTimestamp"]
+        # A container that nobody ends keeps its pod running.
+        kept = {"first", "last"} & set(self.injected)
         pod["status"] = {
             **pod["status"],
-            "phase": "Failed" if code else "Succeeded",
-            "containerStatuses": [{"state": {"terminated": ended}}],
+            "phase": "Running" if kept else "Failed" if code else "Succeeded",
+            **self.statuses(pod, {"terminated": ended}),
         }
         pod["metadata"] |= meta
+
+    def statuses(self, pod: Object, own: Object) -> Object:
+        """The statuses of a pod's containers, given the state of its own one."""
+        others = {"state": {"running": {"startedAt": pod["metadata"]["creationTimestamp"]}}, "ready": True}
+        role = pod["metadata"]["labels"][naming.ROLE]
+        containers: list[Object] = [{"name": role, "state": own, "ready": "running" in own}]
+        if "first" in self.injected:
+            containers.insert(0, {"name": "agent", **others})
+        if "last" in self.injected:
+            containers.append({"name": "zone", **others})
+        init: list[Object] = []
+        if "init" in self.injected:
+            init.append({"name": "rules", "state": {"terminated": {"exitCode": 0, "message": "rules applied"}}})
+        if "native" in self.injected:
+            ended = {"terminated": {"exitCode": 143, "reason": "Error"}}
+            init.append({"name": "mesh", **({"state": ended} if "terminated" in own else others)})
+        return {"containerStatuses": containers} | ({"initContainerStatuses": init} if init else {})
+
+    def _inject(self, pod: Object) -> Object:
+        containers = list(pod["spec"]["containers"])
+        if "first" in self.injected:
+            containers.insert(0, {"name": "agent", "image": "agent:1"})
+        if "last" in self.injected:
+            containers.append({"name": "zone", "image": "zone:1"})
+        init: list[Object] = list(pod["spec"].get("initContainers", []))
+        if "init" in self.injected:
+            init.insert(0, {"name": "rules", "image": "rules:1"})
+        if "native" in self.injected:
+            init.insert(0, {"name": "mesh", "image": "mesh:1", "restartPolicy": "Always"})
+        changed: Object = {"containers": containers} | ({"initContainers": init} if init else {})
+        return {**pod, "spec": {**pod["spec"], **changed}}
 
     def condition(self, type: str) -> tuple[str, str, str]:
         found = {one.type: one for one in self.status.conditions}.get(type)
@@ -184,5 +226,6 @@ class World:
             for name, pod in self.pods.items()
             if pod["metadata"]["labels"][naming.ROLE] == naming.WORKER
             and pod["status"]["phase"] in ("Pending", "Running")
+            and name not in self.ended
             and "deletionTimestamp" not in pod["metadata"]
         )

@@ -7,7 +7,7 @@ from adaptrain_operator.core.observed import Node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator_world import World, make_spec, stamp
+from tests.unit.operator_world import INJECTED, World, make_spec, stamp
 
 ACTIONS = [
     "decide",
@@ -41,8 +41,9 @@ ACTIONS = [
 class Story:
     """A job to which things happen."""
 
-    def __init__(self) -> None:
+    def __init__(self, injected: tuple[str, ...]) -> None:
         self.world = World(maxRestarts=1000)
+        self.world.injected = injected
         self.workers: dict[str, Any] = {"replicas": 2}
         self.suspended = False
 
@@ -118,16 +119,20 @@ class Story:
         running = [pod for pod in world.pods.values() if pod["metadata"]["labels"][naming.ROLE] == naming.COORDINATOR]
         numbers = [int(pod["metadata"]["name"].rsplit("-", 1)[1]) for pod in running]
         assert all(number <= (world.status.coordinator or 0) for number in numbers)
-        assert sum(pod["status"]["phase"] in ("Pending", "Running") for pod in running) <= 2
+        alive = [pod for pod in running if pod["metadata"]["name"] not in world.ended]
+        assert sum(pod["status"]["phase"] in ("Pending", "Running") for pod in alive) <= 2
         assert plan.status.next_worker is None or all(
             int(name.rsplit("-", 1)[1]) < plan.status.next_worker for name in after
         )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=60))
-def test_whatever_happens(actions: list[tuple[str, int]]) -> None:
-    story = Story()
+@given(
+    st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=60),
+    st.sets(st.sampled_from(INJECTED)).map(tuple),
+)
+def test_whatever_happens(actions: list[tuple[str, int]], injected: tuple[str, ...]) -> None:
+    story = Story(injected)
     story.decide()
     for action, pick in actions:
         story.happen(action, pick)
@@ -142,6 +147,8 @@ def test_whatever_happens(actions: list[tuple[str, int]]) -> None:
         world.settle()
     wanted = 0 if story.suspended else world.spec.workers.wanted
     assert len(world.active()) == wanted
+    held = [name for name in world.ended & world.pods.keys() if world.pods[name]["status"]["phase"] == "Running"]
+    assert held == [], "another container keeps none of them"
     assert world.status.phase == ("Suspended" if story.suspended else "Running")
     plan = world.decide()
     assert (plan.create, plan.delete, plan.events) == ([], [], [])

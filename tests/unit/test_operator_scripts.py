@@ -90,7 +90,7 @@ def test_a_commit_that_is_not_there_fails_the_job() -> None:
     ended = {"exitCode": 64, "message": "script.source.git.ref: no such branch", "finishedAt": stamp(world.now)}
     pod["status"] = {
         "phase": "Failed",
-        "initContainerStatuses": [{"state": {"terminated": ended}}],
+        "initContainerStatuses": [{"name": "source", "state": {"terminated": ended}}],
         "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}],
     }
     world.step()

@@ -38,7 +38,7 @@ def decide_coordinator(draft: Draft) -> None:
 def remove_coordinators(draft: Draft) -> None:
     """The job needs none any more."""
     for pod in draft.seen.coordinators:
-        if pod.active:
+        if pod.active or pod.lingers:
             draft.delete(pod)
 
 
@@ -113,5 +113,5 @@ def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:
     failed = sorted((pod for pod in pods if _failed(pod)), key=finished, reverse=True)
     kept = {pod.uid for pod in failed[:KEEP_FAILED]}
     for pod in pods:
-        if pod.number != number and pod.uid not in kept:
+        if pod.number != number and (pod.uid not in kept or pod.lingers):
             draft.delete(pod, grace=0)

@@ -230,7 +230,7 @@ def _after_end(draft: Draft) -> None:
     done: datetime = draft.value("completion_time") or moment(draft.now)
     draft.fields["completion_time"] = done
     failed, ended = draft.conditions.true("Failed"), done.timestamp()
-    running = [pod for pod in draft.seen.workers if not pod.terminal]
+    running = [pod for pod in draft.seen.workers if not pod.terminal or pod.lingers]
     for pod in running:
         if failed or pod.phase == "Pending" or draft.now - ended > LINGER or draft.seen.lost(pod.node, draft.now):
             draft.delete(pod)

@@ -95,6 +95,10 @@ class Draft:
         self.gone.add(pod.uid)
         self.plan.delete.append(Deletion(pod.name, pod.uid, grace))
 
+    def clear_away(self, pod: Pod) -> None:
+        """Delete a pod that has ended: at once, unless another container still runs in it."""
+        self.delete(pod, grace=None if pod.lingers else 0)
+
     def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         self.plan.events.append(Event(type, reason, printable(message)))
 

@@ -9,6 +9,7 @@ from enum import Enum
 from adaptrain_api.progress import EXIT_INVALID, Result
 from pydantic import ValidationError
 
+from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Pod
 
 
@@ -42,7 +43,7 @@ def ending(pod: Pod) -> Ending:
     if exited is None:
         # Nothing ran: evicted, refused by the kubelet, or the node was shut down.
         return Ending.DISRUPTED
-    if exited.code == EXIT_INVALID:
+    if exited.code == EXIT_INVALID and exited.init_container in (None, naming.SOURCE):
         return Ending.INVALID
     if exited.reason == "OOMKilled":
         return Ending.FAILED
@@ -76,4 +77,5 @@ def explain(pod: Pod, limit: int = 800) -> str:
     if not words and exited.code == 0:
         words = "it exited with 0 but left no result: a script trains in `with adaptrain.elastic.Elastic(…)`"
     words = words[-limit:]
-    return f"exit code {exited.code}" + (f": {words}" if words else "")
+    whose = "" if exited.init_container is None else f"init container {exited.init_container}: "
+    return f"{whose}exit code {exited.code}" + (f": {words}" if words else "")

@@ -10,32 +10,15 @@ from adaptrain_api.progress import Progress
 from adaptrain_api.training import KIND, TrainingJobSpec
 from adaptrain_api.training_status import TrainingJobStatus
 
-from adaptrain_operator.core import naming
+from adaptrain_operator.core import containers, naming
+from adaptrain_operator.core.containers import TERMINAL, Exit, timestamp
 
 Object = dict[str, Any]
-
-TERMINAL = ("Succeeded", "Failed")
-
-
-def timestamp(text: str | None) -> float | None:
-    """Seconds since the epoch of an API timestamp."""
-    return None if not text else datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def moment(seconds: float) -> datetime:
     """A time as it is kept in a status: the API keeps whole seconds."""
     return datetime.fromtimestamp(int(seconds), UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a container ended."""
-
-    code: int
-    reason: str
-    message: str
-    started: float | None
-    finished: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +29,7 @@ class Pod:
     uid: str
     number: int
     phase: str
+    """Of its own container, whatever others do."""
     reason: str
     message: str
     created: float
@@ -56,16 +40,18 @@ class Pod:
     deleting_until: float | None
     """When its grace ends; absent: nobody has deleted it."""
     grace: int | None
-    disrupted: bool
-    """Evicted, preempted, or on a node that went away, says the control plane."""
+    disrupted: str | None
+    """Why the control plane took it away, as its condition DisruptionTarget says; absent: it did not."""
     template_hash: str
     avoided_nodes: frozenset[str]
     unschedulable: str | None
     unprepared_since: float | None
     """Since when its node has not mounted its volumes, or has no network for it; absent: it has, or was not told to."""
     waiting: tuple[str, str] | None
-    """Why the container doesn't start: reason and message."""
+    """Why its container doesn't start: reason and message."""
     exit: Exit | None
+    lingers: bool
+    """It has ended for us, but another container keeps it running."""
     image: str
     source_commit: str | None
     """Of the script's files that its init container fetched."""
@@ -86,60 +72,40 @@ class Pod:
     @classmethod
     def read(cls, pod: Object) -> "Pod":
         meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
+        annotations, labels = meta.get("annotations") or {}, meta.get("labels") or {}
+        own = containers.read(pod, labels.get(naming.ROLE, naming.WORKER))
         conditions = {c["type"]: c for c in status.get("conditions") or []}
-        containers = status.get("containerStatuses") or []
-        state = containers[0].get("state", {}) if containers else {}
-        prepared = [one.get("state", {}) for one in status.get("initContainerStatuses") or []]
-        fetched = [one["terminated"] for one in prepared if one.get("terminated", {}).get("exitCode") == 0]
-        # Until it is prepared, what a pod does is what its init container does.
-        state = next((one for one in prepared if one.get("terminated", {}).get("exitCode") != 0), state)
-        running = state.get("running", {}) if len(fetched) == len(prepared) else {}
         scheduled = conditions.get("PodScheduled", {})
         prepared_for = conditions.get("PodReadyToStartContainers", {})
         unprepared = status.get("phase") == "Pending" and prepared_for.get("status") == "False"
-        annotations = meta.get("annotations") or {}
+        target = conditions.get("DisruptionTarget", {})
         avoided = annotations.get(naming.AVOIDED_NODES, "")
         number = re.search(r"-(\d+)$", meta["name"])
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             number=int(number.group(1)) if number else -1,
-            phase=status.get("phase", "Pending"),
+            phase=own.phase,
             reason=status.get("reason", ""),
             message=status.get("message", ""),
             created=timestamp(meta.get("creationTimestamp")) or 0.0,
             node=spec.get("nodeName"),
             ip=status.get("podIP"),
-            ready=conditions.get("Ready", {}).get("status") == "True",
-            running_since=timestamp(running.get("startedAt")),
+            ready=own.ready,
+            running_since=own.running_since,
             deleting_until=timestamp(meta.get("deletionTimestamp")),
             grace=meta.get("deletionGracePeriodSeconds"),
-            disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+            disrupted=target.get("reason", "") or "unnamed" if target.get("status") == "True" else None,
             template_hash=annotations.get(naming.TEMPLATE_HASH, ""),
             avoided_nodes=frozenset(filter(None, avoided.split(","))),
             unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else None,
             unprepared_since=timestamp(prepared_for.get("lastTransitionTime")) if unprepared else None,
-            waiting=_waiting(state.get("waiting")),
-            exit=_exit(state.get("terminated")),
-            image=(spec.get("containers") or [{}])[0].get("image", ""),
-            source_commit=fetched[0].get("message") if fetched else None,
+            waiting=own.waiting,
+            exit=own.exit,
+            lingers=own.lingers,
+            image=own.image,
+            source_commit=own.fetched,
         )
-
-
-def _waiting(state: Object | None) -> tuple[str, str] | None:
-    return None if state is None else (state.get("reason", ""), state.get("message", ""))
-
-
-def _exit(state: Object | None) -> Exit | None:
-    if state is None:
-        return None
-    return Exit(
-        code=state.get("exitCode", 0),
-        reason=state.get("reason", ""),
-        message=state.get("message", ""),
-        started=timestamp(state.get("startedAt")),
-        finished=timestamp(state.get("finishedAt")),
-    )
 
 
 LEASE_STALE = 12.0

@@ -56,6 +56,7 @@ def coordinator_pod(job: Job, number: int, image: str, left_node: str | None, av
     pod["metadata"]["labels"][naming.COORDINATOR_NUMBER] = str(number)
     avoided = sorted(avoided)
     pod["metadata"]["annotations"] = {
+        naming.DEFAULT_CONTAINER: naming.COORDINATOR,
         naming.TEMPLATE_HASH: coordinator_hash(job),
         **({naming.AVOIDED_NODES: ",".join(avoided)} if avoided else {}),
     }
@@ -137,6 +138,7 @@ def worker_pod(job: Job, number: int, image: str, avoided: Iterable[str], commit
     pod["metadata"]["labels"] = {**(workers.labels or {}), **own_labels}
     pod["metadata"]["annotations"] = {
         **(workers.annotations or {}),
+        naming.DEFAULT_CONTAINER: naming.WORKER,
         naming.TEMPLATE_HASH: template_hash(job),
         **({naming.AVOIDED_NODES: ",".join(avoided)} if avoided else {}),
     }

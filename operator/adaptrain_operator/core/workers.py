@@ -37,7 +37,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
 def remove_workers(draft: Draft) -> None:
     """All of them leave at the end of their step."""
     for pod in draft.seen.workers:
-        if pod.active:
+        if pod.active or pod.lingers:
             draft.delete(pod)
         _force_if_stuck(draft, pod)
 
@@ -212,10 +212,11 @@ def _idle(draft: Draft, pod: Pod) -> bool:
 def _clean_ended(draft: Draft, backoff_until: float) -> None:
     for pod in draft.ended(Ending.DISRUPTED):
         if not _quick(pod) or draft.now - finished(pod) > 60:
-            draft.delete(pod, grace=0)
+            draft.clear_away(pod)
     if draft.now >= backoff_until:
-        for pod in draft.ended(Ending.FAILED)[KEEP_FAILED:]:
-            draft.delete(pod, grace=0)
+        for index, pod in enumerate(draft.ended(Ending.FAILED)):
+            if index >= KEEP_FAILED or pod.lingers:
+                draft.clear_away(pod)
 
 
 def _quick(pod: Pod) -> bool:

@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Iterable
 
-from adaptrain_operator.core.observed import Lease, timestamp
+from adaptrain_operator.core.containers import timestamp
+from adaptrain_operator.core.observed import Lease
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError, NotFound, Refused
 from adaptrain_operator.kube.kinds import LEASE

@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from adaptrain_operator import metrics
 from adaptrain_operator.core import children, naming
 from adaptrain_operator.core.conditions import first_problem
+from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.draft import Conditions
-from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Problem, timestamp
+from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Problem
 from adaptrain_operator.core.plan import Deletion, Plan
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
