@@ -1,11 +1,27 @@
 """What a job's coordinator tells the operator, and is told by it: the bodies of ``GET /progress`` and ``POST /trials``
 on its HTTP port."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from adaptrain_api.base import Open, Readings
+from adaptrain_api.base import Open, Reading
+from adaptrain_api.bounds import (
+    LARGEST_INTEGER,
+    LONGEST_TEXT,
+    MOST_CHARACTERS,
+    MOST_MEMBERS,
+    Count,
+    Duration,
+    FewReadings,
+    Moment,
+    Name,
+    Number,
+    Small,
+    Words,
+    first,
+    last,
+)
 
 CONTROL_PORT = 29400
 """Workers hold one authenticated connection each to this port of the coordinator."""
@@ -17,15 +33,21 @@ WORKER_METRICS_PORT = 8081
 EXIT_INVALID = 64
 """A worker's exit code when the manifest can't be run as it is (unknown argument, missing module): retries are vain."""
 
+MOST_CHANGES = 100
+MOST_TOP = 100
+MOST_ORDERS = 2000
+
+Epoch: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
 
 class Member(Open):
     """A worker in the membership."""
 
-    id: str
+    id: Name
     """The pod's UID on a cluster."""
-    name: str
-    step: int
-    joined: float
+    name: Name
+    step: Count
+    joined: Moment
     """Unix time, seconds."""
     idle: bool = False
     """It has nothing to do, so that nothing is lost if it leaves."""
@@ -34,21 +56,21 @@ class Member(Open):
 class Silent(Open):
     """A worker that was dropped because nothing was heard of it and whose connection never closed by itself."""
 
-    id: str
-    name: str
-    since: float
+    id: Name
+    name: Name
+    since: Moment
     """Unix time of the last beat, seconds."""
 
 
 class Change(Open):
     """One change of membership, in words."""
 
-    time: float
-    epoch: int
-    message: str
-    count: int = 0
+    time: Moment
+    epoch: Epoch
+    message: Words
+    count: Count = 0
     """How many its coordinator told before it."""
-    stall: float | None = None
+    stall: Duration = None
     """Longest gap between two steps across the change, seconds."""
 
 
@@ -56,11 +78,11 @@ class Result(Open):
     """How training ended."""
 
     outcome: Literal["completed", "left", "failed"]
-    step: int
-    epoch: int
-    message: str = ""
-    metrics: Readings = {}
-    model: str | None = None
+    step: Count
+    epoch: Count
+    message: Words = ""
+    metrics: FewReadings = {}
+    model: Annotated[str | None, Field(max_length=LONGEST_TEXT)] = None
     """Path of the best weights, relative to the checkpoint directory."""
 
 
@@ -68,8 +90,8 @@ class SearchEnd(Open):
     """How a search ended."""
 
     outcome: Literal["complete", "failed"]
-    reason: str
-    message: str
+    reason: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", max_length=1024)]
+    message: Words
 
 
 class TrialWeights(Open):
@@ -83,13 +105,13 @@ class TrialWeights(Open):
 class TrialResult(Open):
     """A trial that ended well."""
 
-    trial: int
-    metrics: Readings
-    choices: str
+    trial: Number
+    metrics: FewReadings
+    choices: Annotated[str, Field(max_length=MOST_CHARACTERS)]
     """What was chosen, as one line of JSON."""
-    model: dict[str, Any] | None = None
+    model: Small | None = None
     """The model that was built, as in a job."""
-    parameters: dict[str, Any] = {}
+    parameters: Small = {}
     """The parameters' values, by name."""
     weights: TrialWeights | None = None
     """None: it left none."""
@@ -98,94 +120,94 @@ class TrialResult(Open):
 class TrialOrder(Open):
     """A trial that shall be a job."""
 
-    number: int
-    given: dict[str, Any]
+    number: Number
+    given: Small
     """What the coordinator has to know of it, should it be another one by then: it comes back with each report."""
-    model: dict[str, Any] | None = None
+    model: Small | None = None
     """As in ``TrialResult``."""
-    parameters: dict[str, Any] = {}
+    parameters: Small = {}
 
 
 class TrialReport(Open):
     """How a trial goes that is a job."""
 
-    number: int
-    given: dict[str, Any]
+    number: Number
+    given: Small
     """As it was ordered."""
-    job: str | None = None
+    job: Name | None = None
     """The job's uid; None: it can't be made."""
     state: Literal["running", "complete", "failed"] = "running"
-    step: int = 0
+    step: Count = 0
     """Passes over the training set so far."""
-    metrics: Readings = {}
-    message: str = ""
+    metrics: FewReadings = {}
+    message: Words = ""
     """Why it failed."""
-    started: float | None = None
+    started: Moment | None = None
     """Unix time, seconds."""
 
 
 class TrialReports(Open):
     """What the operator knows of a search's trials, if they are jobs: all of it each time, so that none is missed."""
 
-    trials: list[TrialReport] = []
+    trials: Annotated[list[TrialReport], Field(max_length=MOST_MEMBERS)] = []
 
 
 class SearchProgress(Open):
     """How a search goes."""
 
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
-    top: list[TrialResult] = []
+    complete: Count = 0
+    pruned: Count = 0
+    failed: Count = 0
+    running: Count = 0
+    top: Annotated[list[TrialResult], first(MOST_TOP)] = []
     """The best, the best first."""
-    pareto_size: int = 0
-    per_minute: float = 0.0
-    evaluators: int | None = None
+    pareto_size: Count = 0
+    per_minute: Annotated[float, Field(ge=0, le=LARGEST_INTEGER, allow_inf_nan=False)] = 0.0
+    evaluators: Count | None = None
     """How many there is something to try for; None: that isn't known yet, or trials are jobs."""
-    storage_error: str | None = None
+    storage_error: Words | None = None
     """Why the study can't be written right now."""
-    unread: str | None = None
+    unread: Words | None = None
     """What of the space no trial looks at, and what to do; empty: nothing."""
-    supernet: str | None = None
+    supernet: Words | None = None
     """How the network is getting on that all cells share, in words; None: none is trained now."""
     end: SearchEnd | None = None
-    orders: list[TrialOrder] = []
+    orders: Annotated[list[TrialOrder], first(MOST_ORDERS)] = []
     """Trials under way, if they are jobs."""
-    done: list[str] = []
+    done: Annotated[list[Name], Field(max_length=MOST_MEMBERS)] = []
     """Uids of reported jobs that are of no more use: what they found is written, or not wanted."""
 
 
 class Progress(Open):
     """A snapshot of the job as its coordinator sees it."""
 
-    number: int
+    number: Number
     """The coordinator's own number; a lower one is never obeyed."""
-    epoch: int = 0
+    epoch: Epoch = 0
     """Membership epoch: number * 2**32 + changes seen by this coordinator."""
     state: Literal["waiting", "forming", "running", "done"] = "waiting"
-    members: list[Member] = []
-    joining: list[str] = []
+    members: Annotated[list[Member], Field(max_length=MOST_MEMBERS)] = []
+    joining: Annotated[list[Name], Field(max_length=MOST_MEMBERS)] = []
     """Ids of workers that are here and not among the members yet."""
-    silent: list[Silent] = []
-    recent_changes: list[Change] = []
-    step: int = 0
-    data_epoch: int = 0
-    loss: float | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    samples_per_second: float | None = None
-    step_seconds: float | None = None
-    metrics: Readings = {}
+    silent: Annotated[list[Silent], last(MOST_MEMBERS)] = []
+    recent_changes: Annotated[list[Change], last(MOST_CHANGES)] = []
+    step: Count = 0
+    data_epoch: Count = 0
+    loss: Reading = None
+    learning_rate: Reading = None
+    batch_size: Count | None = None
+    samples_per_second: Reading = None
+    step_seconds: Duration = None
+    metrics: FewReadings = {}
     """Newest validation metrics, by name."""
-    best: Readings = {}
-    checkpoint_step: int | None = None
-    checkpoint_time: float | None = None
-    checkpoint_error: str | None = None
-    eta_seconds: float | None = None
-    goodput: float | None = None
+    best: FewReadings = {}
+    checkpoint_step: Count | None = None
+    checkpoint_time: Moment | None = None
+    checkpoint_error: Words | None = None
+    eta_seconds: Duration = None
+    goodput: Duration = None
     """Useful time ÷ wall time since the first step: steps applied times a step's usual duration."""
-    skipped_steps: int = 0
+    skipped_steps: Count = 0
     """Steps that were passed over since their loss or gradient was not finite."""
     result: Result | None = None
     search: SearchProgress | None = None

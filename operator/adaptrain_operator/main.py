@@ -190,9 +190,9 @@ class Operator:
         search = namespace, name.removesuffix(POOL)
         if search != key and self._cache.search(search) is not None:
             self._searches.add(search, 0.01)
-        labels = (self._cache.job(key) or {"metadata": {}})["metadata"].get("labels") or {}
-        if naming.TRIAL in labels:
-            self._searches.add((namespace, labels[naming.SEARCH_NAME]), 0.01)
+        owner = self._cache.search_of(key)
+        if owner is not None:
+            self._searches.add(owner, 0.01)
 
     def _mark(self) -> None:
         self._beat = time.monotonic()

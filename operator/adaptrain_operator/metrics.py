@@ -16,6 +16,27 @@ RECONCILE_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=_SECONDS,
 )
+QUEUE_WAIT = Gauge(
+    "adaptrain_operator_queue_wait_seconds", "How long the longest due job has waited for its turn.", registry=REGISTRY
+)
+TASKS_ENDED = Counter(
+    "adaptrain_operator_tasks_ended_total",
+    "Background tasks that ended and were begun again, by task.",
+    ["task"],
+    registry=REGISTRY,
+)
+DECISIONS_REDUCED = Counter(
+    "adaptrain_operator_decisions_reduced_total",
+    "Decisions that failed and were made without what pods and coordinators say, by what was left out.",
+    ["without"],
+    registry=REGISTRY,
+)
+UNREADABLE = Counter(
+    "adaptrain_operator_objects_unreadable_total",
+    "Objects that the API server sent and that could not be read, by kind.",
+    ["kind"],
+    registry=REGISTRY,
+)
 QUEUE_DEPTH = Gauge("adaptrain_operator_queue_depth", "Jobs that are due and wait for their turn.", registry=REGISTRY)
 REQUESTS = Counter(
     "adaptrain_operator_api_requests_total",

@@ -1,13 +1,15 @@
 """Pulls progress from coordinators, and tells those of searches how their trials' jobs go.
 
-Nobody reports to the operator: what can't be asked with the token isn't believed.
+Nobody reports to the operator: what can't be asked with the token isn't believed. What is believed is bounded where it
+is parsed (``adaptrain_api.bounds``): a coordinator runs a user's image, and may say anything, anyhow, for as long as it
+likes. So no redirect is followed, nothing is decompressed, an answer's size and time are bounded, and a namespace's
+coordinators wait for each other only.
 
 A coordinator is asked by its pod's address, not through its Service: that neither needs DNS nor can reach an old one.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -15,8 +17,11 @@ import aiohttp
 from adaptrain_api.progress import HTTP_PORT, Progress, TrialReports
 from pydantic import ValidationError
 
-from adaptrain_operator import metrics
+from adaptrain_operator import clock, metrics
+from adaptrain_operator.budget import Buckets
 from adaptrain_operator.core.observed import Contact
+from adaptrain_operator.slots import Slots
+from adaptrain_operator.tasks import forever
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +30,31 @@ Key = tuple[str, str]
 INTERVAL = 1.0
 UNREACHED_INTERVAL = 10.0
 """A coordinator that never answered is asked ever more seldom: it may be on a node that we can't reach."""
-LARGEST = 4 * 1024 * 1024
+PULLS_PER_SECOND = 200.0
+"""Of all coordinators whose jobs are settled; those of others are asked every ``INTERVAL``."""
+LARGEST, LARGEST_OF_TRIALS = 1024 * 1024, 4 * 1024 * 1024
+"""Bytes of an answer; of a search's whose trials are jobs, which orders them."""
+BYTES_PER_SECOND, BYTES_AT_ONCE = 1024 * 1024, 16 * 1024 * 1024
+"""Of a namespace's coordinators together: one that says much is asked less often."""
+NUMBERS = frozenset(
+    {
+        "step",
+        "data_epoch",
+        "loss",
+        "learning_rate",
+        "batch_size",
+        "samples_per_second",
+        "step_seconds",
+        "metrics",
+        "best",
+        "checkpoint_step",
+        "checkpoint_time",
+        "eta_seconds",
+        "goodput",
+        "skipped_steps",
+    }
+)
+"""What changes all the time while a job trains, and what nothing but a status depends on."""
 
 
 @dataclass(slots=True)
@@ -34,39 +63,63 @@ class _Target:
     address: str
     node: str | None
     token: str
+    settled: bool = False
     task: asyncio.Task[None] | None = None
     contact: Contact = field(default_factory=Contact)
     failures: int = 0
     failing_since: float = 0.0
+    interval: float = INTERVAL
+    owed: float = 0.0
+    """Seconds that its namespace's coordinators have to be silent for what this one said last."""
 
 
 class Puller:
-    """Keeps one contact per job. Bounded in how many it asks at once."""
+    """Keeps one contact per job. Bounded in how many it asks at once, of each namespace and of all."""
 
-    def __init__(self, changed: Callable[[Key], None], distrusted: Callable[[Key], None], limit: int = 32) -> None:
+    def __init__(
+        self,
+        changed: Callable[[Key], None],
+        distrusted: Callable[[Key], None],
+        moved: Callable[[Key], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            changed: called when there may be something to decide.
+            distrusted: called when a coordinator refused the token.
+            moved: called when only numbers have changed; absent: as ``changed``.
+        """
         self._changed = changed
         self._distrusted = distrusted
+        self._moved = changed if moved is None else moved
         self._targets: dict[Key, _Target] = {}
         self._said: dict[Key, TrialReports] = {}
-        self._slots = asyncio.Semaphore(limit)
+        self._slots = Slots()
+        self._bytes: Buckets[str] = Buckets(BYTES_PER_SECOND, BYTES_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
-    def ask(self, key: Key, number: int, address: str, node: str | None, token: str) -> None:
-        """Pull from this coordinator from now on. What an earlier one said last is kept until this one answers."""
+    def ask(self, key: Key, number: int, address: str, node: str | None, token: str, settled: bool = False) -> None:
+        """Pull from this coordinator from now on. What an earlier one said last is kept until this one answers.
+
+        Args:
+            settled: the job is as it is wanted, so that a large fleet's coordinators may be asked less often.
+        """
         known = self._targets.get(key)
         if known is not None and (known.number, known.address, known.token) == (number, address, token):
+            known.settled = settled
             return
-        target = _Target(number, address, node, token)
+        target = _Target(number, address, node, token, settled)
         if known is not None:
-            target.contact = Contact(number=number, progress=known.contact.progress, asked=time.time())
+            target.contact = Contact(number=number, progress=known.contact.progress, asked=clock.now())
             if known.number == number:
                 # Only the token is another one: who it is hasn't changed.
                 target.contact = known.contact
+                target.failures, target.failing_since = known.failures, known.failing_since
         else:
-            target.contact = Contact(number=number, asked=time.time())
+            target.contact = Contact(number=number, asked=clock.now())
         self.stop(key)
         self._targets[key] = target
-        target.task = asyncio.create_task(self._follow(key, target), name=f"progress of {key[0]}/{key[1]}")
+        name = f"progress of {key[0]}/{key[1]}"
+        target.task = asyncio.create_task(forever(name, "progress", lambda: self._follow(key, target)), name=name)
 
     def stop(self, key: Key) -> None:
         """Ask no more."""
@@ -86,7 +139,13 @@ class Puller:
         target = self._targets.get(key)
         if target is None:
             return Contact()
-        return replace(target.contact, cut_off=True) if self._cut_off() else target.contact
+        lost = target.contact.lost_since is not None
+        return replace(target.contact, cut_off=True) if lost and self._cut_off() else target.contact
+
+    @property
+    def asked(self) -> int:
+        """How many coordinators are asked."""
+        return len(self._targets)
 
     async def close(self) -> None:
         for key in list(self._targets):
@@ -96,37 +155,54 @@ class Puller:
 
     def _cut_off(self) -> bool:
         """All coordinators on different nodes went silent at once: more likely it is our own network."""
-        heard = [target for target in self._targets.values() if target.contact.answered is not None]
-        return (
-            len(heard) >= 2
-            and len({target.node for target in heard}) >= 2
-            and all(target.contact.lost_since is not None for target in heard)
-        )
+        nodes, count = set(), 0
+        for target in self._targets.values():
+            if target.contact.answered is None:
+                continue
+            if target.contact.lost_since is None:
+                return False
+            count += 1
+            nodes.add(target.node)
+        return count >= 2 and len(nodes) >= 2
 
     async def _follow(self, key: Key, target: _Target) -> None:
-        interval = INTERVAL
+        loop = asyncio.get_running_loop()
         while True:
-            began = time.time()
-            async with self._slots:
+            async with self._slots.of(key[0], suspected=target.failures > 0):
+                began = clock.now()
                 progress = await self._pull(key, target)
             if progress is not None:
-                interval = INTERVAL
                 self._heard(key, target, progress)
             else:
                 self._missed(key, target, began)
-                if target.contact.answered is None:
-                    interval = min(UNREACHED_INTERVAL, interval * 1.6)
-            await asyncio.sleep(max(0.1, interval - (time.time() - began)))
+            due = loop.time() + target.interval - (clock.now() - began)
+            while (left := due - loop.time()) > 0:
+                await asyncio.sleep(min(left, INTERVAL))
+                if not target.settled and target.contact.answered is not None and not target.owed:
+                    break  # something has begun since
+
+    def _interval(self, target: _Target) -> float:
+        """Seconds until the coordinator, which has answered or was missed just now, is asked again."""
+        if target.failures and target.contact.answered is None:
+            return min(UNREACHED_INTERVAL, max(INTERVAL, target.interval * 1.6))
+        if target.failures or not target.settled:
+            return max(INTERVAL, target.owed)
+        return max(INTERVAL, target.owed, len(self._targets) / PULLS_PER_SECOND)
 
     def _heard(self, key: Key, target: _Target, progress: Progress) -> None:
         before = target.contact
         target.failures = 0
-        target.contact = Contact(target.number, progress, before.asked, answered=time.time())
-        if before.progress != progress or before.lost_since is not None or before.answered is None:
+        target.interval = self._interval(target)
+        target.contact = Contact(target.number, progress, before.asked, answered=clock.now(), interval=target.interval)
+        if before.lost_since is not None or before.answered is None or before.progress is None:
             self._changed(key)
+        elif before.progress != progress:
+            rest = {name: getattr(progress, name) for name in NUMBERS}
+            (self._moved if before.progress.model_copy(update=rest) == progress else self._changed)(key)
 
     def _missed(self, key: Key, target: _Target, began: float) -> None:
         target.failures += 1
+        target.interval = self._interval(target)
         if target.failures == 1:
             target.failing_since = began
         # One failure may be a hiccup of ours; two in a row are a state.
@@ -135,37 +211,59 @@ class Puller:
             self._changed(key)
 
     async def _pull(self, key: Key, target: _Target) -> Progress | None:
-        if self._session is None:
-            limit = aiohttp.ClientTimeout(total=3, sock_connect=1.5)
-            self._session = aiohttp.ClientSession(
-                timeout=limit, connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5)
-            )
-        host = f"[{target.address}]" if ":" in target.address else target.address
-        headers = {"Authorization": f"Bearer {target.token}"}
-        trials = self._said.get(key)
-        way, path, said = ("GET", "progress", None) if trials is None else ("POST", "trials", trials.model_dump_json())
+        target.owed = 0.0
         try:
-            async with self._session.request(
-                way, f"http://{host}:{HTTP_PORT}/{path}", headers=headers, data=said
-            ) as response:
-                if response.status in (401, 403):
-                    metrics.PULLS.labels("refused").inc()
+            status, body = await self._request(key, target)
+            target.owed = self._bytes.of(key[0]).owe(len(body))
+            if status in (401, 403):
+                metrics.PULLS.labels("refused").inc()
+                if target.failures & (target.failures + 1) == 0:  # ever more seldom: reading it costs a request
                     self._distrusted(key)
-                    return None
-                response.raise_for_status()
-                body = await response.content.read(LARGEST)
-                while not response.content.at_eof() and len(body) < LARGEST:
-                    body += await response.content.read(LARGEST - len(body))
+                return None
+            if status != 200:
+                raise ValueError(f"it answers with status {status}")
             progress: Progress = Progress.model_validate_json(body)
         except (aiohttp.ClientError, TimeoutError, OSError):
             metrics.PULLS.labels("unreachable").inc()
             return None
         except (ValidationError, ValueError) as problem:
             metrics.PULLS.labels("invalid").inc()
-            logger.warning("the coordinator's progress can't be read: %s", problem, extra={"job": "/".join(key)})
+            if target.failures == 0:
+                words = str(problem)[:500]
+                logger.warning("the coordinator's progress can't be read: %s", words, extra={"job": "/".join(key)})
             return None
         if progress.number != target.number:
             metrics.PULLS.labels("other").inc()
             return None
         metrics.PULLS.labels("ok").inc()
         return progress
+
+    async def _request(self, key: Key, target: _Target) -> tuple[int, bytes]:
+        """The status and the body of an answer.
+
+        Raises:
+            ValueError: the body is too large or compressed.
+        """
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=3, sock_connect=1.5),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=5),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        headers = {"Authorization": f"Bearer {target.token}", "Accept-Encoding": "identity"}
+        trials = self._said.get(key)
+        way, path, said = ("GET", "progress", None) if trials is None else ("POST", "trials", trials.model_dump_json())
+        async with self._session.request(
+            way, f"http://{host}:{HTTP_PORT}/{path}", headers=headers, data=said, allow_redirects=False
+        ) as response:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise ValueError("its answer is compressed")
+            largest = LARGEST if trials is None else LARGEST_OF_TRIALS
+            body = bytearray()
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > largest:
+                    raise ValueError(f"its answer has more than {largest} bytes")
+        return response.status, bytes(body)

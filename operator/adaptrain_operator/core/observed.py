@@ -170,6 +170,8 @@ class Contact:
     """Since when a coordinator that had answered doesn't."""
     cut_off: bool = False
     """Every coordinator fell silent at once: it is we who are cut off."""
+    interval: float = 1.0
+    """Seconds from one question to the next."""
 
     def fresh(self, now: float) -> bool:
         """Whether the answer tells the present."""
@@ -177,7 +179,7 @@ class Contact:
             self.progress is not None
             and self.answered is not None
             and self.progress.number == self.number
-            and now - self.answered < 5.0
+            and now - self.answered < self.interval + 4.0
         )
 
 

@@ -112,6 +112,13 @@ class Cache:
             and naming.TRIAL in labels
         }
 
+    def search_of(self, job: Key) -> Key | None:
+        """The search of that namespace that a job says it is of."""
+        entry = self._objects[JOB.name].get(job)
+        name = None if entry is None else (entry.value["metadata"].get("labels") or {}).get(naming.SEARCH_NAME)
+        search = (job[0], name or "")
+        return search if search in self._objects[SEARCH.name] else None
+
     def phases(self) -> dict[str, int]:
         """How many jobs are in each phase."""
         counts = dict.fromkeys(("Pending", "Running", "Suspended", "Succeeded", "Failed"), 0)

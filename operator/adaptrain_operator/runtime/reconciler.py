@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import secrets
-import time
 from base64 import b64decode
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from adaptrain_api.training import TrainingJobSpec, dump
 from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
-from adaptrain_operator import metrics
+from adaptrain_operator import clock, metrics
 from adaptrain_operator.core import children, naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.decide import decide
-from adaptrain_operator.core.draft import Conditions
-from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Problem
+from adaptrain_operator.core.essentials import Essentials, decide_anyhow, decide_essentials, read_status
+from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Deletion, Plan
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
@@ -42,6 +41,8 @@ FAST = frozenset({"step", "epoch", "loss", "metric", "eta"})
 """Status fields that change all the time while a job trains."""
 FAST_EVERY = 2.0
 CLAIM_EVERY = 4.0
+DECIDE_AGAIN = 30.0
+"""Seconds until a job is decided again whose decision failed."""
 
 
 class Contacts(Protocol):
@@ -60,6 +61,8 @@ class _Memory:
     uid: str
     version: str = ""
     job: Job | None = None
+    spec: tuple[int, TrainingJobSpec | None, str] | None = None
+    """As it was read last: its generation, and why it can't be read if that is so."""
     token: str | None = None
     applied: dict[tuple[str, str], str] = field(default_factory=dict)
     problem: Problem | None = None
@@ -102,10 +105,13 @@ class Reconciler:
         memory = self._memory(key, raw)
         job = self._read(memory, raw)
         if job is None:
-            await self._tell_invalid(key, memory, raw)
+            await self._carry_out_essentials(key, memory, raw)
             return
         await self._look_at_claim(memory, job)
-        plan = decide(job, self._observe(key, memory, job), time.time())
+        plan, left_out = decide_anyhow(decide, job, self._observe(key, memory, job), clock.now())
+        if left_out:
+            metrics.DECISIONS_REDUCED.labels(left_out[-1]).inc()
+            plan.wake(DECIDE_AGAIN)
         await self._carry_out(key, memory, raw, job, plan)
         if plan.suspects:
             await self._leases.refresh(plan.suspects)
@@ -146,10 +152,8 @@ class Reconciler:
         meta = raw["metadata"]
         if memory.job is not None and memory.version == meta["resourceVersion"]:
             return memory.job
-        try:
-            spec = _spec(raw)
-        except ValidationError as problem:
-            logger.warning("a job can't be read: %s", problem, extra={"job": f"{meta['namespace']}/{meta['name']}"})
+        spec = self._read_spec(memory, raw)
+        if spec is None:
             memory.job = None
             return None
         memory.version = meta["resourceVersion"]
@@ -161,28 +165,48 @@ class Reconciler:
             created=timestamp(meta.get("creationTimestamp")) or 0.0,
             deleting="deletionTimestamp" in meta,
             spec=spec,
-            status=TrainingJobStatus.model_validate(raw["status"]),
+            status=read_status(raw["status"]),
         )
         return memory.job
 
-    async def _tell_invalid(self, key: Key, memory: _Memory, raw: Object) -> None:
-        """The schema let it pass, this operator can't read it: say so and leave what runs alone."""
-        try:
-            _spec(raw)
+    def _read_spec(self, memory: _Memory, raw: Object) -> TrainingJobSpec | None:
+        """Once for each generation: it may have a megabyte, and the status changes all the time."""
+        meta = raw["metadata"]
+        generation = meta.get("generation", 0)
+        if memory.spec is None or memory.spec[0] != generation:
+            try:
+                memory.spec = generation, _spec(raw), ""
+            except ValidationError as problem:
+                message = f"spec.{first_problem(problem)[:800]}: correct it, or upgrade the operator"
+                memory.spec = generation, None, message
+                logger.warning("%s", message, extra={"job": f"{meta['namespace']}/{meta['name']}"})
+        return memory.spec[1]
+
+    async def _carry_out_essentials(self, key: Key, memory: _Memory, raw: Object) -> None:
+        """The schema let it pass, this operator can't read it: say so, and suspend, end or remove it if that is due."""
+        assert memory.spec is not None
+        meta = raw["metadata"]
+        if "deletionTimestamp" in meta:
             return
-        except ValidationError as problem:
-            message = f"spec.{first_problem(problem)}: correct it, or upgrade the operator"
-        status = TrainingJobStatus.model_validate(raw["status"])
-        conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), time.time())
-        conditions.set("PodsReady", False, "InvalidSpec", message)
-        update = {"conditions": conditions.list(), "phase": status.phase or "Pending"}
-        await self._write_status(key, memory, raw, status.model_copy(update=update))
+        pods = self._cache.pods(key, meta["uid"])
+        seen = Observed(tuple(pod for role, pod in pods if role == naming.WORKER), _coordinators(pods))
+        essentials, status = Essentials.read(raw["spec"]), read_status(raw["status"])
+        plan = decide_essentials(
+            essentials, status, meta.get("generation", 0), seen, clock.now(), ("InvalidSpec", memory.spec[2])
+        )
+        await self._write_status(key, memory, raw, plan.status)
+        if plan.remove_job:
+            await self._remove_job(key, meta["uid"])
+            return
+        await _all(self._delete(key, deletion) for deletion in plan.delete)
+        if plan.requeue_after is not None:
+            self._queue.add(key, plan.requeue_after)
 
     def _observe(self, key: Key, memory: _Memory, job: Job) -> Observed:
         pods = self._cache.pods(key, job.uid)
         return Observed(
             workers=tuple(pod for role, pod in pods if role == naming.WORKER),
-            coordinators=tuple(pod for role, pod in pods if role == naming.COORDINATOR),
+            coordinators=_coordinators(pods),
             children=self._cache.children(key, job.uid),
             contact=self._contacts.contact(key),
             nodes=self._cache.nodes(),
@@ -199,7 +223,7 @@ class Reconciler:
             memory.claim = None
             return
         name = volume.persistent_volume_claim.claim_name
-        now = time.time()
+        now = clock.now()
         good = memory.claim is not None and memory.claim.exists and memory.claim_name == name
         settled = good and memory.claim_read >= now - 3600
         if settled and memory.claim is not None and not _single(memory.claim):
@@ -219,10 +243,10 @@ class Reconciler:
         """In the order that a crash at any point leaves something that the next decision can go on from."""
         await self._write_status(key, memory, raw, plan.status)
         if plan.remove_job:
-            await self._remove_job(key, job)
+            await self._remove_job(key, job.uid)
             return
-        await _all(self._delete(job, deletion) for deletion in plan.delete)
-        waiting = memory.problem is not None and time.time() < memory.problem.retry_at
+        await _all(self._delete(key, deletion) for deletion in plan.delete)
+        waiting = memory.problem is not None and clock.now() < memory.problem.retry_at
         if not waiting and (plan.apply or plan.create):
             try:
                 await self._make(key, memory, job, plan)
@@ -252,7 +276,7 @@ class Reconciler:
         await _all([*pods, *(self._apply(memory, job, child) for child in others)])
 
     def _refused(self, key: Key, memory: _Memory, problem: Refused) -> None:
-        now = time.time()
+        now = clock.now()
         delay = min(30.0, 2.0 ** min(memory.refusals, 10))
         memory.refusals += 1
         since = now if memory.problem is None else memory.problem.since
@@ -274,7 +298,7 @@ class Reconciler:
         if not change:
             return
         if _only_fast(change, before):
-            left = memory.status_written + FAST_EVERY - time.time()
+            left = memory.status_written + FAST_EVERY - clock.now()
             if left > 0:
                 self._queue.add(key, left)
                 return
@@ -290,30 +314,30 @@ class Reconciler:
         except NotFound:
             self._cache.gone(JOB, key, raw["metadata"]["uid"])
             raise
-        memory.status_written = time.time()
+        memory.status_written = clock.now()
         self._cache.put(JOB, answer)
 
-    async def _remove_job(self, key: Key, job: Job) -> None:
+    async def _remove_job(self, key: Key, uid: str) -> None:
         logger.info("its time to live is over", extra={"job": "/".join(key)})
         try:
-            await self._client.delete(JOB, key[0], key[1], job.uid, background=True)
+            await self._client.delete(JOB, key[0], key[1], uid, background=True)
         except (NotFound, Conflict):
-            self._cache.gone(JOB, key, job.uid)
+            self._cache.gone(JOB, key, uid)
 
-    async def _delete(self, job: Job, deletion: Deletion) -> None:
-        pod = (job.namespace, deletion.name)
+    async def _delete(self, key: Key, deletion: Deletion) -> None:
+        pod = (key[0], deletion.name)
         try:
-            answer = await self._client.delete(POD, job.namespace, deletion.name, deletion.uid, deletion.grace)
+            answer = await self._client.delete(POD, key[0], deletion.name, deletion.uid, deletion.grace)
         except (NotFound, Conflict):
             self._cache.gone(POD, pod, deletion.uid)
-            self._queue.add((job.namespace, job.name))
+            self._queue.add(key)
             return
         metrics.PODS_DELETED.labels(_role(deletion.name)).inc()
         if answer.get("kind") == "Pod" and answer["metadata"].get("deletionGracePeriodSeconds"):
             self._cache.put(POD, answer)
         else:
             self._cache.gone(POD, pod, deletion.uid)
-            self._queue.add((job.namespace, job.name))
+            self._queue.add(key)
 
     async def _create_pod(self, key: Key, job: Job, pod: Object) -> None:
         try:
@@ -370,6 +394,10 @@ class Reconciler:
             raise ApiError(409, "Conflict", f"Secret {name} is not the job's: delete it")
         memory.token = b64decode(secret["data"]["token"]).decode()
         return memory.token
+
+
+def _coordinators(pods: list[tuple[str, Pod]]) -> tuple[Pod, ...]:
+    return tuple(pod for role, pod in pods if role == naming.COORDINATOR)
 
 
 _WATCHED = {kind.name for kind in CHILDREN}
