@@ -98,7 +98,6 @@ def test_a_resnet_has_the_layers_that_it_is_named_after() -> None:
         ("nowhere.at_all:model", {}, "no module 'nowhere' in this image"),
         ("math:nothing", {}, "math has no callable 'nothing'"),
         ("math:sqrt", {"x": 4}, "model.args"),
-        ("torch.nn:BatchNorm1d", {"num_features": 3}, "use GroupNorm or LayerNorm"),
         ("torch.nn:Flatten", {}, "there is no parameter to train"),
     ],
 )

@@ -167,6 +167,10 @@ class Group:
         self._wait(flat)
         self.leaving = bool(flat[-1] > 0)
 
+    def exchange(self, tensor: torch.Tensor) -> None:
+        """Sum over all members, in place, in the middle of a step: nobody leaves after it."""
+        self._wait(tensor)
+
     def together(self) -> AbstractContextManager[None]:
         """Around sums and broadcasts: they succeed on all processes of this worker, or fail on all."""
         return nullcontext()

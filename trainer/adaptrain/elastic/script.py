@@ -54,8 +54,8 @@ class Elastic:
     """A model, its optimizer and its training data, trained together with all other workers of the job.
 
     Args:
-        model: the same on every worker; the first worker's weights count. Batch normalization in training mode is
-            refused, since its statistics depend on how a batch is split: use GroupNorm.
+        model: the same on every worker; the first worker's weights count. Batch normalization is over the whole global
+            batch, however it is split.
         optimizer: over parameters of the model; not NAdam, Rprop or ASGD.
         data: a map-style data set (``__len__`` and ``__getitem__``; Hugging Face's too), whose samples are shuffled,
             or an iterable one, which each worker reads whole, in the same order, and takes its part of.
@@ -110,6 +110,8 @@ class Elastic:
             raise
         state = ReplicatedState(model, optimizer, more)
         state.counters.samples = self._source.length or 0
+        self._whole = micro_batch is None or micro_batch >= batch_size
+        """Whether the loop's body sees all of this worker's part at once."""
         self._task = ScriptTask(state, policy, batch_size, self._source)
         self._shares = Shares()
         self._offered: Group | None = None
@@ -195,22 +197,29 @@ class Elastic:
             state.gradients.zero()
         else:
             state.gradients.attach()
+        # Backward passes that exchange statistics keep the order of sums to themselves.
+        exchanged = state.statistics.exchanged
         if part:
-            state.gradients.add(loss * (given / total), group if last else None)
-            settle(state.device)
+            state.gradients.add(loss * (given / total), group if last and not exchanged else None)
+        elif exchanged:
+            state.gradients.add(loss.nan_to_num() * 0)
+        settle(state.device)
         if not last:
             return False
         self._batch = self._offered = None
-        self._shares.took(part, time.perf_counter() - self._began)
+        self._shares.took(part, time.perf_counter() - self._began - group.waited)
         spoiled, over = None, False
         with self._loop.attempt():
+            state.statistics.check()
             mean = self._sum(group)
             spoiled = state.gradients.not_finite()
             if spoiled is None:
                 state.step(clip_norm)
             else:
+                state.statistics.end(applied=False)
                 self._task.non_finite.pass_over(group, state, spoiled)
             over = True
+        state.statistics.end(applied=False)  # of a step that is discarded
         if over:
             state.applied(group)
             if spoiled is None:
@@ -291,7 +300,8 @@ class Elastic:
             # A user's dropout draws from here: the same again when the step is taken again by as many members.
             seed_torch(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
             self._session.trace.loaded(group, c, mine)
-            self._began, self._done = time.perf_counter(), 0
+            self._task.state.statistics.begin(group, counts=len(mine) > 0, whole=self._whole)
+            self._began, self._done, group.waited = time.perf_counter(), 0, 0.0
             return mine if len(mine) else ids[:1]
         self._offered = None
         return None
@@ -301,6 +311,7 @@ class Elastic:
         with self._loop.attempt():
             group.check()
             return True
+        self._task.state.statistics.end(applied=False)
         self._batch = self._offered = None
         return False
 

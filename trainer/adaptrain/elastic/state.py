@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from adaptrain.elastic.batchnorm import BatchStatistics, check_batch_norm
 from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.transfer import spread
@@ -27,12 +28,7 @@ def check_model(model: torch.nn.Module) -> None:
     Raises:
         InvalidJob: it can't be replicated, or there is nothing to train.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            raise InvalidJob(
-                f"model: {name} is a {type(module).__name__}, whose statistics depend on how a batch is split among"
-                " workers: use GroupNorm or LayerNorm"
-            )
+    check_batch_norm(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidJob("model: there is no parameter to train")
 
@@ -117,6 +113,7 @@ class ReplicatedState:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(trained.values())
         self.gradients = self._gradients(trained)
+        self.statistics = BatchStatistics(model)
         _materialize(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
@@ -142,6 +139,7 @@ class ReplicatedState:
         if clip_norm is not None:
             self.gradients.clip(clip_norm)
         self.optimizer.step()
+        self.statistics.end(applied=True)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The live tensors that training changes at every step: the model's and the optimizer's."""

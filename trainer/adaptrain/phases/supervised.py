@@ -17,6 +17,7 @@ from adaptrain_api.phases import SupervisedPhase
 
 from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment
+from adaptrain.elastic.batchnorm import uses_batch_to_evaluate
 from adaptrain.elastic.device import settle
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.nonfinite import NonFinite
@@ -57,6 +58,10 @@ class SupervisedTask:
         self._metrics = metrics
         self._trace = trace
         self.state = self._fresh()
+        self._frozen = _frozen(self.state.model)
+        micro_size = phase.batch.micro_size
+        self._whole = micro_size is None or micro_size >= phase.batch.size
+        """Whether a forward pass sees all of this worker's samples."""
         self._dtype = next(self.state.model.parameters()).dtype
         if phase.precision == "bfloat16" and self._dtype != torch.float32:
             raise InvalidJob(
@@ -159,9 +164,11 @@ class SupervisedTask:
             ids = self._sampler.batch(c.epoch, c.cursor, self._phase.batch.size)
             taken, counted = group.own(self._shares.mine(group, c.step, ids), spare=ids[:1])
             mine = taken[:counted]
-            began = time.perf_counter()
+            if not counted:  # one that doesn't count: all members exchange the statistics of batch normalization
+                taken = ids[:1]
+            began, group.waited = time.perf_counter(), 0.0
             state.gradients.zero()
-            if len(taken):
+            with state.statistics.step(group, counts=counted > 0, whole=self._whole):
                 x, y = self._data.train.fetch(taken)
                 if self._phase.augmentation is not None:
                     x = augment(x, taken, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
@@ -169,15 +176,14 @@ class SupervisedTask:
                 clock.loaded()
                 self._add_gradients(group, taken, x, y, counted, len(ids))
                 settle(state.device)
-            self._shares.took(len(mine), time.perf_counter() - began)
-            self._trace.loaded(group, c, mine)
-            group.waited = 0.0
-            state.gradients.sum(group)
-            clock.waited(group.waited)
-            spoiled = state.gradients.not_finite()
-            if spoiled is None:
-                state.step(self._phase.optimizer.clip_norm)
-            else:
+                self._shares.took(len(mine), time.perf_counter() - began - group.waited)
+                self._trace.loaded(group, c, mine)
+                state.statistics.check()
+                state.gradients.sum(group)
+                clock.waited(group.waited)
+                if (spoiled := state.gradients.not_finite()) is None:
+                    state.step(self._phase.optimizer.clip_norm)
+            if spoiled is not None:
                 self.non_finite.pass_over(group, state, spoiled)
         if spoiled is None:
             self._trace.applied(group, c)
@@ -198,6 +204,8 @@ class SupervisedTask:
         samples."""
         state = self.state
         state.model.train()
+        for module in self._frozen:
+            module.training = False
         most = self._phase.batch.micro_size or len(ids)
         parts = list(zip(*(torch.split(t, most) for t in (ids, x, y)), strict=True))
         for number, (some, inputs, classes) in enumerate(parts, 1):
@@ -208,7 +216,9 @@ class SupervisedTask:
             if (left := max(0, counted - most * (number - 1))) < len(some):
                 logits, classes = logits[:left], classes[:left]
             loss = F.cross_entropy(logits, classes, reduction="sum") / total
-            state.gradients.add(loss, group if number == len(parts) else None)
+            # Backward passes that exchange statistics keep the order of sums to themselves.
+            early = number == len(parts) and not state.statistics.exchanged
+            state.gradients.add(loss, group if early else None)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._phase.precision == "bfloat16"):
@@ -244,10 +254,14 @@ class SupervisedTask:
     @torch.no_grad()
     def _score(self, group: Group, split: Split) -> tuple[float, float]:
         """Accuracy and mean cross-entropy over a split, each member scoring a part of it."""
-        self.state.model.eval()
+        model = self.state.model
+        model.eval()
         sums = torch.zeros(4, dtype=torch.float64)
         every = torch.arange(len(split))
-        for ids in torch.split(share(every, group.rank, group.size), EVALUATION_BATCH * group.processes):
+        mine = share(every, group.rank, group.size)
+        if uses_batch_to_evaluate(model):  # batches must not depend on the number of members: one scores all
+            mine = every[: len(every) if group.rank == 0 else 0]
+        for ids in torch.split(mine, EVALUATION_BATCH * group.processes):
             taken, counted = group.own(ids, spare=every[:1])
             if len(taken) == 0:
                 continue
@@ -257,6 +271,11 @@ class SupervisedTask:
             sums[1] += F.cross_entropy(out, y, reduction="sum")
         group.total(sums)
         return float(sums[0]) / len(split), float(sums[1]) / len(split)
+
+
+def _frozen(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Modules that were built in evaluation mode, such as a batch normalization that keeps its statistics."""
+    return [module for module in model.modules() if not module.training] if model.training else []
 
 
 @contextmanager
