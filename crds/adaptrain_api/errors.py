@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from adaptrain_api import base, checkpoints, components, pods, search_goals, search_space, sources
+from adaptrain_api import base, checkpoints, components, containers, objects, pods, search_goals, search_space, sources
 from adaptrain_api.crd import JOB, RESOURCES, Resource, structural
 
 WORDS = {
@@ -17,10 +17,12 @@ WORDS = {
     base.DNS_LABEL: "must hold only lower-case letters, digits and dashes, a letter or digit first and last",
     base.DNS_SUBDOMAIN: "must hold only lower-case letters, digits, dashes and dots, a letter or digit first and last",
     base.LABEL_VALUE: "must hold only letters, digits, '-', '_' and '.', a letter or digit first and last",
-    pods.MOUNT_PATH: "must be an absolute path such as /data, without '.' and '..' and without a slash at its end",
+    containers.MOUNT_PATH: "must be an absolute path such as /data, without '.' and '..' and no slash at its end",
     components.COMPONENT: "must be a built-in's name, or module:callable from the image",
-    pods.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
-    pods.IMAGE: "must be an image reference: printable ASCII without blanks",
+    containers.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
+    containers.IMAGE: "must be an image reference: printable ASCII without blanks",
+    pods.CAPABILITY: "must be the name of a Linux capability such as IPC_LOCK, without CAP_",
+    objects.MANAGER: "must be a controller's name with its domain, such as adaptrain.io/operator",
     search_goals.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
     search_space.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
     checkpoints.SHA256: "must be 64 hexadecimal digits in lower case, as sha256sum prints them",

@@ -15,6 +15,11 @@ MAX_NAME = 40
 """Longest job name: every child's name and label (``<job>-coordinator-<number>``) must fit into 63 characters."""
 
 
+MANAGER = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9/._~-]+$"
+OPERATOR = "adaptrain.io/operator"
+"""What ``managedBy`` says of a job that this operator runs, if it says anything."""
+
+
 class LocalObjectReference(Model):
     """A reference to an object in the job's namespace."""
 

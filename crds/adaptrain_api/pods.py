@@ -1,62 +1,33 @@
 """What is the user's to choose of a job's pods."""
 
-import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field
 
 from adaptrain_api.base import (
-    DNS_LABEL,
     QUALIFIED_KEYS,
     Boolean,
-    DnsLabel,
     DnsSubdomain,
     FreeForm,
     Integer,
     LabelValue,
     ListMap,
     Model,
-    Quantities,
+    Quantity,
     Rule,
     Rules,
     Text,
     Texts,
-    json_object,
+    privilege,
     without_nulls,
 )
+from adaptrain_api.containers import VOLUME_PRIVILEGES, EnvFrom, EnvVar, InitContainer, Resources, Volume, VolumeMount
 from adaptrain_api.objects import immutable
 
-RESERVED_ENV = ("ADAPTRAIN_", "MASTER_", "PET_")
-"""Environment prefixes that belong to adaptrain and to the torchrun launcher."""
-RESERVED_VOLUMES = "adaptrain-"
-RESERVED_MOUNT = "/adaptrain"
+PRIVILEGES = (*VOLUME_PRIVILEGES, "hostNetwork", "capabilities", "root")
+"""What the chart's value ``jobs.allow`` may name."""
 
-MOUNT_PATH = r"^(/\.?[A-Za-z0-9_][-A-Za-z0-9_.]*)+$"
-ENV_NAME = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
-IMAGE = r"^[!-~]+$"
-
-
-class EnvVar(Model):
-    """An environment variable, as in a container."""
-
-    name: Annotated[Text, Field(pattern=ENV_NAME, max_length=253, description="Name of the variable.")]
-    value: Annotated[Text | None, Field(description="Its value.")] = None
-    value_from: Annotated[FreeForm | None, Field(description="As in a container.")] = None
-
-    rules = (
-        Rule(
-            cel="!['ADAPTRAIN_', 'MASTER_', 'PET_'].exists(prefix, self.name.startsWith(prefix))",
-            message="names that start with ADAPTRAIN_, MASTER_ or PET_ are set by adaptrain: choose another name",
-            check=lambda self: not self.name.startswith(RESERVED_ENV),
-            path=".name",
-        ),
-        Rule(
-            cel="!(has(self.value) && has(self.valueFrom))",
-            message="set value or valueFrom, not both",
-            check=lambda self: self.value is None or self.value_from is None,
-        ),
-    )
+CAPABILITY = r"^[A-Z][A-Z0-9_]*$"
 
 
 class Toleration(Model):
@@ -93,36 +64,6 @@ class Toleration(Model):
     )
 
 
-class VolumeMount(Model):
-    """Where a volume appears in the worker's container, as in a container."""
-
-    name: Annotated[DnsLabel, Field(description="One of workers.volumes.")]
-    mount_path: Annotated[
-        Text, Field(pattern=MOUNT_PATH, max_length=1024, description="An absolute path without '.' and '..'.")
-    ]
-    sub_path: Annotated[
-        Text | None, Field(max_length=1024, description="A relative path in the volume; absent: its root.")
-    ] = None
-    read_only: Annotated[Boolean | None, Field(description="Workers can't write to it.")] = None
-
-    rules = (
-        Rule(
-            cel=f"self.mountPath != '{RESERVED_MOUNT}' && !self.mountPath.startsWith('{RESERVED_MOUNT}/')",
-            message="/adaptrain is where adaptrain mounts its own files: choose another mountPath",
-            check=lambda self: not (self.mount_path + "/").startswith(RESERVED_MOUNT + "/"),
-            path=".mountPath",
-        ),
-        Rule(
-            cel="!has(self.subPath) || !(self.subPath.startsWith('/') || '..' in self.subPath.split('/'))",
-            message="subPath must be a relative path without '..'",
-            check=lambda self: (
-                self.sub_path is None or not (self.sub_path.startswith("/") or ".." in self.sub_path.split("/"))
-            ),
-            path=".subPath",
-        ),
-    )
-
-
 RESERVED_LABELS = Rule(
     cel="!self.exists(key, key.startsWith('adaptrain.io/') || key.startsWith('app.kubernetes.io/'))",
     message="keys under adaptrain.io/ and app.kubernetes.io/ are set by adaptrain: choose another prefix",
@@ -139,69 +80,142 @@ Annotations = Annotated[Texts, Field(max_length=64), Rules(QUALIFIED_KEYS, RESER
 NodeSelector = Annotated[
     dict[Text, LabelValue], BeforeValidator(without_nulls), Field(max_length=64), Rules(QUALIFIED_KEYS)
 ]
-ResourceList = Annotated[Quantities, Field(max_length=32), Rules(QUALIFIED_KEYS)]
-
-
-def _has_volume_name(volume: dict[str, Any]) -> dict[str, Any]:
-    name = volume.get("name")
-    if not isinstance(name, str) or len(name) > 63 or re.fullmatch(DNS_LABEL[1:-1], name) is None:
-        message = "a volume needs a name of at most 63 lower-case letters, digits and dashes"
-        raise PydanticCustomError("rule", "{text}", {"text": message, "broken": [(".name", message)]})
-    return volume
-
-
-Volume = Annotated[
-    dict[str, Any],
-    BeforeValidator(json_object),
-    AfterValidator(_has_volume_name),
-    WithJsonSchema(
-        {
-            "type": "object",
-            "description": "A volume as in a pod; only its name is looked at.",
-            "x-kubernetes-preserve-unknown-fields": True,
-            "required": ["name"],
-            "properties": {"name": {"type": "string", "pattern": DNS_LABEL, "minLength": 1, "maxLength": 63}},
-        }
-    ),
-    Rules(
-        Rule(
-            cel=f"!self.name.startsWith('{RESERVED_VOLUMES}')",
-            message=f"names that start with {RESERVED_VOLUMES} belong to adaptrain's own volumes: choose another name",
-            check=lambda volume: not volume["name"].startswith(RESERVED_VOLUMES),
-            path=".name",
-        )
-    ),
-]
-
-
-class Resources(Model):
-    """Compute resources of one worker pod, as in a container."""
-
-    limits: Annotated[ResourceList | None, Field(description="Most that the pod may use.")] = None
-    requests: Annotated[ResourceList | None, Field(description="What the scheduler sets aside; absent: limits.")] = None
-
 
 MOUNTS_HAVE_VOLUMES = Rule(
     cel="!has(self.volumeMounts)"
     " || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
     message="every volumeMount must name one of volumes beside it: add the volume or correct the name",
-    check=lambda self: {mount.name for mount in self.volume_mounts} <= {v["name"] for v in self.volumes},
+    check=lambda self: {mount.name for mount in self.volume_mounts} <= {volume.name for volume in self.volumes},
     path=".volumeMounts",
 )
+
+
+INIT_MOUNTS_HAVE_VOLUMES = Rule(
+    cel="!has(self.initContainers) || self.initContainers.all(c, !has(c.volumeMounts)"
+    " || c.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name)))",
+    message="every volumeMount of initContainers must name one of volumes beside them: add the volume or correct the"
+    " name",
+    check=lambda self: (
+        {mount.name for container in self.init_containers for mount in container.volume_mounts}
+        <= {volume.name for volume in self.volumes}
+    ),
+    path=".initContainers",
+)
+HOST_NETWORK = privilege(
+    "hostNetwork",
+    "!has(self.hostNetwork) || !self.hostNetwork",
+    "the host's network",
+    lambda self: not self.host_network,
+    ".hostNetwork",
+)
+
+
+class Capabilities(Model):
+    """Linux capabilities of the worker's process; all others are dropped."""
+
+    add: Annotated[
+        list[Annotated[Text, Field(pattern=CAPABILITY, max_length=64)]],
+        Field(max_length=32, description="Such as IPC_LOCK; all but NET_BIND_SERVICE need the administrator's word."),
+    ] = []
+
+    rules = (
+        privilege(
+            "capabilities",
+            "!has(self.add) || self.add.all(one, one == 'NET_BIND_SERVICE')",
+            "a capability other than NET_BIND_SERVICE",
+            lambda self: set(self.add) <= {"NET_BIND_SERVICE"},
+            ".add",
+        ),
+    )
+
+
+class SecurityContext(Model):
+    """Who the pods' processes are. The rest is as ``restricted`` wants it: no privileges, a read-only root file system.
+
+    Coordinators run as the same user and groups, since they write to the same volumes.
+    """
+
+    run_as_user: Annotated[
+        Integer | None,
+        Field(ge=0, le=2**31 - 1, description="User id; absent: 10001, or what the namespace assigns (OpenShift)."),
+    ] = None
+    run_as_group: Annotated[
+        Integer | None, Field(ge=0, le=2**31 - 1, description="Primary group id; absent: as for the user.")
+    ] = None
+    run_as_non_root: Annotated[
+        Boolean | None, Field(description="false: the image's user may be root, where the administrator allows it.")
+    ] = None
+    fs_group: Annotated[
+        Integer | None, Field(ge=0, le=2**31 - 1, description="Group that owns the volumes; absent: as for the user.")
+    ] = None
+    fs_group_change_policy: Annotated[
+        Literal["OnRootMismatch", "Always"] | None, Field(description="When volumes are given to fsGroup.")
+    ] = None
+    supplemental_groups: Annotated[
+        list[Annotated[Integer, Field(ge=0, le=2**31 - 1)]], Field(max_length=32, description="More group ids.")
+    ] = []
+    capabilities: Annotated[Capabilities | None, Field(description="Of the worker's process.")] = None
+
+    rules = (
+        privilege(
+            "root",
+            "!has(self.runAsUser) || self.runAsUser > 0",
+            "user 0 (root)",
+            lambda self: self.run_as_user != 0,
+            ".runAsUser",
+        ),
+        privilege(
+            "root",
+            "!has(self.runAsNonRoot) || self.runAsNonRoot",
+            "runAsNonRoot false",
+            lambda self: self.run_as_non_root is not False,
+            ".runAsNonRoot",
+        ),
+    )
 
 
 class PodTemplate(Model):
     """What is the user's to choose of a pod."""
 
-    resources: Resources | None = None
-    env: Annotated[list[EnvVar], Field(max_length=256), ListMap("name")] = []
-    env_from: Annotated[list[FreeForm], Field(max_length=64, description="As in a container.")] = []
+    resources: Annotated[Resources | None, Field(description="Of each worker pod.")] = None
+    env: Annotated[list[EnvVar], Field(max_length=256, description="Environment variables."), ListMap("name")] = []
+    env_from: Annotated[list[EnvFrom], Field(max_length=64, description="ConfigMaps and Secrets as variables.")] = []
+    init_containers: Annotated[
+        list[InitContainer],
+        Field(max_length=8, description="Run after the script's files were fetched, before the worker starts."),
+        ListMap("name"),
+    ] = []
+    security_context: Annotated[SecurityContext | None, Field(description="Who the pods' processes are.")] = None
+    service_account_name: Annotated[
+        DnsSubdomain | None,
+        Field(
+            description="A ServiceAccount of the job's namespace, which must exist, for an identity in a cloud; its"
+            " token is not mounted. Absent: one is made that may do nothing."
+        ),
+    ] = None
+    runtime_class_name: Annotated[
+        DnsSubdomain | None, Field(description="RuntimeClass, such as nvidia; absent: the cluster's default.")
+    ] = None
+    scheduler_name: Annotated[
+        DnsSubdomain | None, Field(description="Scheduler of all the job's pods; absent: the cluster's default.")
+    ] = None
+    host_network: Annotated[
+        Boolean, Field(description="Use the node's network, where the administrator allows it: one worker per node.")
+    ] = False
+    shared_memory: Annotated[
+        Quantity | None,
+        Field(description="Size of /dev/shm, which counts as memory; absent: as much as the memory limit."),
+    ] = None
     node_selector: Annotated[NodeSelector | None, Field(description="Labels of the nodes to run on.")] = None
-    tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
+    tolerations: Annotated[
+        list[Toleration], Field(max_length=64, description="Taints that these pods tolerate, beside jobs.tolerations.")
+    ] = []
     affinity: Annotated[FreeForm | None, Field(description="As in a pod.")] = None
     topology_spread_constraints: Annotated[list[FreeForm], Field(max_length=16, description="As in a pod.")] = []
     volumes: Annotated[list[Volume], Field(max_length=64, description="As in a pod."), ListMap("name")] = []
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=64), ListMap("mountPath")] = []
+    volume_mounts: Annotated[
+        list[VolumeMount], Field(max_length=64, description="Where the worker sees them."), ListMap("mountPath")
+    ] = []
     priority_class_name: Annotated[DnsSubdomain | None, Field(description="Of these pods.")] = None
     labels: Annotated[Labels | None, Field(description="Added to these pods.")] = None
     annotations: Annotated[Annotations | None, Field(description="Added to these pods.")] = None
@@ -210,7 +224,16 @@ class PodTemplate(Model):
         Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
     ] = 30
 
-    rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES,)
+    rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES, INIT_MOUNTS_HAVE_VOLUMES, HOST_NETWORK)
+
+
+class Coordinator(Model):
+    """The small pod that knows which workers take part."""
+
+    resources: Annotated[
+        Resources | None,
+        Field(description="Of its container; what is absent is taken from the chart's value jobs.coordinator."),
+    ] = None
 
 
 class Workers(PodTemplate):
@@ -244,7 +267,7 @@ class Workers(PodTemplate):
             message="workers.replicas must lie between workers.min and workers.max: change it or widen the bounds",
             check=lambda self: self.replicas is None or self.min <= self.replicas <= self.max,
         ),
-        MOUNTS_HAVE_VOLUMES,
+        *PodTemplate.rules,
         immutable("processesPerWorker"),
     )
 

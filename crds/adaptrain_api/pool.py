@@ -35,6 +35,7 @@ def pool(search: ArchitectureSearch, evaluators: int | None = None) -> AdaptiveT
                 replicas=wanted,
                 **_fields(spec.evaluators or PodTemplate()),
             ),
+            coordinator=spec.coordinator,
             search=dump(search),
             checkpoint=None if volume is None else Checkpoint(volume=volume),
             seed=spec.seed,

@@ -7,11 +7,12 @@ from pydantic import Field
 from adaptrain_api.base import Boolean, DnsLabel, FreeForm, Integer, ListMap, Model, Rule, Text
 from adaptrain_api.checkpoints import Checkpoint, CheckpointVolume
 from adaptrain_api.components import Component, DataSource, ModelSource
+from adaptrain_api.containers import IMAGE
 from adaptrain_api.objects import MAX_NAME, LocalObjectReference, ObjectMeta, immutable, name_rules
 from adaptrain_api.oneshot import ONE_SHOT
 from adaptrain_api.oneshot import RULES as ONE_SHOT_RULES
 from adaptrain_api.phases import SupervisedPhase
-from adaptrain_api.pods import IMAGE, PodTemplate, Workers
+from adaptrain_api.pods import Coordinator, PodTemplate, Workers
 from adaptrain_api.search_goals import MEASURED, Budget, Constraint, Gate, Objective
 from adaptrain_api.search_space import UNTRAINED, SearchSpace
 from adaptrain_api.search_status import ArchitectureSearchStatus
@@ -202,6 +203,7 @@ class ArchitectureSearchSpec(Model):
         ),
     ] = "Pool"
     evaluators: Annotated[PodTemplate | None, Field(description="The evaluators' pods.")] = None
+    coordinator: Annotated[Coordinator | None, Field(description="The pod that holds the study.")] = None
     trial: Trial
     pruning: Pruning | None = None
     seed: Annotated[Integer, Field(ge=0, le=2**31 - 1, description="Seed of everything random in the search.")] = 0

@@ -8,9 +8,10 @@ from adaptrain_api.base import Boolean, FreeForm, Integer, ListMap, Model, Rule,
 from adaptrain_api.base import dump as dump
 from adaptrain_api.checkpoints import Checkpoint, InitialWeights
 from adaptrain_api.components import DataSource, ModelSource
-from adaptrain_api.objects import MAX_NAME, LocalObjectReference, ObjectMeta, immutable, name_rules
+from adaptrain_api.containers import IMAGE
+from adaptrain_api.objects import MANAGER, MAX_NAME, OPERATOR, LocalObjectReference, ObjectMeta, immutable, name_rules
 from adaptrain_api.phases import SupervisedPhase
-from adaptrain_api.pods import IMAGE, Workers
+from adaptrain_api.pods import Coordinator, Workers
 from adaptrain_api.sources import Script, Source
 from adaptrain_api.training_status import TrainingJobStatus
 
@@ -27,8 +28,11 @@ class TrainingJobSpec(Model):
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"] | None, Field(description="As in a container.")
     ] = None
-    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16), ListMap("name")] = []
+    image_pull_secrets: Annotated[
+        list[LocalObjectReference], Field(max_length=16, description="For pulling the images."), ListMap("name")
+    ] = []
     workers: Workers = Workers()
+    coordinator: Annotated[Coordinator | None, Field(description="The pod that knows who takes part.")] = None
     model: ModelSource | None = None
     data: DataSource | None = None
     phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
@@ -47,6 +51,18 @@ class TrainingJobSpec(Model):
     suspend: Annotated[Boolean, Field(description="Remove the workers and keep the progress.")] = False
     active_deadline_seconds: Annotated[
         Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds that the job may run before it fails.")
+    ] = None
+    pre_running_deadline_seconds: Annotated[
+        Integer | None,
+        Field(ge=1, le=2**31 - 1, description="Seconds until the job fails if its training has not begun by then."),
+    ] = None
+    managed_by: Annotated[
+        Text | None,
+        Field(
+            pattern=MANAGER,
+            max_length=63,
+            description=f"Which controller runs the job; absent: {OPERATOR}, this operator, which touches no other's.",
+        ),
     ] = None
     ttl_seconds_after_finished: Annotated[
         Integer | None,
@@ -93,7 +109,7 @@ class TrainingJobSpec(Model):
             check=lambda self: not self.torchrun or self.checkpoint is None or self.checkpoint.uri is None,
             path=".checkpoint.uri",
         ),
-        *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed")),
+        *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed", "managedBy")),
     )
 
     @property

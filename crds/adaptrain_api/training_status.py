@@ -80,4 +80,7 @@ class TrainingJobStatus(Open):
     avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
     source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
     start_time: datetime | None = None
+    running_time: Annotated[
+        datetime | None, Field(description="When training began after startTime; absent: it has not begun.")
+    ] = None
     completion_time: datetime | None = None

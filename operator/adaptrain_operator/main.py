@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import kopf
+from adaptrain_api.base import ALLOWED
 from adaptrain_api.search import POOL
 
 from adaptrain_operator import handlers, logs, metrics
@@ -99,7 +100,9 @@ class Operator:
         events, leases = Events(self._client, settings.identity), NodeLeases(self._client)
         self._cache.sees_nodes = await self._may_see_nodes()
         puller = Puller(changed=self._heard, distrusted=lambda key: reconciler.distrust(key))
-        reconciler = Reconciler(self._client, self._cache, self._queue, puller, leases, events, settings.default_image)
+        reconciler = Reconciler(
+            self._client, self._cache, self._queue, puller, leases, events, settings.default_image, settings.defaults
+        )
         searches = SearchReconciler(self._client, self._cache, self._searches, self._queue, puller, events)
         tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}
         try:
@@ -229,6 +232,7 @@ def _observe(verb: str, kind: str, code: int, seconds: float) -> None:
 def main() -> None:
     """Entry point of ``adaptrain-operator``."""
     settings = Settings.from_env()
+    ALLOWED.update(settings.allow)
     logs.configure(settings)
     sys.exit(asyncio.run(run(settings)))
 

@@ -1,17 +1,33 @@
 """Settings of the operator process, from ``ADAPTRAIN_OPERATOR_*`` environment variables."""
 
+import json
 import os
 import socket
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from adaptrain_api.base import dump
+from adaptrain_api.containers import Resources
+from adaptrain_api.pods import PRIVILEGES, Toleration
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from adaptrain_operator.core.defaults import OURS, Defaults
 
 PREFIX = "ADAPTRAIN_OPERATOR_"
 
 
 def _names(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := set(names) - set(PRIVILEGES):
+        raise ValueError(f"{', '.join(sorted(unknown))}: known are {', '.join(PRIVILEGES)}")
+    return names
 
 
 class Settings(BaseModel):
@@ -23,6 +39,16 @@ class Settings(BaseModel):
     """Namespaces to serve, comma-separated; empty: the whole cluster."""
     default_image: str = "adaptrain-trainer:latest"
     """Image of workers and coordinators whose job names none."""
+    allow: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_known)] = ()
+    """Privileges that jobs may have, comma-separated: the chart's value ``jobs.allow``."""
+    assigned_users: bool = False
+    """Namespaces assign users and groups, as OpenShift's do."""
+    coordinator_resources: Annotated[Resources, BeforeValidator(_json)] = Resources.model_validate(OURS.coordinator)
+    """Of coordinators whose job gives none, as JSON."""
+    worker_resources: Annotated[Resources, BeforeValidator(_json)] = Resources()
+    """Of workers whose job gives none, as JSON."""
+    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_json)] = ()
+    """Of all job pods, as JSON."""
     lease_name: str = "adaptrain-operator"
     lease_namespace: str = "default"
     lease_seconds: Annotated[float, Field(ge=2)] = 15.0
@@ -38,6 +64,16 @@ class Settings(BaseModel):
     """How often everything is listed anew, whatever the watches said."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     """Jobs that are worked on at the same time."""
+
+    @property
+    def defaults(self) -> Defaults:
+        """What holds for the pods of jobs that say nothing."""
+        return Defaults(
+            coordinator=dump(self.coordinator_resources),
+            workers=dump(self.worker_resources),
+            tolerations=tuple(dump(one) for one in self.tolerations),
+            assigned_user=self.assigned_users,
+        )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":

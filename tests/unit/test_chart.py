@@ -94,7 +94,7 @@ def test_ports_of_the_monitors_are_named_in_the_pods() -> None:
 
 @pytest.mark.parametrize("target", ["operator", "trainer"])
 def test_image_runs_as_the_user_that_pods_ask_for(target: str) -> None:
-    from adaptrain_operator.core.pods import USER
+    from adaptrain_operator.core.podparts import USER
 
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.M)
     (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {target}")]

@@ -7,13 +7,27 @@ from tests.unit.operator_world import Object, World, make_spec, stamp
 
 CLAIM: Object = {"volume": {"persistentVolumeClaim": {"claimName": "data"}}}
 
+APART: Object = {
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {
+                "topologyKey": "kubernetes.io/hostname",
+                "labelSelector": {"matchLabels": {"adaptrain.io/job-name": "job"}},
+            }
+        ]
+    }
+}
+
 
 @pytest.mark.parametrize(
     ("claim", "workers", "reason"),
     [
         (Claim(False), {}, "ClaimNotFound"),
-        (Claim(True, ("ReadWriteOnce",)), {}, "ClaimOfOneNode"),
-        (Claim(True, ("ReadWriteOncePod",)), {}, "ClaimOfOneNode"),
+        (Claim(True, ("ReadWriteOnce",)), {}, ""),
+        (Claim(True, ("ReadWriteOnce",)), {"affinity": APART}, "ClaimOfOneNode"),
+        (Claim(True, ("ReadWriteMany",)), {"affinity": APART}, ""),
+        (Claim(True, ("ReadWriteOncePod",)), {}, "ClaimOfOnePod"),
+        (Claim(True, ("ReadWriteOncePod",)), {"max": 1, "replicas": 1}, ""),
         (Claim(True, ("ReadWriteOnce",)), {"max": 1, "replicas": 1}, ""),
         (Claim(True, ("ReadWriteOnce", "ReadWriteMany")), {}, ""),
         (Claim(True, known=False), {}, ""),
@@ -27,6 +41,20 @@ def test_claims(claim: Claim, workers: Object, reason: str) -> None:
     if reason:
         assert world.condition("PodsReady")[1] == reason
         assert ":" in world.condition("PodsReady")[2]
+
+
+@pytest.mark.parametrize(("modes", "most", "one_node"), [("Once", 4, True), ("Many", 4, False), ("Once", 1, False)])
+def test_workers_share_the_only_node_that_can_mount_their_claim(modes: str, most: int, one_node: bool) -> None:
+    world = World(checkpoint=CLAIM, workers={"max": most, "replicas": 1})
+    world.claim = Claim(True, (f"ReadWrite{modes}",))
+    world.settle()
+    kind = "requiredDuringSchedulingIgnoredDuringExecution"
+    terms = world.pods["job-worker-0"]["spec"].get("affinity", {}).get("podAffinity", {}).get(kind, [])
+    assert [term["topologyKey"] for term in terms] == ["kubernetes.io/hostname"] * one_node
+    for term in terms:
+        labels = world.pods["job-worker-0"]["metadata"]["labels"]
+        assert term["labelSelector"]["matchLabels"].items() <= labels.items(), "the first one fits itself"
+    assert "podAffinity" not in world.pods["job-coordinator-1"]["spec"].get("affinity", {}), "it mounts nothing"
 
 
 @pytest.mark.parametrize(

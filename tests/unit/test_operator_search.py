@@ -419,15 +419,24 @@ def test_evaluators_mount_the_study_if_they_leave_weights(fields: dict[str, Any]
         (ONE_SHOT | {"promote": {"job": {}}}, "or set parallelism.max to 1"),
     ],
 )
-def test_a_claim_of_one_node_is_refused_if_several_evaluators_mount_it(
+def test_a_claim_of_one_pod_is_refused_if_several_evaluators_mount_it(
     fields: dict[str, Any], remedy: str | None
 ) -> None:
     world = JobWorld()
-    world.spec, world.claim = _pool(**fields), Claim(True, ("ReadWriteOnce",))
+    world.spec, world.claim = _pool(**fields), Claim(True, ("ReadWriteOncePod",))
     world.step()
     status, reason, message = world.condition("PodsReady")
-    assert (reason == "ClaimOfOneNode") is (remedy is not None)
+    assert (reason == "ClaimOfOnePod") is (remedy is not None)
     assert remedy is None or (status == "False" and message.endswith(remedy))
+
+
+def test_the_study_and_evaluators_share_the_only_node_that_can_mount_their_claim() -> None:
+    world = JobWorld()
+    world.spec, world.claim = _pool(**ONE_SHOT), Claim(True, ("ReadWriteOnce",))
+    world.settle()
+    affinities = [pod["spec"]["affinity"]["podAffinity"] for pod in world.pods.values()]
+    assert len(affinities) > 1
+    assert all(one == affinities[0] for one in affinities)
 
 
 def _pool(**fields: Any) -> TrainingJobSpec:

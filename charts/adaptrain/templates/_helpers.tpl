@@ -63,10 +63,21 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{- /* Whether namespaces assign users, so that a pod which names its own is refused. */}}
+{{- define "adaptrain.assignedUsers" -}}
+{{- if eq .Values.jobs.users "Auto" }}
+{{- .Capabilities.APIVersions.Has "security.openshift.io/v1" }}
+{{- else }}
+{{- eq .Values.jobs.users "Assigned" }}
+{{- end }}
+{{- end }}
+
 {{- define "adaptrain.podSecurity" -}}
 runAsNonRoot: true
+{{- if ne (include "adaptrain.assignedUsers" .) "true" }}
 runAsUser: 10001
 runAsGroup: 10001
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end }}
@@ -103,6 +114,9 @@ seccompProfile:
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]
+- apiGroups: [""]
+  resources: [limitranges]
+  verbs: [list] # after a refusal, so that what we choose is enough
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -9,7 +9,7 @@ from adaptrain_api.text import printable
 from adaptrain_api.training_status import RecentChange
 from pydantic import ValidationError
 
-from adaptrain_operator.core import naming
+from adaptrain_operator.core import naming, placement
 from adaptrain_operator.core.draft import Draft
 from adaptrain_operator.core.observed import Pod, moment
 
@@ -42,18 +42,43 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
             f'there is no PersistentVolumeClaim "{name}" in namespace {draft.job.namespace}:'
             " create it, or change checkpoint.volume",
         )
-    # Of a search it may be its coordinator alone.
-    mounting = spec.workers.max if spec.search is None or leaves_weights(spec) else 1
-    if mounting > 1 and claim.access_modes and not set(claim.access_modes) - set(SINGLE_NODE):
-        most = "workers.max" if spec.search is None else "parallelism.max"
-        kept_anyway = spec.search is None or spec.search["spec"].get("algorithm", {}).get("name") in ONE_SHOT
-        no_weights = "" if kept_anyway else ", or promote.weights to false"
+    modes, mounting = set(claim.access_modes), _mounting(draft)
+    if mounting <= 1 or not modes or modes - set(SINGLE_NODE):
+        return None
+    most = "workers.max" if spec.search is None else "parallelism.max"
+    kept_anyway = spec.search is None or spec.search["spec"].get("algorithm", {}).get("name") in ONE_SHOT
+    no_weights = "" if kept_anyway else ", or promote.weights to false"
+    if modes == {"ReadWriteOncePod"}:
+        return (
+            "ClaimOfOnePod",
+            f'PersistentVolumeClaim "{name}" is ReadWriteOncePod, so only one pod can mount it, but {mounting} pods'
+            f" need it: use a ReadWriteMany claim, or set {most} to 1{no_weights}",
+        )
+    if placement.apart(draft.job):
         return (
             "ClaimOfOneNode",
-            f'PersistentVolumeClaim "{name}" is {claim.access_modes[0]}, so only one node can mount it, but {most}'
-            f" is {spec.workers.max}: use a ReadWriteMany claim, or set {most} to 1{no_weights}",
+            f'PersistentVolumeClaim "{name}" is ReadWriteOnce, so only one node can mount it, but hostNetwork or'
+            f" affinity puts each of the workers on a node of its own, and {most} is {spec.workers.max}: use a"
+            f" ReadWriteMany claim, let workers share a node, or set {most} to 1{no_weights}",
         )
     return None
+
+
+def shares_node(draft: Draft) -> bool:
+    """Whether all pods that mount the checkpoint claim must be on one node, the only one that can mount it."""
+    claim = draft.seen.claim
+    if claim is None or not claim.known or not claim.exists:
+        return False
+    modes = set(claim.access_modes)
+    return bool(modes) and not modes - set(SINGLE_NODE) and _mounting(draft) > 1
+
+
+def _mounting(draft: Draft) -> int:
+    """Pods that mount the checkpoint claim, at most."""
+    spec = draft.job.spec
+    if spec.search is None:
+        return spec.workers.max
+    return 1 + (spec.workers.max if leaves_weights(spec) else 0)
 
 
 def pod_problem(pod: Pod) -> tuple[str, str] | None:
@@ -151,10 +176,9 @@ def _mounted(draft: Draft) -> list[str]:
     if spec.script is not None and spec.script.source is not None and spec.script.source.config_map is not None:
         found.append(f'ConfigMap "{spec.script.source.config_map.name}" (script.source)')
     for volume in spec.workers.volumes:
-        for kind, field, key in (("ConfigMap", "configMap", "name"), ("Secret", "secret", "secretName")):
-            held = volume.get(field)
-            if isinstance(held, dict) and not held.get("optional"):
-                found.append(f'{kind} "{held.get(key)}" (workers.volumes "{volume["name"]}")')
+        for kind, held, key in (("ConfigMap", volume.config_map, "name"), ("Secret", volume.secret, "secretName")):
+            if held is not None and not held.get("optional"):
+                found.append(f'{kind} "{held.get(key)}" (workers.volumes "{volume.name}")')
     return found
 
 

@@ -1,6 +1,6 @@
 """Which coordinator the job has. It is no part of a step, so it is replaced on suspicion, and its number only grows."""
 
-from adaptrain_operator.core import children, failures
+from adaptrain_operator.core import children, conditions, failures
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash
@@ -105,7 +105,8 @@ def _create(draft: Draft, number: int, previous: Pod | None) -> None:
     left = None if previous is None or previous.terminal else previous.node
     if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
         draft.avoided.setdefault(previous.node, seen.contact.answered or draft.now)
-    draft.plan.create.append(coordinator_pod(job, number, job.spec.image or seen.default_image, left, draft.avoided))
+    image, one_node = job.spec.image or seen.default_image, conditions.shares_node(draft)
+    draft.plan.create.append(coordinator_pod(job, number, image, left, draft.avoided, seen.defaults, one_node))
 
 
 def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:

@@ -12,6 +12,7 @@ from adaptrain_api.training_status import TrainingJobStatus
 
 from adaptrain_operator.core import containers, naming
 from adaptrain_operator.core.containers import TERMINAL, Exit, timestamp
+from adaptrain_operator.core.defaults import Defaults
 
 Object = dict[str, Any]
 
@@ -224,6 +225,7 @@ class Observed:
     claim: Claim | None = None
     problem: Problem | None = None
     default_image: str = ""
+    defaults: Defaults = field(default_factory=Defaults)
 
     def lost(self, node: str | None, now: float) -> bool:
         """Whether a node has gone away: its Lease went stale under our eyes, or the node controller says so."""

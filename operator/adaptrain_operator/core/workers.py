@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import pods
+from adaptrain_operator.core import conditions, pods
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -241,10 +241,11 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
         draft.plan.wake(max(quick) + QUICK - now)
         return
     first = max([draft.value("next_worker") or 0, *(pod.number + 1 for pod in seen.workers)])
-    image = job.spec.image or seen.default_image
+    image, commit = job.spec.image or seen.default_image, draft.value("source_commit")
+    one_node = conditions.shares_node(draft)
     for number in range(first, first + missing):
-        commit = draft.value("source_commit")
-        draft.plan.create.append(pods.worker_pod(job, number, image, draft.avoided, commit))
+        pod = pods.worker_pod(job, number, image, draft.avoided, commit, seen.defaults, one_node)
+        draft.plan.create.append(pod)
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
     draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")

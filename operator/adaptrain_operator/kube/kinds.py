@@ -33,6 +33,7 @@ SERVICE_ACCOUNT = Kind("ServiceAccount", "/api/v1", "serviceaccounts")
 EVENT = Kind("Event", "/api/v1", "events")
 LEASE = Kind("Lease", "/apis/coordination.k8s.io/v1", "leases")
 CLAIM = Kind("PersistentVolumeClaim", "/api/v1", "persistentvolumeclaims")
+LIMIT_RANGE = Kind("LimitRange", "/api/v1", "limitranges")
 NODE = Kind("Node", "/api/v1", "nodes", namespaced=False)
 
 CHILDREN = (SERVICE, BUDGET, POLICY)

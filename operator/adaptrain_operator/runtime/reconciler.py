@@ -8,7 +8,7 @@ import logging
 import secrets
 from base64 import b64decode
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from adaptrain_api.progress import TrialReports
@@ -22,12 +22,15 @@ from adaptrain_operator.core import children, naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.decide import decide
+from adaptrain_operator.core.defaults import OURS, Defaults
 from adaptrain_operator.core.essentials import Essentials, decide_anyhow, decide_essentials, read_status
 from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Deletion, Plan
+from adaptrain_operator.core.quantities import smallest
+from adaptrain_operator.core.refusals import refusal
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
-from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, POD, SECRET, Kind
+from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, LIMIT_RANGE, POD, SECRET, Kind
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.leases import NodeLeases
@@ -67,6 +70,8 @@ class _Memory:
     applied: dict[tuple[str, str], str] = field(default_factory=dict)
     problem: Problem | None = None
     refusals: int = 0
+    minima: dict[str, str] = field(default_factory=dict)
+    """The least of each resource that the namespace's LimitRanges want of a container, read when one refused a pod."""
     generation: int = 0
     claim: Claim | None = None
     claim_name: str = ""
@@ -86,6 +91,7 @@ class Reconciler:
         leases: NodeLeases,
         events: Events,
         default_image: str,
+        defaults: Defaults = OURS,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -94,6 +100,7 @@ class Reconciler:
         self._leases = leases
         self._events = events
         self._default_image = default_image
+        self._defaults = defaults
         self._memories: dict[Key, _Memory] = {}
 
     async def reconcile(self, key: Key) -> None:
@@ -214,6 +221,7 @@ class Reconciler:
             claim=memory.claim,
             problem=memory.problem,
             default_image=self._default_image,
+            defaults=replace(self._defaults, minima=memory.minima) if memory.minima else self._defaults,
         )
 
     async def _look_at_claim(self, memory: _Memory, job: Job) -> None:
@@ -225,8 +233,9 @@ class Reconciler:
         name = volume.persistent_volume_claim.claim_name
         now = clock.now()
         good = memory.claim is not None and memory.claim.exists and memory.claim_name == name
-        settled = good and memory.claim_read >= now - 3600
-        if settled and memory.claim is not None and not _single(memory.claim):
+        # One that a single node can mount may be made anew for several.
+        settled = memory.claim is not None and now - memory.claim_read < (60 if _single(memory.claim) else 3600)
+        if good and settled:
             return
         if memory.claim is not None and memory.claim_name == name and now - memory.claim_read < CLAIM_EVERY:
             return
@@ -238,6 +247,12 @@ class Reconciler:
         except Refused:
             memory.claim = Claim(True, known=False)
         memory.claim_name, memory.claim_read = name, now
+
+    async def _look_at_limits(self, memory: _Memory, job: Job) -> None:
+        """Read what the namespace's LimitRanges want of a container at least: what we choose gives way to it."""
+        with contextlib.suppress(Refused):
+            ranges = [one async for one, _ in self._client.list(LIMIT_RANGE, job.namespace)]
+            memory.minima = smallest(ranges)
 
     async def _carry_out(self, key: Key, memory: _Memory, raw: Object, job: Job, plan: Plan) -> None:
         """In the order that a crash at any point leaves something that the next decision can go on from."""
@@ -252,6 +267,8 @@ class Reconciler:
                 await self._make(key, memory, job, plan)
             except Refused as problem:
                 self._refused(key, memory, problem)
+                if memory.problem is not None and memory.problem.reason == "OutsideLimitRange":
+                    await self._look_at_limits(memory, job)
             else:
                 if plan.create:
                     memory.problem, memory.refusals = None, 0
@@ -272,7 +289,13 @@ class Reconciler:
         if plan.create:
             needed.append(self._ensure_token(memory, job))
         await _all(needed)
-        pods = [self._create_pod(key, job, pod) for pod in plan.create]
+        # Workers hold what they are given, so they come only after the coordinator that they can't do without.
+        first, rest = plan.create[:1], plan.create[1:]
+        if first and first[0]["metadata"]["labels"][naming.ROLE] == naming.COORDINATOR:
+            await self._create_pod(key, job, first[0])
+        else:
+            rest = plan.create
+        pods = [self._create_pod(key, job, pod) for pod in rest]
         await _all([*pods, *(self._apply(memory, job, child) for child in others)])
 
     def _refused(self, key: Key, memory: _Memory, problem: Refused) -> None:
@@ -280,13 +303,7 @@ class Reconciler:
         delay = min(30.0, 2.0 ** min(memory.refusals, 10))
         memory.refusals += 1
         since = now if memory.problem is None else memory.problem.since
-        if problem.quota:
-            reason, remedy = "QuotaExceeded", "raise the quota, free some of it, or ask for less"
-        elif problem.status == 403:
-            reason, remedy = "PodForbidden", "ask the cluster's administrator, or change the job"
-        else:
-            reason, remedy = "PodRefused", "correct the job"
-        message = f"the API server refuses its objects: {problem.message[:500]}: {remedy}"
+        reason, message = refusal(problem.status, problem.message)
         memory.problem = Problem(reason, message, since, now + delay)
         logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
         self._queue.add(key)
