@@ -222,6 +222,8 @@ QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+
 
 
 def _quantity(value: object) -> str | int:
+    if isinstance(value, float):
+        raise ValueError('must be an integer, or a quantity in quotes, such as "0.5"')
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("must be a quantity such as 2, 500m or 4Gi")
     fits = value >= 0 if isinstance(value, int) else len(value) <= 64 and re.fullmatch(QUANTITY, value)

@@ -84,7 +84,11 @@ def _sentence(details: ErrorDetails, context: dict[str, Any], resource: Resource
     if kind == "missing":
         return PLAIN[kind]
     if kind in PLAIN:
-        hint = ": put it in quotes" if kind == "string_type" and isinstance(details["input"], int | float) else ""
+        hint = ""
+        if kind == "string_type" and isinstance(details["input"], int | float):
+            hint = ": put it in quotes"
+        elif kind in ("int_type", "float_type") and _is_number(details["input"]):
+            hint = ": leave out the quotes"
         return PLAIN[kind] + hint + got
     if kind in BOUNDS:
         words, key = BOUNDS[kind]
@@ -107,6 +111,10 @@ def _sentence(details: ErrorDetails, context: dict[str, Any], resource: Resource
         case "value_error":
             return f"{context['error']}{got}"
     return f"{details['msg']}{got}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", value) is not None
 
 
 def _short(value: Any) -> str:

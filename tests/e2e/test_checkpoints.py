@@ -205,7 +205,8 @@ def test_a_manifest_with_a_bucket_runs_on_this_machine(
     assert run_manifest(manifest, None, None) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "the model is s3://models/team-a/default.test/model.safetensors" in told
-    assert {path.name for path in tmp_path.iterdir()} == {"job.yaml", "s3", "s3.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {"job.yaml", "s3", "s3.log", "adaptrain-runs"}
+    assert {path.name for path in (tmp_path / "adaptrain-runs/test").iterdir()} == {"logs"}
     weights = load_weights((tmp_path / "s3/models/team-a/default.test/model.safetensors").read_bytes())
     assert all(bool(t.isfinite().all()) for t in weights.values())
     with pytest.raises(

@@ -28,6 +28,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train a manifest on this machine, without a cluster")
     run.add_argument("manifest", type=Path)
+    run.add_argument("--name", help="of the job, where the manifest holds several")
     run.add_argument("--workers", type=int, help="worker processes (default: the manifest's)")
     run.add_argument("--output", type=Path, help="where checkpoints and the model go (default: adaptrain-runs/NAME)")
     explain = commands.add_parser(
@@ -40,6 +41,7 @@ def main() -> None:
     actions = search.add_subparsers(dest="action", required=True)
     search_run = actions.add_parser("run", help="run a search's manifest")
     search_run.add_argument("manifest", type=Path)
+    search_run.add_argument("--name", help="of the search, where the manifest holds several")
     search_run.add_argument("--evaluators", type=int, help="processes (default: the manifest's parallelism.max)")
     search_run.add_argument("--output", type=Path, help="where the study goes (default: adaptrain-runs/NAME)")
     page = actions.add_parser("report", help="draw a study as one HTML page")
@@ -56,7 +58,7 @@ def main() -> None:
             case "run":
                 from adaptrain.run import run_manifest
 
-                sys.exit(run_manifest(arguments.manifest, arguments.workers, arguments.output))
+                sys.exit(run_manifest(arguments.manifest, arguments.workers, arguments.output, arguments.name))
             case "explain":
                 from adaptrain.explain import explain as story
 
@@ -68,7 +70,7 @@ def main() -> None:
             case "search":
                 from adaptrain.search.run import run_search
 
-                sys.exit(run_search(arguments.manifest, arguments.evaluators, arguments.output))
+                sys.exit(run_search(arguments.manifest, arguments.evaluators, arguments.output, arguments.name))
             case "coordinator":
                 if (parent := os.environ.get("ADAPTRAIN_PARENT")) is not None:
                     die_with_parent(int(parent))

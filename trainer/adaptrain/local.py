@@ -33,6 +33,7 @@ class LocalJob:
 
     Args:
         fork: workers begin with all imports, as forks of one process; else each begins anew, as in a pod.
+        logs: a folder for what the processes write; None: they are gone with this object.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class LocalJob:
         trace: Path | None = None,
         source: Path | None = None,
         fork: bool = True,
+        logs: Path | None = None,
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="adaptrain-")
         self.directory = Path(self._scratch.name)
@@ -49,6 +51,8 @@ class LocalJob:
         (self.directory / "token").write_text(self._token)
         (self.directory / "token").chmod(0o600)
         (self.directory / "job.json").write_text(json.dumps(dump(job)))
+        self.logs = logs or self.directory
+        self.logs.mkdir(parents=True, exist_ok=True)
         self._checkpoints = checkpoints
         self.checkpoint_uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
         """Where checkpoints are if not in a directory."""
@@ -91,7 +95,7 @@ class LocalJob:
         }
         if self._checkpoints is not None:
             more["ADAPTRAIN_STORAGE_DIR"] = str(self._checkpoints)
-        with (self.directory / f"coordinator-{self._number}.log").open("wb") as log:
+        with (self.logs / f"coordinator-{self._number}.log").open("wb") as log:
             self.coordinator = subprocess.Popen(
                 [sys.executable, "-m", "adaptrain.cli", "coordinator"],
                 env=self._environment(more),
@@ -123,7 +127,7 @@ class LocalJob:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)
         if self._source is not None:
             more["ADAPTRAIN_SOURCE_DIR"] = str(self._source)
-        arguments = (self._environment(more | environment), self.directory / f"worker-{number}.log")
+        arguments = (self._environment(more | environment), self.logs / f"worker-{number}.log")
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         self.workers[number] = process
@@ -169,7 +173,7 @@ class LocalJob:
 
     def log(self, name: str) -> str:
         """What a process (``worker-3``, ``coordinator-1``) wrote."""
-        path = self.directory / f"{name}.log"
+        path = self.logs / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``adaptrain run``: a job in local processes, kept at its size, with a table that shows how it goes."""
+"""``adaptrain run``: a job in local processes, kept at its size, and what it shows of itself."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
+from adaptrain_api.text import printable
 from adaptrain_api.training import AdaptiveTrainingJob, dump
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
+from rich.console import Console
+from rich.markup import escape
 
+from adaptrain.display import Display, Follow
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_job
@@ -35,6 +36,8 @@ class Keeper:
     local: LocalJob
     wanted: int
     max_restarts: int
+    gpus: list[str] = field(default_factory=list)
+    """One for each worker; none: workers see what there is."""
     failures: int = 0
     failure: str = ""
     """The newest failure, in words."""
@@ -43,6 +46,7 @@ class Keeper:
     _failed_at: float = 0.0
     _progress: Progress | None = None
     _dismissed: set[int] = field(default_factory=set)
+    _gpu_of: dict[int, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -83,8 +87,16 @@ class Keeper:
             local.signal(number, signal.SIGTERM)
         if now >= self._not_before:
             for _ in range(self.size - len(staying)):
-                local.start_worker()
+                self._start()
         return None
+
+    def _start(self) -> None:
+        local = self.local
+        taken = {gpu for number, gpu in self._gpu_of.items() if number in local.alive()}
+        gpu = next((gpu for gpu in self.gpus if gpu not in taken), None)
+        number = local.start_worker(**({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}))
+        if gpu is not None:
+            self._gpu_of[number] = gpu
 
     @property
     def progress(self) -> Progress | None:
@@ -121,10 +133,10 @@ class Keeper:
         return None
 
 
-def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
+def run_manifest(path: Path, workers: int | None, output: Path | None, name: str | None = None) -> int:
     """Train a manifest to its end. Returns the exit code."""
     console = Console()
-    job = read_job(path)
+    job = read_job(path, name)
     wanted = workers if workers is not None else job.spec.workers.wanted
     if wanted < job.spec.workers.min:
         raise InvalidJob(
@@ -138,36 +150,93 @@ def run_manifest(path: Path, workers: int | None, output: Path | None) -> int:
     output = output or Path("adaptrain-runs") / job.metadata.name
     if uri is None:
         _own(output, job)
-    if wanted > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # NCCL takes no two processes on one GPU
+    logs, source, display = new_logs(output), path.parent.absolute(), Display(console)
+    gpus = share_gpus(wanted, display)
+    display.say(f"starting {_count(wanted, 'worker')}; their logs are in {logs}")
     try:
-        with LocalJob(job, checkpoints=output.absolute(), source=path.parent.absolute()) as local:
-            result = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, job)
+        with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
+            result = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus), display, job)
     except Failed as error:
-        console.print(f"[red]Failed[/red]: {error}", highlight=False)
+        console.print(f"[red]Failed[/red]: {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
+        console.print(f"the workers' logs are in {logs}", highlight=False, soft_wrap=True)
         return 1
     for metric, value in sorted(result.metrics.items()):
         console.print(f"{metric:>20} {value:.4f}", highlight=False)
+    ended = f", {escape(result.message)}" if result.message else ""
     if job.spec.torchrun:
-        console.print(f"[green]Succeeded[/green], {result.message}; what it saved is in {output}")
+        where = f"what the script saved is where it wrote it: its folder is {source}, ADAPTRAIN_CHECKPOINT_DIR {output}"
+        console.print(f"[green]Succeeded[/green]{ended}; {where}", highlight=False, soft_wrap=True)
         return 0
-    model = f"{uri or output}/{result.model}"
-    console.print(f"[green]Succeeded[/green] at step {result.step}, {result.message}; the model is {model}")
+    model = "it left no model" if result.model is None else f"the model is {uri or output}/{result.model}"
+    told = f"[green]Succeeded[/green] at step {result.step}{ended}; {model}"
+    console.print(told, highlight=False, soft_wrap=True)
     return 0
 
 
-def _watch(local: LocalJob, keeper: Keeper, console: Console, job: AdaptiveTrainingJob) -> Result:
+def new_logs(output: Path) -> Path:
+    """The folder for the logs of one run, named by the time of its start."""
+    logs = output / "logs" / time.strftime("%Y%m%d-%H%M%S")
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs
+
+
+def share_gpus(workers: int, display: Display) -> list[str]:
+    """One GPU of this machine for each worker; none, if there are fewer: NCCL takes no two processes on one GPU.
+
+    An empty list: a single worker, or there is no GPU; workers see what there is.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))] if named is None else named.split(",")
+    gpus = [gpu for gpu in found if gpu.strip()]
+    if workers <= 1 or not gpus:
+        return []
+    if workers > len(gpus):
+        display.say(
+            f"{workers} workers train on CPUs, since there {_are(len(gpus))}: use --workers {len(gpus)} for GPUs"
+        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return []
+    return gpus
+
+
+def _are(gpus: int) -> str:
+    return f"is {_count(gpus, 'GPU')}" if gpus == 1 else f"are {_count(gpus, 'GPU')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _watch(local: LocalJob, keeper: Keeper, display: Display, job: AdaptiveTrainingJob) -> Result:
     began = time.monotonic()
-    with Live(console=console, refresh_per_second=4, transient=False) as live:
+    follow = Follow(display.say) if job.spec.script is not None else None
+    with display.open():
         try:
-            while (result := keeper.keep()) is None:
-                live.update(_table(job, keeper, time.monotonic() - began))
+            while True:
+                result = keeper.keep()
+                if follow is not None:
+                    _hand_on(local, follow)
+                if result is not None:
+                    return result
+                p = keeper.progress
+                troubles = [words for words in (keeper.failure, p.checkpoint_error if p else None) if words]
+                display.show(p, _line(job, keeper, time.monotonic() - began), troubles)
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            console.print("leaving at the step's end; run the same command again to resume")
+            display.say("leaving at the step's end; run the same command again to resume")
             dismiss(local, job.spec.workers.termination_grace_period_seconds)
             raise
-        return result
+        except Failed:
+            if follow is not None:
+                _hand_on(local, follow)
+            raise
+
+
+def _hand_on(local: LocalJob, follow: Follow) -> None:
+    """What the first worker that runs writes, or the last one to run."""
+    if local.workers:
+        first = min(local.alive(), default=max(local.workers))
+        follow.look(local.logs / f"worker-{first}.log")
 
 
 def dismiss(local: LocalJob, grace: float) -> None:
@@ -178,31 +247,24 @@ def dismiss(local: LocalJob, grace: float) -> None:
         process.join(timeout=grace)
 
 
-def _table(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> Group:
+def _line(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> str:
+    """The state in one line, which wraps where the terminal ends."""
     p = keeper.progress
-    table = Table("job", "workers", "epoch", "step", "loss", "metric", "samples/s", "ETA", "elapsed")
-
-    def show(value: float | None, format: str) -> str:
-        return "" if value is None else f"{value:{format}}"
-
-    table.add_row(
-        job.metadata.name,
-        f"{len(p.members) if p else 0}/{keeper.wanted}",
-        str(p.data_epoch) if p else "",
-        str(p.step) if p else "",
-        show(p.loss if p else None, ".4f"),
-        f"{metric}={p.metrics[metric]:.4f}" if p and (metric := headline(p.metrics)) is not None else "",
-        show(p.samples_per_second if p else None, ".0f"),
-        f"≤ {show(p.eta_seconds, '.0f')} s" if p and p.eta_seconds is not None else "",
-        f"{elapsed:.0f} s",
-    )
-    changes = [
-        f"  {time.strftime('%H:%M:%S', time.localtime(c.time))} {c.message}"
-        + (f" (stall {c.stall * 1e3:.0f} ms)" if c.stall is not None else "")
-        for c in (p.recent_changes[-4:] if p else [])
-    ]
-    troubles = [f"  {trouble}" for trouble in (keeper.failure, p.checkpoint_error if p else None) if trouble]
-    return Group(table, *changes, *troubles)
+    members = len(p.members) if p is not None else 0
+    parts = [f"{job.metadata.name}: {members}/{keeper.wanted} workers"]
+    if not members:
+        parts[0] += ", starting"
+    elif p is not None and not job.spec.torchrun:
+        parts += [f"epoch {p.data_epoch}", f"step {p.step}"]
+        if p.loss is not None:
+            parts.append(f"loss {p.loss:.4f}")
+        if (metric := headline(p.metrics)) is not None:
+            parts.append(f"{metric}={p.metrics[metric]:.4f}")
+        if p.samples_per_second is not None:
+            parts.append(f"{p.samples_per_second:.0f} samples/s")
+        if p.eta_seconds is not None:
+            parts.append(f"≤ {p.eta_seconds:.0f} s left")
+    return ", ".join([*parts, f"{elapsed:.0f} s"])
 
 
 def _own(output: Path, job: AdaptiveTrainingJob) -> None:

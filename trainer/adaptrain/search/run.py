@@ -1,4 +1,4 @@
-"""``adaptrain search run``: a search in local processes, with a table that shows how it goes."""
+"""``adaptrain search run``: a search in local processes, and what it shows of itself."""
 
 import time
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 from adaptrain_api.pool import pool
 from adaptrain_api.progress import Progress, TrialResult
 from adaptrain_api.search import ArchitectureSearch, Parallelism, metrics_named
-from rich.console import Console, Group
-from rich.live import Live
+from adaptrain_api.text import printable
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from adaptrain.display import Display
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_search
-from adaptrain.run import POLL_SECONDS, Failed, Keeper, dismiss
+from adaptrain.run import POLL_SECONDS, Failed, Keeper, dismiss, new_logs, share_gpus
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
@@ -22,10 +24,10 @@ SHOWN = 5
 GRACE_SECONDS = 5.0
 
 
-def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
+def run_search(path: Path, evaluators: int | None, output: Path | None, name: str | None = None) -> int:
     """Search to the budget's end. Returns the exit code."""
     console = Console()
-    search = read_search(path)
+    search = read_search(path, name)
     wanted = evaluators if evaluators is not None else max(1, search.spec.parallelism.max)
     if wanted < 1:
         raise InvalidJob(f"--evaluators {wanted}: at least one is needed")
@@ -37,18 +39,22 @@ def run_search(path: Path, evaluators: int | None, output: Path | None) -> int:
     make_algorithm(search.spec, make_space(search.spec.space))
     output = output or Path("adaptrain-runs") / search.metadata.name
     output.mkdir(parents=True, exist_ok=True)
-    job = pool(search)
+    job, logs, display = pool(search), new_logs(output), Display(console)
+    gpus = share_gpus(wanted, display)
+    display.say(f"starting {wanted} evaluators; their logs are in {logs}")
+    source = path.parent.absolute()
     try:
-        with LocalJob(job, checkpoints=output.absolute(), source=path.parent.absolute()) as local:
-            progress = _watch(local, Keeper(local, wanted, job.spec.max_restarts), console, search)
+        with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
+            progress = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus), display, search)
     except Failed as error:
-        console.print(f"[red]Failed[/red]: {error}", highlight=False)
+        told = escape(printable(str(error)))
+        console.print(f"[red]Failed[/red]: {told}; logs are in {logs}", highlight=False, soft_wrap=True)
         return 1
     assert progress.search is not None
     assert progress.search.end is not None
     end, top = progress.search.end, progress.search.top
     if end.outcome == "failed":
-        console.print(f"[red]Failed[/red]: {end.message}", highlight=False)
+        console.print(f"[red]Failed[/red]: {escape(printable(end.message))}", highlight=False, soft_wrap=True)
         return 1
     console.print(_best(search, top))
     if progress.search.unread:
@@ -73,44 +79,46 @@ def _local(search: ArchitectureSearch, evaluators: int, console: Console) -> Arc
     return search.model_copy(update={"spec": spec})
 
 
-def _watch(local: LocalJob, keeper: Keeper, console: Console, search: ArchitectureSearch) -> Progress:
+def _watch(local: LocalJob, keeper: Keeper, display: Display, search: ArchitectureSearch) -> Progress:
     began = time.monotonic()
-    with Live(console=console, refresh_per_second=4) as live:
+    with display.open():
         try:
             while True:
                 keeper.keep()
                 progress = keeper.progress
-                live.update(_table(search, keeper, time.monotonic() - began))
-                if progress is not None and progress.search is not None and progress.search.end is not None:
+                found = progress.search if progress is not None else None
+                troubles = [words for words in (found.supernet if found else None, keeper.failure) if words]
+                display.show(progress, _line(search, keeper, time.monotonic() - began), troubles)
+                if progress is not None and found is not None and found.end is not None:
                     return progress
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            console.print("leaving; run the same command again to resume")
+            display.say("leaving; run the same command again to resume")
             dismiss(local, GRACE_SECONDS)
             raise
 
 
-def _table(search: ArchitectureSearch, keeper: Keeper, elapsed: float) -> Group:
-    table = Table("search", "evaluators", "trials", "failed", "best", "Pareto", "trials/min", "ETA", "elapsed")
+def _line(search: ArchitectureSearch, keeper: Keeper, elapsed: float) -> str:
+    """The state in one line, which wraps where the terminal ends."""
     progress = keeper.progress
     found = progress.search if progress is not None else None
-    budget = search.spec.budget.trials
-    metric = search.spec.objectives[0].metric
-    best = found.top[0].metrics.get(metric) if found is not None and found.top else None
-    ended = found.complete + found.pruned + found.failed if found is not None else 0
-    table.add_row(
-        search.metadata.name,
-        f"{len(progress.members) if progress else 0}/{keeper.size}",
-        f"{ended}/{budget}" if budget is not None else str(ended),
-        str(found.failed) if found is not None else "",
-        "" if best is None else f"{metric}={best:.4g}",
-        str(found.pareto_size) if found is not None else "",
-        f"{found.per_minute:.1f}" if found is not None else "",
-        "" if progress is None or progress.eta_seconds is None else f"{progress.eta_seconds:.0f}s",
-        f"{elapsed:.0f}s",
-    )
-    supernet = found.supernet if found is not None else None
-    return Group(table, *(words for words in (supernet, keeper.failure) if words))
+    members = len(progress.members) if progress is not None else 0
+    parts = [f"{search.metadata.name}: {members}/{keeper.size} evaluators" + ("" if members else ", starting")]
+    if progress is not None and found is not None:
+        budget = search.spec.budget.trials
+        ended = found.complete + found.pruned + found.failed
+        parts.append(f"{ended}/{budget} trials" if budget is not None else f"{ended} trials")
+        if found.failed:
+            parts.append(f"{found.failed} failed")
+        metric = search.spec.objectives[0].metric
+        if found.top and (best := found.top[0].metrics.get(metric)) is not None:
+            parts.append(f"best {metric}={best:.4g}")
+        if len(search.spec.objectives) > 1:
+            parts.append(f"{found.pareto_size} Pareto-optimal")
+        parts.append(f"{found.per_minute:.1f} trials/min")
+        if progress.eta_seconds is not None:
+            parts.append(f"≤ {progress.eta_seconds:.0f} s left")
+    return ", ".join([*parts, f"{elapsed:.0f} s"])
 
 
 def _best(search: ArchitectureSearch, top: list[TrialResult]) -> Table:
