@@ -27,7 +27,7 @@ class AvoidedNode(Open):
     """A node that went silent: no worker is placed there until its Lease is renewed."""
 
     name: str
-    since: Annotated[datetime, Field(description="When it was last heard.")]
+    since: Annotated[datetime, Field(description="When its silence was noticed.")]
 
 
 class RecentChange(Open):
@@ -77,6 +77,9 @@ class TrainingJobStatus(Open):
     coordinator: Annotated[int | None, Field(description="Number of the newest coordinator.")] = None
     restarts: Annotated[int | None, Field(description="Failures of the workers' own that were counted.")] = None
     last_failure_time: Annotated[datetime | None, Field(description="When the last counted failure happened.")] = None
+    failed_workers: Annotated[
+        list[int], Field(description="Numbers of failed workers that were counted; of those that are gone, the newest.")
+    ] = []
     avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
     source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
     start_time: datetime | None = None

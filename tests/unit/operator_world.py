@@ -10,6 +10,7 @@ from adaptrain_operator.core import naming
 from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.observed import Claim, Contact, Job, Lease, Node, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Plan
+from adaptrain_operator.core.sightings import sighted
 
 from tests.manifests import small_training
 
@@ -63,6 +64,8 @@ class World:
         self.made: list[str] = []
         self.room = 100
         self.generation = 1
+        self.sighted: dict[str, Pod] = {}
+        """Pods as the operator sees them, by uid."""
         self.injected: tuple[str, ...] = ()
         self.ended: set[str] = set()
         """Pods whose own container has ended."""
@@ -72,7 +75,11 @@ class World:
         return Job("job", "ns", "uid-job", self.generation, T0, self.deleting, self.spec, self.status)
 
     def observed(self) -> Observed:
-        read = [(pod["metadata"]["labels"][naming.ROLE], Pod.read(pod)) for pod in self.pods.values()]
+        pods = [Pod.read(pod) for pod in self.pods.values()]
+        self.sighted = {pod.uid: sighted(pod, self.sighted.get(pod.uid), self.now) for pod in pods}
+        read = [
+            (pod["metadata"]["labels"][naming.ROLE], self.sighted[pod["metadata"]["uid"]]) for pod in self.pods.values()
+        ]
         number = self.status.coordinator or 0
         contact = Contact(number, self.progress, self.asked, self.answered, self.lost_since, self.cut_off)
         return Observed(
@@ -108,6 +115,7 @@ class World:
             made = {**pod, "metadata": {**pod["metadata"], "uid": f"uid-{name}", "creationTimestamp": stamp(self.now)}}
             self.pods[name] = self._inject(made | {"status": {"phase": "Pending"}})
         self.removed = self.removed or plan.remove_job
+        self.observed()
 
     def step(self) -> Plan:
         """Decide and carry out once."""

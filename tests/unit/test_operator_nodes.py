@@ -24,7 +24,7 @@ def test_a_silent_worker_is_dropped_and_its_node_avoided(world: World) -> None:
     # Until its Lease is renewed after the silence.
     world.leases = {"b": Lease(world.now - 8, world.now, world.now)}
     assert [node.name for node in world.step().status.avoided_nodes] == ["b"]
-    world.leases = {"b": Lease(world.now + 1, world.now + 1, world.now + 1)}
+    world.leases = {"b": Lease(world.now + 1, world.now + 1.1, world.now + 1.1, watched=True)}
     world.now += 2
     world.answer()
     plan = world.step()
@@ -51,7 +51,7 @@ def test_a_worker_on_a_lost_node_that_the_new_coordinator_never_met(world: World
     world.now += 60
     for name, node in (("job-worker-0", "b"), ("job-worker-1", "a")):
         world.pods[name]["spec"]["nodeName"] = node
-    world.leases = {"b": Lease(world.now - 20, world.now - 5, world.now)}
+    world.leases = {"b": Lease(world.now - 20, world.now - 13, world.now)}
     world.answer()
     world.progress = world.progress and world.progress.model_copy(
         update={"members": [one for one in world.progress.members if one.id == "uid-job-worker-1"]}
@@ -106,7 +106,7 @@ def test_a_coordinator_is_replaced(world: World, case: str) -> None:
             world.nodes = {"a": Node("a"), "b": Node("b"), "c": Node("c", ready=False)}
         case "lease":
             world.answered = world.now - 6
-            world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
+            world.leases = {"c": Lease(world.now - 15, world.now - 13, world.now)}
         case "unreachable":
             world.lost_since = world.now - 8.1
     plan = world.step()
@@ -124,12 +124,12 @@ def test_a_coordinator_that_was_kept_away_from_nodes_is_made_anew_when_they_are_
     for name, pod in world.pods.items():
         pod["spec"]["nodeName"] = "c" if name == "job-coordinator-1" else "a"
     world.answered = world.now - 6
-    world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
+    world.leases = {"c": Lease(world.now - 15, world.now - 13, world.now)}
     world.step()
     assert "affinity" in world.pods["job-coordinator-2"]["spec"]
     world.now += 10
     assert world.step().create == [], "it waits for the node"
-    world.leases = {"c": Lease(world.now, world.now, world.now)}
+    world.leases = {"c": Lease(world.now, world.now, world.now, watched=True)}
     world.step()
     assert "job-coordinator-2" not in world.pods
     affinity = world.pods["job-coordinator-3"]["spec"].get("affinity", {}).get("nodeAffinity", {})
@@ -143,7 +143,7 @@ def test_a_coordinator_is_kept(world: World, case: str) -> None:
         case "late lease":
             world.answer()
             world.pods["job-coordinator-1"]["spec"]["nodeName"] = "c"
-            world.leases = {"c": Lease(world.now - 15, world.now - 4, world.now)}
+            world.leases = {"c": Lease(world.now - 15, world.now - 13, world.now)}
         case "never reached":
             world.answered, world.progress, world.lost_since = None, None, None
         case "short":

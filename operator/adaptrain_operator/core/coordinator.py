@@ -104,7 +104,7 @@ def _create(draft: Draft, number: int, previous: Pod | None) -> None:
     job, seen = draft.job, draft.seen
     left = None if previous is None or previous.terminal else previous.node
     if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
-        draft.avoided.setdefault(previous.node, seen.contact.answered or draft.now)
+        draft.avoided.setdefault(previous.node, draft.now)
     image, one_node = job.spec.image or seen.default_image, conditions.shares_node(draft)
     draft.plan.create.append(coordinator_pod(job, number, image, left, draft.avoided, seen.defaults, one_node))
 

@@ -1,10 +1,12 @@
 """From what is wanted and what is, to what shall be done. Pure: the same inputs give the same plan."""
 
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.progress import Result, headline
-from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel
+from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
 from adaptrain_operator.core import children, conditions, failures, naming, pods
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
@@ -21,6 +23,7 @@ LINGER = 60.0
 
 def decide(job: Job, seen: Observed, now: float) -> Plan:
     """What to do for a job, given everything that was seen of it. Idempotent: carried out, it asks for nothing more."""
+    job = replace(job, status=_not_later(job.status, now))
     draft = Draft(job, seen, now, Plan(status=job.status), Conditions(job.status.conditions, job.generation, now))
     if job.deleting:
         # Its children go with it: whatever we made now would be garbage.
@@ -33,6 +36,17 @@ def decide(job: Job, seen: Observed, now: float) -> Plan:
         else:
             _run(draft)
     return _finish(draft)
+
+
+def _not_later(status: TrainingJobStatus, now: float) -> TrainingJobStatus:
+    """A status whose times are not in the future: one that is was written by a process whose clock is ahead of ours."""
+    latest = moment(now)
+    times = {name: getattr(status, name) for name in ("start_time", "completion_time", "last_failure_time")}
+    late: dict[str, Any] = {name: latest for name, time in times.items() if time is not None and time > latest}
+    if any(node.since > latest for node in status.avoided_nodes):
+        nodes = [node.model_copy(update={"since": min(node.since, latest)}) for node in status.avoided_nodes]
+        late["avoided_nodes"] = nodes
+    return status.model_copy(update=late) if late else status
 
 
 def _run(draft: Draft) -> None:

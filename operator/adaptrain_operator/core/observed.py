@@ -110,9 +110,7 @@ class Pod:
 
 
 LEASE_STALE = 12.0
-"""A kubelet renews its Lease every ten seconds. Older than this, and seen unchanged twice: the node is lost."""
-LEASE_WATCHED = 2.5
-"""How long we must have watched a Lease stay the same: no verdict from a single glance after a pause of our own."""
+"""A kubelet renews its Lease every ten seconds. Watched unchanged for longer than this: the node is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +118,20 @@ class Lease:
     """A node's Lease as we saw it; read only of nodes that are suspected of something."""
 
     renewed: float
+    """By the node's clock: it only tells one renewal from another."""
     first_seen: float
-    """When this value was seen first, by our clock."""
+    """When this renewal was seen first, by our clock."""
     last_seen: float
+    watched: bool = False
+    """We saw it replace an earlier renewal, so it is no older than our look before that."""
 
-    def stale(self, now: float) -> bool:
-        return now - self.renewed > LEASE_STALE and self.last_seen - self.first_seen >= LEASE_WATCHED
+    @property
+    def stale(self) -> bool:
+        return self.last_seen - self.first_seen > LEASE_STALE
+
+    def renewed_after(self, moment: float) -> bool:
+        """Whether the node was alive after this moment of our clock."""
+        return self.watched and self.first_seen > moment + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +239,7 @@ class Observed:
             return False
         lease = self.leases.get(node)
         if lease is not None and lease.last_seen > now - 10:
-            return lease.stale(now)
+            return lease.stale
         known = None if self.nodes is None else self.nodes.get(node)
         return known is not None and not known.ready
 

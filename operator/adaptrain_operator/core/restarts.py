@@ -15,9 +15,8 @@ LONGEST_BACKOFF = 60.0
 def count_failures(draft: Draft) -> Pod | None:
     """Count new failures; the newest failed worker, if any ever failed and is still there.
 
-    What was counted is known from the time of the last counted failure alone, since failed pods may be gone by now and
-    membership epochs are numbered by a coordinator that may be unreachable. So the same pod never counts twice, whoever
-    looks at it, and a pod counts anew only if it ended well after the last failure or was started after it.
+    The status keeps the numbers of the failed workers that were counted, and a number is used once: so no pod counts
+    twice, whichever operator looks at it, whatever its clock says.
     """
     restarts = draft.job.status.restarts or 0
     recorded = draft.job.status.last_failure_time
@@ -27,15 +26,25 @@ def count_failures(draft: Draft) -> Pod | None:
     if restarts and last is not None and training and draft.now - last > FORGIVEN_AFTER:
         restarts = 0
     failed = draft.ended(Ending.FAILED)
+    counted = set(draft.job.status.failed_workers)
+    if not counted and last is not None:
+        counted |= {pod.number for pod in failed}  # by an operator that did not keep the numbers
     for pod in reversed(failed):
-        ended = finished(pod)
-        started = pod.created if pod.exit is None or pod.exit.started is None else pod.exit.started
-        if last is None or ended > last + SAME_INCIDENT or (started > last and ended > last):
+        if pod.number in counted:
+            continue
+        if not any(_one_incident(pod, other) for other in failed if other.number in counted):
             restarts += 1
-            last = ended
+            last = finished(pod)
+        counted.add(pod.number)
+    newest = {max(counted)} if counted else set()
+    draft.fields["failed_workers"] = sorted(counted & {pod.number for pod in failed} | newest)
     draft.fields["restarts"] = restarts
     draft.fields["last_failure_time"] = None if last is None else moment(last)
     return failed[0] if failed else None
+
+
+def _one_incident(pod: Pod, counted: Pod) -> bool:
+    return pod.created <= finished(counted) and abs(finished(pod) - finished(counted)) <= SAME_INCIDENT
 
 
 def backoff_until(draft: Draft) -> float:

@@ -48,7 +48,7 @@ def _forget_renewed_nodes(draft: Draft) -> None:
         since = record.since.timestamp()
         lease = draft.seen.leases.get(record.name)
         known = draft.seen.nodes is None or record.name in draft.seen.nodes
-        renewed = lease is not None and lease.renewed > since + 1
+        renewed = lease is not None and lease.renewed_after(since)
         if known and not renewed and (lease is not None or draft.now - since < LEASE_UNREADABLE):
             draft.avoided.setdefault(record.name, since)
             draft.plan.wake(5.0)
@@ -57,7 +57,7 @@ def _forget_renewed_nodes(draft: Draft) -> None:
 def _drop_lost(draft: Draft) -> None:
     """Silent workers are not waited for: neither for the node controller nor for their grace."""
     progress = draft.seen.contact.progress
-    silent = {} if progress is None or not draft.fresh else {one.id: one.since for one in progress.silent}
+    silent = set() if progress is None or not draft.fresh else {one.id for one in progress.silent}
     members = draft.members
     for pod in draft.seen.workers:
         if pod.terminal:
@@ -65,27 +65,15 @@ def _drop_lost(draft: Draft) -> None:
         _force_if_stuck(draft, pod)
         if pod.deleting:
             continue
-        if pod.uid in silent and pod.uid not in members:
-            since = silent[pod.uid]
-        elif draft.fresh and pod.uid not in members and pod.node and draft.seen.lost(pod.node, draft.now):
-            # A coordinator that came after the loss never met this worker, so it can't miss it.
-            since = _last_heard(draft, pod.node)
-        else:
+        missed = pod.uid in silent and pod.uid not in members
+        # A coordinator that came after the loss never met this worker, so it can't miss it.
+        unmet = draft.fresh and pod.uid not in members and pod.node and draft.seen.lost(pod.node, draft.now)
+        if not missed and not unmet:
             continue
         draft.delete(pod, grace=0)
-        if pod.node and not _renewed(draft, pod.node, since):
-            draft.avoided.setdefault(pod.node, since)
+        if pod.node:
+            draft.avoided.setdefault(pod.node, draft.now)
         draft.event("Warning", "WorkerSilent", f"{pod.name} on node {pod.node} fell silent; another takes its place")
-
-
-def _renewed(draft: Draft, node: str, since: float) -> bool:
-    lease = draft.seen.leases.get(node)
-    return lease is not None and lease.renewed > since + 1
-
-
-def _last_heard(draft: Draft, node: str) -> float:
-    lease = draft.seen.leases.get(node)
-    return draft.now if lease is None else lease.renewed
 
 
 def _force_if_stuck(draft: Draft, pod: Pod) -> None:

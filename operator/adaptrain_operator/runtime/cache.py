@@ -9,8 +9,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from adaptrain_operator import clock
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node, Pod
+from adaptrain_operator.core.sightings import sighted
 from adaptrain_operator.kube.kinds import CHILDREN, JOB, NODE, POD, SEARCH, Kind
 
 Object = dict[str, Any]
@@ -46,6 +48,9 @@ class Cache:
         if known is not None and known.version >= version:
             return set()
         value = _trim(kind, obj)
+        if kind is POD:
+            before = known.value[1] if known is not None else None
+            value = value[0], sighted(value[1], before, clock.now())
         if kind is NODE and known is not None and known.value == value:
             known.version = version
             return set()

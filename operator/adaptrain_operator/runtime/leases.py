@@ -5,9 +5,10 @@ They are read one by one: watching all would be an event per node every ten seco
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable
+from dataclasses import replace
 
+from adaptrain_operator import clock
 from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.observed import Lease
 from adaptrain_operator.kube.client import Client
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "kube-node-lease"
 EVERY = 1.0
 FORGET = 120.0
+LOOKED_AWAY = 10.0
 REFUSED_FOR = 60.0
 
 
@@ -35,7 +37,7 @@ class NodeLeases:
 
     async def refresh(self, nodes: Iterable[str]) -> None:
         """Read the Leases of these nodes, each at most once a second."""
-        now = time.time()
+        now = clock.now()
         for node in [node for node, lease in self._seen.items() if now - lease.last_seen > FORGET]:
             del self._seen[node]
         if now >= self._refused_until:
@@ -57,7 +59,14 @@ class NodeLeases:
         except ApiError as problem:
             logger.info("the Lease of node %s could not be read: %s", node, problem)
             return
-        renewed = timestamp(lease["spec"].get("renewTime")) or 0.0
-        # A gap in our own looking starts the count anew: staleness is what was watched, not what was found.
-        same = known is not None and known.renewed == renewed and now - known.last_seen < 10
-        self._seen[node] = Lease(renewed, known.first_seen if known is not None and same else now, now)
+        self._seen[node] = seen_again(known, timestamp((lease.get("spec") or {}).get("renewTime")) or 0.0, clock.now())
+
+
+def seen_again(known: Lease | None, renewed: float, now: float) -> Lease:
+    """What is known of a Lease after another look at it."""
+    # A gap in our own looking starts the count anew: staleness is what was watched, not what was found.
+    if known is None or now - known.last_seen >= LOOKED_AWAY:
+        return Lease(renewed, now, now)
+    if known.renewed == renewed:
+        return replace(known, last_seen=now)
+    return Lease(renewed, now, now, watched=True)
