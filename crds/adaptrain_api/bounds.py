@@ -20,6 +20,8 @@ LONGEST_TEXT = 4096
 LONGEST_DURATION = 1e9
 """Seconds: thirty years."""
 MOST_READINGS = 256
+PREFERRED = ("test/accuracy", "val/accuracy", "val/loss")
+"""Metrics that tell a user most."""
 MOST_MEMBERS = 2000
 MOST_VALUES = 2**14
 """In one free-form object."""
@@ -38,12 +40,19 @@ def _seconds_or_none(value: object) -> object:
     return value if math.isfinite(value) and 0 <= value <= LONGEST_DURATION else None
 
 
+def importance(metric: str) -> tuple[int, bool, bool, str]:
+    """Sorts metrics by what they tell a user: first the headlines, then what an evaluation found, then all others."""
+    name = metric.removeprefix("best/")
+    headline = PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
+    return headline, not metric.startswith(("test/", "val/", "best/")), name != metric, name
+
+
 def _first(readings: object) -> object:
-    """The first in order of their names, those of an evaluation before all others."""
+    """The most important ones."""
     if not isinstance(readings, dict):
         return readings
     names = [name for name in readings if isinstance(name, str) and len(name) <= LONGEST_NAME]
-    names.sort(key=lambda name: (not name.startswith(("test/", "val/", "best/")), name))
+    names.sort(key=importance)
     return {name: readings[name] for name in names[:MOST_READINGS]}
 
 

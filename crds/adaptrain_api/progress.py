@@ -1,6 +1,7 @@
 """What a job's coordinator tells the operator, and is told by it: the bodies of ``GET /progress`` and ``POST /trials``
 on its HTTP port."""
 
+import json
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from adaptrain_api.bounds import (
     LONGEST_TEXT,
     MOST_CHARACTERS,
     MOST_MEMBERS,
+    PREFERRED,
     Count,
     Duration,
     FewReadings,
@@ -20,6 +22,7 @@ from adaptrain_api.bounds import (
     Small,
     Words,
     first,
+    importance,
     last,
 )
 
@@ -215,5 +218,15 @@ class Progress(Open):
 
 def headline(metrics: dict[str, float]) -> str | None:
     """The metric that tells a user most: the final test's, else the newest validation's."""
-    preferred = ("test/accuracy", "val/accuracy", "val/loss")
-    return next((name for name in (*preferred, *sorted(metrics)) if name in metrics), None)
+    return next((name for name in (*PREFERRED, *sorted(metrics)) if name in metrics), None)
+
+
+def foremost(metrics: dict[str, float], size: int) -> dict[str, float]:
+    """The most important metrics, of which there are at most ``size`` bytes as JSON."""
+    kept: dict[str, float] = {}
+    for name in sorted(metrics, key=importance):
+        size -= len(json.dumps({name: metrics[name]}))
+        if size < 0:
+            break
+        kept[name] = metrics[name]
+    return kept

@@ -147,6 +147,30 @@ def test_what_a_script_does_after_training_does_not_begin_it_anew(tmp_path: Path
     assert "Succeeded at step 22" in done.stdout
 
 
+MANY = """
+import torch
+from adaptrain.elastic import Elastic
+from torch.utils.data import TensorDataset
+
+model = torch.nn.Linear(8, 2)
+data = TensorDataset(torch.randn(64, 8), torch.randint(0, 2, (64,)))
+with Elastic(model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=16) as elastic:
+    for epoch in elastic.epochs(3):
+        for x, y in elastic:
+            elastic.step(torch.nn.functional.cross_entropy(model(x), y))
+        elastic.report(**{f"val/accuracy/n{1440764 + c:08d}": c / 1e4 for c in range(1000)}, **{"val/accuracy": 0.5})
+        elastic.keep_best()
+"""
+
+
+def test_a_training_that_reports_a_thousand_metrics_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(MANY)
+    done = adaptrain_run(["python", "train.py"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "Succeeded at step 12" in done.stdout
+    assert "best/val/accuracy 0.5" in " ".join(done.stdout.split())
+
+
 def test_the_example_runs_by_itself_and_as_a_job() -> None:
     alone = subprocess.run(
         [sys.executable, EXAMPLES / "train.py"],

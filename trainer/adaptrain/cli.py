@@ -137,6 +137,7 @@ def _search_coordinator(number: int, token: str, search: dict[str, Any]) -> "Sea
 
 def _source() -> None:
     """Fetch a script's files into a pod; its termination message is the commit, or why there is none."""
+    from adaptrain.process import WORDS_LIMIT, ending
     from adaptrain.source import fetch
 
     ended = Path(required("ADAPTRAIN_TERMINATION_LOG"))
@@ -149,7 +150,7 @@ def _source() -> None:
             os.environ.get("ADAPTRAIN_GIT_PASSWORD"),
         )
     except (InvalidJob, OSError) as error:
-        ended.write_text(str(error))
+        ended.write_text(ending(str(error), WORDS_LIMIT))
         logging.error("%s", error)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
     ended.write_text(commit)

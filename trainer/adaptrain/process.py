@@ -1,6 +1,7 @@
 """A worker's process, whatever it runs: what it is told from outside, how it is asked to leave, and how it ends."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -11,14 +12,19 @@ from typing import NoReturn
 
 from adaptrain_api.base import ALLOWED
 from adaptrain_api.pods import PRIVILEGES
-from adaptrain_api.progress import WORKER_METRICS_PORT, Result
+from adaptrain_api.progress import WORKER_METRICS_PORT, Result, foremost
 
 from adaptrain.environment import path, required
 
 # No torch here: a launcher of somebody's script does without.
 
-MESSAGE_LIMIT = 4096
-"""Bytes that Kubernetes keeps of a termination message."""
+log = logging.getLogger(__name__)
+
+MESSAGE_LIMIT = 1536
+"""Bytes of a termination message. Kubernetes keeps 4096, but no more than 12 KiB divided by the pod's containers, and
+eight may be in a pod that others inject theirs into."""
+WORDS_LIMIT = 1024
+"""Bytes of it that are a person's to read."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,29 @@ class Farewell:
 def leave_behind(settings: WorkerSettings, result: Result) -> None:
     """Leave the result where Kubernetes looks for it."""
     if settings.termination_log is not None:
-        shortened = result.model_copy(update={"message": result.message[-MESSAGE_LIMIT // 2 :]})
-        settings.termination_log.write_text(json.dumps(shortened.model_dump(by_alias=True)))
+        try:
+            settings.termination_log.write_bytes(shortened(result))
+        except OSError as error:  # what the coordinator heard still counts
+            log.error("%s can't be written: %s", settings.termination_log, error)
+
+
+def shortened(result: Result) -> bytes:
+    """The result as JSON of at most ``MESSAGE_LIMIT`` bytes: the end of its message, and the foremost metrics."""
+    kept = result.model_copy(update={"message": ending(result.message, WORDS_LIMIT), "metrics": {}})
+    left = MESSAGE_LIMIT - len(_json(kept))
+    return _json(kept.model_copy(update={"metrics": foremost(result.metrics, left)}))
+
+
+def ending(words: str, limit: int) -> str:
+    """The end of what was said, of at most so many bytes as JSON."""
+    while (size := len(json.dumps(words))) > limit:
+        words = words[max(1, len(words) - len(words) * limit // size) :]
+    return words
+
+
+def _json(result: Result) -> bytes:
+    # ASCII only: what is no valid text, as of a file name, must not keep a result from being read.
+    return json.dumps(result.model_dump(by_alias=True)).encode()
 
 
 def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
@@ -112,4 +139,4 @@ def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
 
 def failed(message: str) -> Result:
     """The result of a worker that ends with an error."""
-    return Result(outcome="failed", step=0, epoch=0, message=message)
+    return Result(outcome="failed", step=0, epoch=0, message=ending(message, WORDS_LIMIT))

@@ -35,7 +35,7 @@ from adaptrain.elastic.wire import Frame
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.ports import hold_port
-from adaptrain.process import MESSAGE_LIMIT, Farewell, WorkerSettings
+from adaptrain.process import WORDS_LIMIT, Farewell, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class Process:
         while data := os.read(said.fileno(), 65536):
             with suppress(OSError):
                 os.write(sys.stderr.fileno(), data)
-            self._last = (self._last + data)[-MESSAGE_LIMIT // 2 :]
+            self._last = (self._last + data)[-WORDS_LIMIT:]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from adaptrain.elastic.followers import ALONE, Place, fork
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.manifest import read_job
-from adaptrain.process import MESSAGE_LIMIT, Farewell, WorkerSettings, end, failed, settings
+from adaptrain.process import WORDS_LIMIT, Farewell, WorkerSettings, end, failed, settings
 from adaptrain.torchrun import Launcher, program
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def main() -> NoReturn:
         end(told, 1, failed(str(error)))
     except Exception:
         traceback.print_exc()
-        last = traceback.format_exc()[-MESSAGE_LIMIT // 2 :]
+        last = traceback.format_exc()[-WORDS_LIMIT:]
         place.mourn()
         end(told, 1, failed(last))
     else:

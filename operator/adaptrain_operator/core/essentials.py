@@ -115,7 +115,7 @@ def decide_essentials(
         fields |= {"phase": "Pending" if left_running else "Suspended", "start_time": None}
     if ended or wanted.suspend:
         for pod in (*seen.workers, *seen.coordinators):
-            if pod.active:
+            if pod.active or pod.lingers:
                 plan.delete.append(Deletion(pod.name, pod.uid))
     else:
         conditions.set("PodsReady", False, *aside)

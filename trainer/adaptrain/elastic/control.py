@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.2
 CONNECT_SECONDS = 1.0
+NOTE_LENGTH = 300
+"""Characters that are told of what happened."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class Epochs:
         """The group failed. Of no interest to a coordinator that has told to leave it already."""
         with self._lock:
             if not self.must_leave:
-                self.say({"is": "broken", "epoch": self._epoch, "why": why})
+                self.say({"is": "broken", "epoch": self._epoch, "why": why[:NOTE_LENGTH]})
 
     def note(self, message: str) -> None:
         """Have something told to people, beside the changes of membership."""
-        self.say({"is": "note", "message": message})
+        self.say({"is": "note", "message": message[:NOTE_LENGTH]})
 
     def _obey(self, frame: wire.Frame) -> bool:
         """Note what an order says of epochs. Returns whether that was possible."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adaptrain.cli import die_with_parent
 from adaptrain.elastic import wire
+from adaptrain.process import failed, shortened
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,9 @@ class Watch:
     def _follow(self, follower: Follower, code: int) -> None:
         """End as a follower did."""
         if code < 0:
-            log.error("process %d of this worker was killed by %s", follower.rank, signal.Signals(-code).name)
+            words = f"process {follower.rank} of this worker was killed by {signal.Signals(-code).name}"
+            log.error("%s", words)
+            self._leave_behind(shortened(failed(words)).decode())
             os.kill(os.getpid(), -code)
             os._exit(128 - code)  # the first process of a container can't be killed from inside
         if words := follower.words.read_text():

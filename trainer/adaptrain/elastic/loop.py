@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from adaptrain_api.progress import foremost
+
 from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints, Superseded
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
@@ -22,6 +24,8 @@ from adaptrain.elastic.wire import Frame
 from adaptrain.errors import Refused
 
 REPORT_SECONDS = 0.5
+METRICS_SIZE = 12 * 1024
+"""Bytes of metrics, as JSON, in a report and in a result: a frame holds both (``wire.MAX_FRAME``)."""
 LAST_SAVE_SECONDS = 20.0
 """Shorter than the grace that a pod has by default."""
 
@@ -114,6 +118,7 @@ class ElasticLoop:
     def report(self) -> dict[str, Any]:
         """What the task reports, how long it takes, and how old the newest checkpoint is."""
         said = self._task.report()
+        said |= {name: foremost(said[name], METRICS_SIZE) for name in ("metrics", "best")}
         if self._durations:
             seconds = statistics.median(self._durations)
             said["step_seconds"] = seconds

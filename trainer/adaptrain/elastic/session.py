@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from adaptrain_api.checkpoints import Checkpoint
-from adaptrain_api.progress import Result
+from adaptrain_api.progress import Result, foremost
 from torch.distributed import TCPStore
 
 from adaptrain.elastic import http
 from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Identity
 from adaptrain.elastic.coordinator import Coordinator
-from adaptrain.elastic.loop import ElasticLoop, Task
+from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
@@ -93,7 +93,7 @@ class Session:
             step=c.step,
             epoch=c.epoch,
             message=f"stopped after {c.stopped}" if loop.complete else "",
-            metrics={**c.metrics, **{f"best/{k}": v for k, v in c.best.items()}},
+            metrics=foremost({**c.metrics, **{f"best/{k}": v for k, v in c.best.items()}}, METRICS_SIZE),
             model=loop.model,
         )
         if loop.complete and self._mates.rank == 0:
