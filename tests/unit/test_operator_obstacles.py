@@ -83,6 +83,24 @@ def test_an_unschedulable_worker_is_told(world: World, message: str, words: str)
     assert world.status.phase == "Running"
 
 
+def test_a_claim_that_is_being_provisioned_is_no_alarm(world: World) -> None:
+    world.spec = make_spec(workers={"replicas": 3})
+    world.step()
+    message = "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: 0/2 nodes"
+    world.pods["job-worker-2"]["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}],
+    }
+    world.step()
+    assert world.condition("PodsReady")[1:] == (
+        "WorkersStarting",
+        "2 of 3 workers running; worker 2 waits for the volume of its claim",
+    )
+    world.now += 31
+    world.step()
+    assert world.condition("PodsReady")[1] == "Unschedulable"
+
+
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
 def test_an_image_that_cannot_be_pulled_is_told(world: World, reason: str) -> None:
     world.spec = make_spec(workers={"replicas": 3})
@@ -113,14 +131,17 @@ def test_files_that_are_missing_are_told_and_a_slow_image_is_not() -> None:
         worker["status"] = {"phase": "Pending", "conditions": [condition], "containerStatuses": [creating]}
         plan = world.step()
         assert world.condition("PodsReady")[1] == "WorkersStarting"
-        world.now += 6
+        world.now += 16
         if status == "False":
             assert plan.requeue_after is not None
-            assert plan.requeue_after <= 5, "nothing changes any more that it would hear of"
+            assert plan.requeue_after <= 15, "nothing changes any more that it would hear of"
         world.step()
         return world.condition("PodsReady")
 
-    assert prepared("True")[1] == "WorkersStarting"
+    began = world.now
+    status, reason, message = prepared("True")
+    assert reason == "WorkersStarting"
+    assert f"node a pulls the image trainer:1 of worker 0, or starts it, since {stamp(began)[11:19]} UTC" in message
     status, reason, message = prepared("False")
     assert (status, reason) == ("False", "VolumesNotMounted")
     assert message.startswith("0 of 2 workers running; worker 0 is pending: node a has not mounted its volumes since ")

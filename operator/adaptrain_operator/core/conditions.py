@@ -19,8 +19,11 @@ SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
 CHANGES_KEPT = 10
 LATE = 60.0
 """Seconds after which a worker that runs and has not joined is named."""
-UNPREPARED = 5.0
-"""Seconds after which a worker is named whose node can't mount what its files are to come from."""
+UNPREPARED = 15.0
+"""Seconds after which a worker is named whose node can't mount what its files are to come from: attaching a volume may
+take as long."""
+PROVISIONED = 30.0
+"""Seconds that a claim is given to get its volume before a pod that waits for it is called unschedulable."""
 
 
 def first_problem(error: ValidationError) -> str:
@@ -81,8 +84,8 @@ def _mounting(draft: Draft) -> int:
     return 1 + (spec.workers.max if leaves_weights(spec) else 0)
 
 
-def pod_problem(pod: Pod) -> tuple[str, str] | None:
-    """Why a pod doesn't start, and what to do about it."""
+def pod_problem(draft: Draft, pod: Pod) -> tuple[str, str] | None:
+    """Why a pod doesn't start, and what to do about it. What every pod passes through is no problem yet."""
     if pod.waiting is not None and pod.waiting[0] in IMAGE_REASONS:
         return (
             "ImagePullFailed",
@@ -92,6 +95,10 @@ def pod_problem(pod: Pod) -> tuple[str, str] | None:
     if pod.waiting is not None and pod.waiting[0] in START_REASONS:
         return "ContainerNotStarted", f"its container can't be started ({pod.waiting[0]}: {_short(pod.waiting[1])})"
     if pod.unschedulable is not None and pod.node is None:
+        left = pod.created + PROVISIONED - draft.now
+        if "unbound" in pod.unschedulable and left > 0:
+            draft.plan.wake(left)
+            return None
         return "Unschedulable", unschedulable(pod.unschedulable)
     return None
 
@@ -132,7 +139,7 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
         draft.conditions.set("PodsReady", False, blocked[0], f"{head}; {blocked[1]}")
         return
     for pod in draft.active:
-        found = pod_problem(pod)
+        found = pod_problem(draft, pod)
         if found is not None and pod.uid not in ready:
             draft.conditions.set("PodsReady", False, found[0], f"{head}; worker {pod.number} is pending: {found[1]}")
             return
@@ -143,7 +150,7 @@ def tell_pods(draft: Draft, blocked: tuple[str, str] | None) -> None:
         draft.conditions.set("PodsReady", True, "AllWorkersRunning", head)
         return
     for pod in draft.seen.coordinators:
-        found = pod_problem(pod)
+        found = pod_problem(draft, pod)
         if pod.active and found is not None:
             draft.conditions.set("PodsReady", False, found[0], f"{head}; the coordinator is pending: {found[1]}")
             return
@@ -192,7 +199,20 @@ def _waiting(draft: Draft, head: str) -> tuple[str, str]:
     for pod in started:
         if pod.running_since is not None and _outside(draft, pod):
             draft.plan.wake(pod.running_since + LATE - draft.now)
-    return "WorkersStarting", f"{head}; the others are being started"
+    return "WorkersStarting", f"{head}; {_starting(draft)}"
+
+
+def _starting(draft: Draft) -> str:
+    """What the first worker that has not started is waiting for, as far as its pod says."""
+    pending = [pod for pod in draft.active if pod.phase == "Pending"]
+    pulling = [pod for pod in pending if pod.node is not None and pod.unprepared_since is None]
+    for pod in pulling:
+        since = f"since {moment(pod.created):%H:%M:%S} UTC"
+        return f"node {pod.node} pulls the image {pod.image} of worker {pod.number}, or starts it, {since}"
+    for pod in pending:
+        if pod.unschedulable is not None:
+            return f"worker {pod.number} waits for the volume of its claim"
+    return "the others are being started"
 
 
 def _outside(draft: Draft, pod: Pod) -> bool:
