@@ -3,7 +3,7 @@
 from typing import Any
 
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.observed import Node
+from adaptrain_operator.core.observed import Node, Taint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +74,9 @@ class Story:
                 del world.pods[coordinator]
             case ["cordon"]:
                 name = "abc"[pick % 3]
-                world.nodes = {**(world.nodes or {}), name: Node(name, cordoned=True)}
+                gone = Taint("karpenter.sh/disrupted", "NoSchedule")
+                node = Node(name, cordoned=True) if pick % 2 else Node(name, taints=(gone,))
+                world.nodes = {**(world.nodes or {}), name: node}
             case ["uncordon"]:
                 world.nodes = {name: Node(name) for name in "abc"}
             case ["silent"] if chosen:

@@ -43,7 +43,7 @@ def test_claims(claim: Claim, workers: Object, reason: str) -> None:
         assert ":" in world.condition("PodsReady")[2]
 
 
-@pytest.mark.parametrize(("modes", "most", "one_node"), [("Once", 4, True), ("Many", 4, False), ("Once", 1, False)])
+@pytest.mark.parametrize(("modes", "most", "one_node"), [("Once", 4, True), ("Many", 4, False), ("Once", 1, True)])
 def test_workers_share_the_only_node_that_can_mount_their_claim(modes: str, most: int, one_node: bool) -> None:
     world = World(checkpoint=CLAIM, workers={"max": most, "replicas": 1})
     world.claim = Claim(True, (f"ReadWrite{modes}",))

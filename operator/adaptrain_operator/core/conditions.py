@@ -67,13 +67,20 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
     return None
 
 
-def shares_node(draft: Draft) -> bool:
-    """Whether all pods that mount the checkpoint claim must be on one node, the only one that can mount it."""
+def single_node(draft: Draft) -> bool:
+    """Whether only one node at a time can mount the checkpoint claim."""
     claim = draft.seen.claim
     if claim is None or not claim.known or not claim.exists:
         return False
     modes = set(claim.access_modes)
-    return bool(modes) and not modes - set(SINGLE_NODE) and _mounting(draft) > 1
+    return bool(modes) and not modes - set(SINGLE_NODE) and _mounting(draft) > 0
+
+
+def shares_node(draft: Draft) -> bool:
+    """Whether all pods that mount the checkpoint claim must be on one node: those that there are for a moment, while
+    one replaces another, as well."""
+    claim = draft.seen.claim
+    return claim is not None and "ReadWriteOnce" in claim.access_modes and single_node(draft)
 
 
 def _mounting(draft: Draft) -> int:

@@ -1,6 +1,6 @@
 """Which coordinator the job has. It is no part of a step, so it is replaced on suspicion, and its number only grows."""
 
-from adaptrain_operator.core import children, conditions, failures
+from adaptrain_operator.core import children, conditions, drain, failures
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash
@@ -50,7 +50,7 @@ def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
         return f"ended ({failures.explain(current, 200)})"
     if current.deleting:
         return "is being deleted"
-    if current.node is None and current.avoided_nodes - draft.avoided.keys():
+    if drain.needlessly_kept_away(draft, current):
         return "was kept away from nodes that are back, and found no other"
     # A node that answers is not lost, however late its Lease is: on a busy one both may be said at once.
     if draft.seen.lost(current.node, now) and not (draft.fresh and contact.number == number):
@@ -106,7 +106,7 @@ def _create(draft: Draft, number: int, previous: Pod | None) -> None:
     if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
         draft.avoided.setdefault(previous.node, draft.now)
     image, one_node = job.spec.image or seen.default_image, conditions.shares_node(draft)
-    draft.plan.create.append(coordinator_pod(job, number, image, left, draft.avoided, seen.defaults, one_node))
+    draft.plan.create.append(coordinator_pod(job, number, image, left, drain.avoided(draft), seen.defaults, one_node))
 
 
 def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:

@@ -8,7 +8,7 @@ from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.progress import Result, headline
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
-from adaptrain_operator.core import children, conditions, failures, naming, pods
+from adaptrain_operator.core import children, conditions, drain, failures, naming, pods
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
 from adaptrain_operator.core.draft import Conditions, Draft
 from adaptrain_operator.core.failures import Ending
@@ -82,6 +82,7 @@ def _run(draft: Draft) -> None:
     conditions.tell_pods(draft, blocked)
     wanted = pods.template_hash(job)
     conditions.tell_rescaling(draft, sum(pod.template_hash != wanted for pod in draft.active))
+    drain.tell(draft)
     conditions.tell_checkpoint(draft)
     conditions.tell_changes(draft)
     tell_restarts(draft, failed, until)

@@ -135,19 +135,33 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    effect: str
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """The part of a node that decisions need."""
 
     name: str
     cordoned: bool = False
     ready: bool = True
+    taints: tuple[Taint, ...] = ()
 
     @classmethod
     def read(cls, node: Object) -> "Node":
+        spec = node.get("spec", {})
         conditions = {c["type"]: c["status"] for c in node.get("status", {}).get("conditions") or []}
         return cls(
             name=node["metadata"]["name"],
-            cordoned=bool(node.get("spec", {}).get("unschedulable")),
+            cordoned=bool(spec.get("unschedulable")),
+            taints=tuple(
+                Taint(one["key"], one.get("effect", ""), one.get("value", "")) for one in spec.get("taints") or []
+            ),
             ready=conditions.get("Ready", "True") == "True",
         )
 
@@ -242,7 +256,3 @@ class Observed:
             return lease.stale
         known = None if self.nodes is None else self.nodes.get(node)
         return known is not None and not known.ready
-
-    def cordoned(self, node: str | None) -> bool:
-        known = None if self.nodes is None or node is None else self.nodes.get(node)
-        return known is not None and known.cordoned

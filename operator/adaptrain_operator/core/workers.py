@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import conditions, pods
+from adaptrain_operator.core import conditions, drain, pods
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -18,6 +18,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     _forget_renewed_nodes(draft)
     _drop_lost(draft)
     _drop_needlessly_kept_away(draft)
+    drain.leave_first(draft)
     stale, impatient = _stale(draft)
     wanted = draft.job.spec.wanted_workers
     active = draft.active
@@ -89,15 +90,14 @@ def _force_if_stuck(draft: Draft, pod: Pod) -> None:
 def _drop_needlessly_kept_away(draft: Draft) -> None:
     """Where a pod may go is fixed when it is made: one that waits for a place is made anew once its node is back."""
     for pod in draft.active:
-        if pod.node is None and pod.avoided_nodes - draft.avoided.keys():
+        if drain.needlessly_kept_away(draft, pod):
             draft.delete(pod, grace=0)
 
 
 def _stale(draft: Draft) -> tuple[set[str], bool]:
     """Uids of workers that another should replace, and whether that is worth losing one for a moment.
 
-    Besides pods of an old template these are, at ``min``, those on a cordoned node: there the disruption budget
-    forbids the eviction that a drain asks for, until one more worker runs elsewhere.
+    Besides pods of an old template these are those on nodes that are about to go, if their eviction is forbidden.
     """
     wanted = pods.template_hash(draft.job)
     commit = _agree_on_commit(draft)
@@ -106,12 +106,7 @@ def _stale(draft: Draft) -> tuple[set[str], bool]:
         for pod in draft.active
         if pod.template_hash != wanted or (pod.source_commit is not None and pod.source_commit != commit)
     }
-    if outdated:
-        return outdated, True
-    ready = draft.ready
-    if draft.fresh and 0 < len(ready) <= draft.job.spec.workers.min:
-        return {pod.uid for pod in ready if draft.seen.cordoned(pod.node)}, False
-    return set(), False
+    return outdated | drain.to_move(draft), bool(outdated)
 
 
 def _agree_on_commit(draft: Draft) -> str | None:
@@ -143,7 +138,7 @@ def _victims(draft: Draft, stale: set[str]) -> list[Pod]:
             pod.phase != "Pending",
             pod.uid in members,
             pod.uid not in idle,
-            not draft.seen.cordoned(pod.node),
+            drain.leaving(draft, pod.node) is None,
             pod.uid not in stale,
             -pod.number,
         ),
@@ -182,9 +177,11 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
 
 def _replace(draft: Draft, old: list[Pod]) -> None:
     members = draft.members
-    first = min(old, key=lambda pod: (pod.uid in members, pod.number))
+    first = min(old, key=lambda pod: (pod.uid in members, drain.leaving(draft, pod.node) is None, pod.number))
     draft.delete(first)
-    draft.event("Normal", "WorkerReplaced", f"{first.name} leaves: one of the new template takes its place")
+    why = drain.leaving(draft, first.node)
+    place = "one of the new template" if why is None else f"node {first.node} is about to go ({why.taint}), and another"
+    draft.event("Normal", "WorkerReplaced", f"{first.name} leaves: {place} takes its place")
 
 
 def _idle(draft: Draft, pod: Pod) -> bool:
@@ -230,9 +227,9 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
         return
     first = max([draft.value("next_worker") or 0, *(pod.number + 1 for pod in seen.workers)])
     image, commit = job.spec.image or seen.default_image, draft.value("source_commit")
-    one_node = conditions.shares_node(draft)
+    one_node, avoided = conditions.shares_node(draft), drain.avoided(draft)
     for number in range(first, first + missing):
-        pod = pods.worker_pod(job, number, image, draft.avoided, commit, seen.defaults, one_node)
+        pod = pods.worker_pod(job, number, image, avoided, commit, seen.defaults, one_node)
         draft.plan.create.append(pod)
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
