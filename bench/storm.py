@@ -25,6 +25,7 @@ from adaptrain.local import LocalJob
 
 from bench.report import emit
 from tests.e2e.local_jobs import job, wait_for
+from tests.protocol import greet
 
 PEER_SECONDS = 60.0
 BAR_SECONDS, BAR_MEGABYTES = 3.0, 100.0
@@ -46,10 +47,9 @@ class Client:
 
     async def _run(self) -> None:
         reader, writer = await asyncio.open_connection(*self._address, limit=wire.MAX_FRAME)
+        hello: dict[str, Any] = {"id": self.id, "name": self.id, "host": "127.0.0.1", "port": 1}
+        await greet(reader, writer, self._token, hello | {"group": 0, "peers": [], "version": 0})
         beats = asyncio.create_task(self._beat(writer))
-        hello: dict[str, Any] = {"is": "hello", "protocol": wire.PROTOCOL, "token": self._token, "id": self.id}
-        hello |= {"name": self.id, "host": "127.0.0.1", "port": 1, "group": 0, "peers": [], "version": 0}
-        writer.write(wire.encode(hello))
         try:
             while (frame := await wire.read(reader)) is not None:
                 match frame["do"]:

@@ -3,7 +3,8 @@
 Nobody reports to the operator: what can't be asked with the token isn't believed. What is believed is bounded where it
 is parsed (``adaptrain_api.bounds``): a coordinator runs a user's image, and may say anything, anyhow, for as long as it
 likes. So no redirect is followed, nothing is decompressed, an answer's size and time are bounded, and a namespace's
-coordinators wait for each other only.
+coordinators wait for each other only. That both ends know the job's token is proved, and the token is never sent
+(``adaptrain_api.proof``).
 
 A coordinator is asked by its pod's address, not through its Service: that neither needs DNS nor can reach an old one.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import aiohttp
 from adaptrain_api.progress import HTTP_PORT, Progress, TrialReports
+from adaptrain_api.proof import Caller
 from pydantic import ValidationError
 
 from adaptrain_operator import clock, metrics
@@ -71,6 +73,10 @@ class _Target:
     interval: float = INTERVAL
     owed: float = 0.0
     """Seconds that its namespace's coordinators have to be silent for what this one said last."""
+    caller: Caller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.caller = Caller(self.token)
 
 
 class Puller:
@@ -213,13 +219,15 @@ class Puller:
     async def _pull(self, key: Key, target: _Target) -> Progress | None:
         target.owed = 0.0
         try:
-            status, body = await self._request(key, target)
+            status, body, proved = await self._request(key, target)
             target.owed = self._bytes.of(key[0]).owe(len(body))
             if status in (401, 403):
                 metrics.PULLS.labels("refused").inc()
                 if target.failures & (target.failures + 1) == 0:  # ever more seldom: reading it costs a request
                     self._distrusted(key)
                 return None
+            if not proved:
+                raise ValueError("what answers at its address does not prove that it knows the job's token")
             if status != 200:
                 raise ValueError(f"it answers with status {status}")
             progress: Progress = Progress.model_validate_json(body)
@@ -238,8 +246,8 @@ class Puller:
         metrics.PULLS.labels("ok").inc()
         return progress
 
-    async def _request(self, key: Key, target: _Target) -> tuple[int, bytes]:
-        """The status and the body of an answer.
+    async def _request(self, key: Key, target: _Target) -> tuple[int, bytes, bool]:
+        """The status and the body of an answer, and whether both are proved to be of the job's coordinator.
 
         Raises:
             ValueError: the body is too large or compressed.
@@ -251,19 +259,30 @@ class Puller:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
-        host = f"[{target.address}]" if ":" in target.address else target.address
-        headers = {"Authorization": f"Bearer {target.token}", "Accept-Encoding": "identity"}
         trials = self._said.get(key)
-        way, path, said = ("GET", "progress", None) if trials is None else ("POST", "trials", trials.model_dump_json())
-        async with self._session.request(
-            way, f"http://{host}:{HTTP_PORT}/{path}", headers=headers, data=said, allow_redirects=False
-        ) as response:
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise ValueError("its answer is compressed")
-            largest = LARGEST if trials is None else LARGEST_OF_TRIALS
-            body = bytearray()
-            async for part in response.content.iter_any():
-                body += part
-                if len(body) > largest:
-                    raise ValueError(f"its answer has more than {largest} bytes")
-        return response.status, bytes(body)
+        way, path, said = ("GET", "/progress", b"")
+        if trials is not None:
+            way, path, said = "POST", "/trials", trials.model_dump_json().encode()
+        largest = LARGEST if trials is None else LARGEST_OF_TRIALS
+        url = f"http://{bracketed(target.address)}:{HTTP_PORT}{path}"
+        for again in (True, False):  # at first it gives a nonce
+            headers = {"Authorization": target.caller.authorization(way, path, said), "Accept-Encoding": "identity"}
+            async with self._session.request(
+                way, url, headers=headers, data=said or None, allow_redirects=False
+            ) as response:
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise ValueError("its answer is compressed")
+                body = bytearray()
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > largest:
+                        raise ValueError(f"its answer has more than {largest} bytes")
+                given, proof = (response.headers.get(name, "") for name in ("WWW-Authenticate", "Authentication-Info"))
+            if not (again and response.status == 401 and target.caller.challenged(given)):
+                break
+        return response.status, bytes(body), target.caller.believes(proof, response.status, bytes(body))
+
+
+def bracketed(address: str) -> str:
+    """An address as URLs have it."""
+    return f"[{address}]" if ":" in address else address

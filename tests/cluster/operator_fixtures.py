@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from adaptrain_api.progress import HTTP_PORT
+from adaptrain_api.proof import Gate
 from adaptrain_operator.core import naming
 
 from tests.manifests import small_training
@@ -223,7 +224,7 @@ class Coordinator:
         pod = until(lambda: [p for p in cluster.pods(job, "coordinator", "Running") if self._mine(p)], what="a pod")[0]
         name = naming.token_secret(job, cluster.job(job)["metadata"]["uid"])
         secret = cluster.call("GET", f"{cluster.core}/secrets/{name}")
-        self._token = base64.b64decode(secret["data"]["token"]).decode()
+        self._gate = Gate(base64.b64decode(secret["data"]["token"]).decode())
         self._server = ThreadingHTTPServer((self.address, HTTP_PORT), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -237,11 +238,13 @@ class Coordinator:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.headers.get("Authorization") != f"Bearer {outer._token}":
-                    self.send_error(401)
-                    return
-                body = json.dumps(outer.progress).encode()
-                self.send_response(200)
+                proved = outer._gate.admits(self.headers.get("Authorization", ""), "GET", self.path)
+                body = b"" if proved is None else json.dumps(outer.progress).encode()
+                self.send_response(200 if proved is not None else 401)
+                if proved is None:
+                    self.send_header("WWW-Authenticate", outer._gate.challenge())
+                else:
+                    self.send_header("Authentication-Info", proved.answer(200, body))
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

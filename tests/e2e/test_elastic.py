@@ -251,7 +251,8 @@ def sent_away(address: tuple[str, int], said: bytes) -> bool:
         try:
             sock.sendall(said)
             sock.shutdown(socket.SHUT_WR)
-            return sock.recv(100) == b""
+            said = b"".join(iter(lambda: sock.recv(1000), b""))
+            return said.count(b"\n") == 1 and b"challenge" in said
         except ConnectionError:
             return True
 

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.protocol import Guarded
 from tests.unit.operator_world import World
 from tests.unit.test_operator_parts import Answers, answers, unused_port  # noqa: F401 - fixtures
 
@@ -172,8 +173,13 @@ class Hostile(Answers):
     """A coordinator that answers in ways of its own."""
 
     async def serve(self, address: str, answer: Any) -> None:
+        guarded = Guarded("secret")
+
+        async def proved(request: web.Request) -> web.Response:
+            return await guarded.answer(request, lambda: answer(request))
+
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", answer)
+        app.router.add_route("*", "/{path:.*}", proved)
         self.runners[address] = web.AppRunner(app, access_log=None)
         await self.runners[address].setup()
         await web.TCPSite(self.runners[address], address, self.port).start()
@@ -210,7 +216,7 @@ def test_no_redirect_is_followed(hostile: Hostile) -> None:
     async def answer(request: web.Request) -> web.Response:
         seen.append(request.path)
         if request.path == "/progress":
-            raise web.HTTPTemporaryRedirect("/elsewhere")
+            return web.Response(status=307, headers={"Location": "/elsewhere"}, body=b"")
         return web.json_response({"number": 1})
 
     _asked(hostile, answer)
@@ -237,22 +243,24 @@ def test_a_namespace_whose_coordinators_keep_their_answers_costs_others_nothing(
     answered: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
-        if request.headers["Authorization"] != "Bearer victim":
+        if request.headers["Host"].startswith("127.0.0.1"):
             await asyncio.sleep(30)
         answered.append("victim")
         return web.json_response({"number": 1})
 
     async def check() -> None:
         await hostile.serve("127.0.0.1", answer)
+        await hostile.serve("127.0.0.2", answer)
         for number in range(100):
-            hostile.puller.ask(("evil", f"job-{number}"), 1, "127.0.0.1", "a", "tarpit")
+            hostile.puller.ask(("evil", f"job-{number}"), 1, "127.0.0.1", "a", "secret")
         await asyncio.sleep(0.2)
-        hostile.puller.ask(("team", "victim"), 1, "127.0.0.1", "a", "victim")
+        hostile.puller.ask(("team", "victim"), 1, "127.0.0.2", "a", "secret")
         await hostile.until(lambda: len(answered) >= 3, 20)
         await hostile.puller.close()
-        runner = hostile.runners.pop("127.0.0.1")
-        runner._shutdown_timeout = 0.1
-        await runner.cleanup()
+        for address in ("127.0.0.1", "127.0.0.2"):
+            runner = hostile.runners.pop(address)
+            runner._shutdown_timeout = 0.1
+            await runner.cleanup()
 
     asyncio.run(check())
 

@@ -1,7 +1,6 @@
 """The operator's parts that need no cluster: queue, cache, settings, and pulling progress over real sockets."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
@@ -15,6 +14,8 @@ from adaptrain_operator.runtime.cache import Cache
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.settings import Settings
 from aiohttp import web
+
+from tests.protocol import Guarded
 
 Object = dict[str, Any]
 
@@ -180,10 +181,13 @@ class Answers:
         self.puller = Puller(self.changed.append, self.distrusted.append)
 
     async def listen(self, address: str) -> None:
+        guarded = Guarded("secret")
+
+        async def say() -> Object:
+            return self.body
+
         async def answer(request: web.Request) -> web.Response:
-            if request.headers.get("Authorization") != "Bearer secret":
-                return web.Response(status=401)
-            return web.Response(text=json.dumps(self.body))
+            return await guarded.answer(request, say)
 
         app = web.Application()
         app.add_routes([web.get("/progress", answer)])

@@ -8,6 +8,8 @@ from adaptrain.search.coordinator import SearchCoordinator
 from adaptrain.search.study import JOURNAL
 from adaptrain_api.search import ArchitectureSearch
 
+from tests.protocol import greet
+
 SEARCH = ArchitectureSearch.model_validate(
     {
         "metadata": {"name": "digits"},
@@ -36,10 +38,8 @@ def test_a_search_ends_when_its_last_trial_is_written(tmp_path: Path) -> None:
                     return frame
             raise AssertionError(f"it hung up, and said no {kind}")
 
-        writer.write(
-            wire.encode({"is": "hello", "token": "secret", "protocol": wire.PROTOCOL, "id": "0", "name": "evaluator-0"})
-        )
-        await hear("welcome")
+        answer = await greet(reader, writer, "secret", {"id": "0", "name": "evaluator-0"})
+        assert answer["do"] == "welcome"
         assert [member.idle for member in coordinator.progress().members] == [True]
         writer.write(wire.encode({"is": "ask"}))
         number = (await hear("try"))["trial"]

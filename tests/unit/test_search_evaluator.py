@@ -18,6 +18,8 @@ from adaptrain.search.trial import Metrics, Report
 from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 
+from tests.protocol import receive
+
 SEARCH = ArchitectureSearch.model_validate(
     {
         "metadata": {"name": "digits"},
@@ -111,9 +113,8 @@ def evaluator(bench: Reused, search: ArchitectureSearch = SEARCH) -> Iterator[Ca
             connection, _ = server.accept()
             open_.enter_context(connection)
             connection.settimeout(20)
+            receive(connection, "secret", {"do": "welcome", "number": len(played) + 1, "go": True})
             played.append(Played(connection))
-            assert played[-1].hear("hello")["token"] == "secret"
-            played[-1].say({"do": "welcome", "number": len(played), "go": True})
             return played[-1]
 
         yield accept

@@ -3,15 +3,15 @@
 import asyncio
 import json
 import random
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from adaptrain.asking import NotOurs, ask
 from adaptrain.search.coordinator import SearchCoordinator
 from adaptrain.search.study import Ended
 from adaptrain_api.progress import Progress, SearchEnd, SearchProgress, TrialReport, TrialReports
+from adaptrain_api.proof import Caller
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import AdaptiveTrainingJob
 from adaptrain_operator.core import naming
@@ -334,22 +334,21 @@ def test_the_operators_word_comes_with_the_token(tmp_path: Path) -> None:
     search = ArchitectureSearch.model_validate({"metadata": {"name": "digits"}, "spec": manifest()})
 
     def post(port: int, body: str, token: str = "secret") -> tuple[int, Any]:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/trials", body.encode(), {"Authorization": f"Bearer {token}"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+            return 200, json.loads(ask(("127.0.0.1", port), Caller(token), "/trials", body.encode()))
+        except NotOurs as error:
+            return 0, str(error)
 
     async def check() -> None:
         coordinator = SearchCoordinator(1, "secret", search, tmp_path, None)
         opened: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         serves = asyncio.create_task(coordinator.run("127.0.0.1", 0, 0, lambda _, web: opened.set_result(web)))
         port = await opened
-        assert (await asyncio.to_thread(post, port, "{}", "wrong"))[0] == 401
-        assert (await asyncio.to_thread(post, port, '{"trials": 5}'))[0] == 400
+        assert (await asyncio.to_thread(post, port, "{}", "wrong")) == (
+            0,
+            f"127.0.0.1:{port} does not prove that it knows the job's token",
+        )
+        assert "/trials: 400" in (await asyncio.to_thread(post, port, '{"trials": 5}'))[1]
         orders: list[Any] = []
         while len(orders) < 3:
             status, progress = await asyncio.to_thread(post, port, '{"trials": []}')

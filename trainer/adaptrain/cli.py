@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptrain_api.progress import CONTROL_PORT, EXIT_INVALID, HTTP_PORT
 
+from adaptrain.descriptors import raise_limit
 from adaptrain.environment import path, required
 from adaptrain.errors import InvalidJob
 
@@ -117,7 +118,7 @@ def _coordinator() -> None:
         coordinator = _search_coordinator(number, token, job.spec.search)
     control = int(os.environ.get("ADAPTRAIN_CONTROL_PORT", CONTROL_PORT))
     web = int(os.environ.get("ADAPTRAIN_HTTP_PORT", HTTP_PORT))
-    asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", "0.0.0.0"), control, web))
+    asyncio.run(coordinator.run(os.environ.get("ADAPTRAIN_HOST", ""), control, web))
 
 
 def _search_coordinator(number: int, token: str, search: dict[str, Any]) -> "SearchCoordinator":
@@ -160,6 +161,7 @@ def worker() -> None:
     """Run one worker, as the environment says; never returns."""
     from adaptrain.worker import main as work
 
+    raise_limit()
     work()
 
 

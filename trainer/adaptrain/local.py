@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
+from http.client import HTTPException
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
 
 from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.progress import Progress, Result
+from adaptrain_api.proof import Caller
 from adaptrain_api.training import AdaptiveTrainingJob, dump
 
+from adaptrain.asking import ask
 from adaptrain.ports import hold_port
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
@@ -64,6 +65,7 @@ class LocalJob:
         )
         self._held = [hold_port("127.0.0.1") for _ in range(2)]
         self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
+        self._caller = Caller(self._token)
         self._number = 0
         self._next = 0
         self.coordinator: subprocess.Popen[bytes] | None = None
@@ -152,13 +154,9 @@ class LocalJob:
 
     def progress(self) -> Progress | None:
         """What the coordinator says; None while it can't be reached."""
-        request = urllib.request.Request(
-            f"{self.http_address}/progress", headers={"Authorization": f"Bearer {self._token}"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=2) as answer:
-                return Progress.model_validate_json(answer.read())
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return Progress.model_validate_json(ask(("127.0.0.1", self._http_port), self._caller, "/progress"))
+        except (OSError, HTTPException):
             return None
 
     @property

@@ -12,6 +12,27 @@ _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 _TRIALS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 36000.0)
 
 
+MOST_VALIDATIONS = 256
+"""Names of validation metrics that are exported; more are left out."""
+
+
+class Refusals:
+    """What listeners close, by listener (``control``, ``http``, ``store``) and reason: ``odd`` (no message of ours, or
+    no proof of the token), ``slow``, ``crowded``, ``full``, ``descriptors`` or ``error`` (of ours)."""
+
+    def __init__(self, registry: CollectorRegistry, labels: tuple[str, str], names: tuple[str, str]) -> None:
+        self._counter = Counter(
+            "adaptrain_refused_connections",
+            "Connections that were closed for what they did or for want of room.",
+            (*labels, "listener", "reason"),
+            registry=registry,
+        )
+        self._names = names
+
+    def count(self, listener: str, reason: str) -> None:
+        self._counter.labels(*self._names, listener, reason).inc()
+
+
 class JobMetrics:
     """What the coordinator exports about the whole job."""
 
@@ -58,8 +79,14 @@ class JobMetrics:
             "adaptrain_job_validation", "Newest validation metric.", (*LABELS, "metric"), registry=self.registry
         )
         self._names = (namespace, name)
+        self._validations: set[str] = set()
+        self.refusals = Refusals(self.registry, LABELS, self._names)
 
     def validation(self, metric: str, value: float) -> None:
+        self._validations.add(metric)
+        if len(self._validations) > MOST_VALIDATIONS:
+            self._validations.discard(metric)
+            return
         self._validation.labels(*self._names, metric).set(value)
 
 
@@ -89,6 +116,7 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self._names = (namespace, name)
+        self.refusals = Refusals(self.registry, LABELS, self._names)
 
     def timing(self) -> "StepClock":
         """Time one step: ``with metrics.timing() as clock``."""
@@ -104,6 +132,7 @@ class SearchMetrics:
     def __init__(self, namespace: str, name: str) -> None:
         self.registry = CollectorRegistry()
         self._names = (namespace, name)
+        self.refusals = Refusals(self.registry, SEARCH_LABELS, self._names)
 
         def gauge(metric: str, text: str) -> Gauge:
             return Gauge(f"adaptrain_search_{metric}", text, SEARCH_LABELS, registry=self.registry).labels(*self._names)

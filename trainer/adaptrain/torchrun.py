@@ -34,7 +34,7 @@ from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.wire import Frame
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.ports import hold_port
+from adaptrain.ports import hold_port, listens_at
 from adaptrain.process import WORDS_LIMIT, Farewell, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class Launcher:
         self._told, self._job, self._command = told, job, command
         namespace, name = job.metadata.namespace or "default", job.metadata.name
         if told.metrics_port is not None:
-            http.serve("", told.metrics_port, WorkerMetrics(namespace, name).registry)
+            metrics = WorkerMetrics(namespace, name)
+            http.serve(listens_at(told.host), told.metrics_port, metrics.registry, metrics.refusals)
         if told.checkpoints is not None:
             told.checkpoints.mkdir(parents=True, exist_ok=True)
         self._grace = max(1.0, job.spec.workers.termination_grace_period_seconds - SPARE_SECONDS)
@@ -111,7 +112,7 @@ class Launcher:
             return
         if self._held is not None:
             self._held.close()
-        self._held = hold_port("")
+        self._held = hold_port(listens_at(self._told.host))
         self._control.ready(epoch, self._held.getsockname()[1])
 
     def _take_part(self, frame: Frame) -> None:

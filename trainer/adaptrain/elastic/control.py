@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from adaptrain.elastic import wire
+from adaptrain.elastic import handshake, wire
+from adaptrain.elastic.frames import FROM_COORDINATOR
 from adaptrain.elastic.membership import coordinator_of
 from adaptrain.elastic.orders import Orders
 from adaptrain.elastic.sockets import INTERVAL, GroupSockets, inode
+from adaptrain.elastic.threads import forever
+from adaptrain.ports import split
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ RETRY_SECONDS = 0.2
 CONNECT_SECONDS = 1.0
 NOTE_LENGTH = 300
 """Characters that are told of what happened."""
+ALONE_SECONDS = 30.0
+"""Between two lines of the log that say that there is no coordinator."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,7 @@ class Control(Epochs):
 
     def __init__(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> None:
         super().__init__(identity, sockets)
-        host, _, port = address.rpartition(":")
-        self._address = (host, int(port))
+        self._address = split(address)
         self._token = token
         sockets.spare(self._own_sockets)
         self._sock: socket.socket | None = None
@@ -165,9 +168,9 @@ class Control(Epochs):
         self._arrived = threading.Condition()
         self._number = 0
         self._leaving = False
-        self._alone = False
+        self._alone_since: float | None = None
         for target in (self._listen, self._beat, self._sever):
-            threading.Thread(target=target, daemon=True, name=f"control{target.__name__}").start()
+            forever(f"control{target.__name__}", target)
 
     # What the training thread asks and tells
 
@@ -226,52 +229,77 @@ class Control(Epochs):
                 self._sock = None
 
     def _listen(self) -> None:
+        logged = -ALONE_SECONDS
         while True:
             try:
                 sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
-                sock.settimeout(wire.SILENCE_SECONDS)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._converse(sock)
             except (OSError, wire.BadFrame) as error:
-                if not self._alone:
-                    log.warning("no coordinator (%s); training goes on, and it is tried again", error)
-                self._alone = True
-            self._hang_up()
+                now = time.monotonic()
+                if self._alone_since is None:
+                    self._alone_since, logged = now, now - ALONE_SECONDS
+                if now - logged >= ALONE_SECONDS:
+                    logged, alone = now, now - self._alone_since
+                    log.warning("no coordinator for %.0f s (%s); training goes on, and it is tried again", alone, error)
+            finally:
+                self._hang_up()
             time.sleep(RETRY_SECONDS)
 
     def _converse(self, sock: socket.socket) -> None:
-        i = self.identity
-        try:
+        said: wire.Frame = {}
+
+        def say() -> wire.Frame:
+            i = self.identity
+            said.update({"id": i.id, "name": i.name, "host": i.host, "port": i.port})
             with self._lock:
-                hello: dict[str, Any] = {"is": "hello", "protocol": wire.PROTOCOL, "token": self._token}
-                hello |= {"id": i.id, "name": i.name, "host": i.host, "port": i.port}
-                hello |= {"group": self._group and self._epoch, "peers": self._peers, "version": self.version}
-                sock.sendall(wire.encode(hello))
-            for frame in wire.frames(sock):
-                self._hear(sock, frame)
+                said.update({"group": self._group and self._epoch, "peers": self._peers, "version": self.version})
+            return said
+
+        try:
+            answer, pending = handshake.introduce(sock, self._token, say)
+            sock.settimeout(wire.SILENCE_SECONDS)
+            self._welcome(sock, FROM_COORDINATOR.check(answer), said["group"])
+            for frame in wire.frames(sock, pending):
+                self._hear(FROM_COORDINATOR.check(frame))
         finally:
             sock.close()
 
-    def _hear(self, sock: socket.socket, frame: wire.Frame) -> None:
-        match frame["do"]:
-            case "beat":
-                return
+    def _welcome(self, sock: socket.socket, answer: wire.Frame, group: int) -> None:
+        match answer["do"]:
+            case "refuse":
+                self._put(answer)
+            case "welcome" if answer["number"] < self._number:
+                raise wire.BadFrame(f"coordinator {answer['number']} is older than {self._number}")
             case "welcome":
-                if frame["number"] < self._number:
-                    raise wire.BadFrame(f"coordinator {frame['number']} is older than {self._number}")
                 with self._lock:
-                    self._number, self._sock = frame["number"], sock
-                self._alone = False
+                    if (self._group and self._epoch) != group:
+                        raise ConnectionError("the group was entered or left since hello was said")
+                    self._number, self._sock = answer["number"], sock
+                self._alone_since = None
                 if self._leaving:
                     self.say({"is": "leaving"})
+            case other:
+                raise wire.BadFrame(f"{other} is no answer to a hello")
+
+    def _hear(self, frame: wire.Frame) -> None:
+        match frame["do"]:
+            case "beat":
                 return
             case "adopt":
                 if not self._obey(frame):  # the group broke while nobody listened
                     self.say({"is": "broken", "epoch": frame["epoch"], "why": "left before"})
                 return
+            case "form" if self.identity.id not in frame["peers"][frame["rank"] : frame["rank"] + 1]:
+                raise wire.BadFrame("form: this worker is not of that rank")
+            case "welcome" | "refuse":
+                raise wire.BadFrame(f"a second {frame['do']}")
         self._obey(frame)
+        self._put(frame)
+
+    def _put(self, order: wire.Frame) -> None:
         with self._arrived:
-            self._orders.put(frame)
+            self._orders.put(order)
             self._arrived.notify()
 
     def _beat(self) -> None:

@@ -10,36 +10,20 @@ import time
 from typing import Any, get_args
 
 from adaptrain_api.progress import Change, Member, Progress, Result, Silent
+from pydantic import ValidationError
 
 from adaptrain.elastic import wire
+from adaptrain.elastic.frames import FROM_WORKER, PEERS, REPORT
+from adaptrain.elastic.listener import Guest
 from adaptrain.elastic.membership import HUNG_SECONDS, Action, Activity, Doing, Drop, Membership, Send
-from adaptrain.elastic.service import Announce, listen, welcome
+from adaptrain.elastic.service import Announce, Site, listen, meet
 from adaptrain.metrics import JobMetrics
 
 log = logging.getLogger(__name__)
 
-HELLO_SECONDS = 5.0
-"""Who has not introduced itself by then is disconnected."""
 TICK_SECONDS = 0.1
-NOTE_LENGTH = 300
-REPORTED = (
-    "step",
-    "data_epoch",
-    "loss",
-    "learning_rate",
-    "batch_size",
-    "samples_per_second",
-    "step_seconds",
-    "metrics",
-    "best",
-    "checkpoint_step",
-    "checkpoint_time",
-    "checkpoint_error",
-    "eta_seconds",
-    "goodput",
-    "skipped_steps",
-)
-"""What the group's first member reports of the training, as fields of ``Progress``."""
+UNREAD = 4 * 1024 * 1024
+"""A worker that leaves so many bytes unread is disconnected."""
 
 
 class Coordinator:
@@ -55,26 +39,32 @@ class Coordinator:
         self._stalls: dict[int, list[float]] = {}
         self._metrics = JobMetrics(namespace, name)
         self._changes = 0
+        self._unix = time.time() - time.monotonic()
+        """Membership has a clock that is never set; this much earlier than Unix time, for people."""
 
     async def run(self, host: str, control_port: int, http_port: int, announce: Announce | None = None) -> None:
         """Serve for ever. ``announce`` is called with the two ports once they are open."""
-        ports = host, control_port, http_port
-        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce)
-        async with server:
-            while True:
-                await asyncio.sleep(TICK_SECONDS)
-                self._do(self._membership.tick(time.time()))
+        site = Site(self._metrics.registry, self._metrics.refusals, self.progress)
+        control = listen(self._serve, site, self._token, (host, control_port, http_port), announce)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(control.run())
+            tasks.create_task(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._do(self._membership.tick(time.monotonic()))
 
     def progress(self) -> Progress:
         """A snapshot for the operator."""
         m = self._membership
         stalls = {epoch: max(seconds) for epoch, seconds in self._stalls.items()}
         changes = [
-            Change(time=c.time, epoch=c.epoch, message=c.message, count=c.count, stall=stalls.get(c.epoch))
+            Change(time=c.time + self._unix, epoch=c.epoch, message=c.message, count=c.count, stall=stalls.get(c.epoch))
             for c in m.changes
         ]
-        members = [Member(id=x.id, name=x.name, step=x.step, joined=x.joined) for x in m.group]
-        silent = [Silent(id=s.id, name=s.name, since=s.since) for s in m.silent.values()]
+        members = [Member(id=x.id, name=x.name, step=x.step, joined=x.joined + self._unix) for x in m.group]
+        silent = [Silent(id=s.id, name=s.name, since=s.since + self._unix) for s in m.silent.values()]
         return Progress(
             number=self.number,
             epoch=m.epoch,
@@ -87,83 +77,76 @@ class Coordinator:
             **self._report,
         )
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, guest: Guest) -> None:
         id: str | None = None
+        writer = guest.writer
         try:
-            hello = await asyncio.wait_for(wire.read(reader), HELLO_SECONDS)
-            if hello is None or not self._welcome(hello, writer):
-                return
-            id = str(hello["id"])
+            hello, reply = await meet(guest, self._token, FROM_WORKER)
+            if hello["id"] not in self._writers and len(self._writers) >= PEERS:
+                raise wire.BadFrame(f"there are {PEERS} workers already")
+            id = hello["id"]
             if (old := self._writers.get(id)) is not None:
                 old.transport.abort()
             self._writers[id] = writer
-            now = time.time()
+            writer.write(wire.encode(reply({"do": "welcome", "number": self.number})))
             self._do(
                 self._membership.hello(
-                    now,
+                    time.monotonic(),
                     id,
-                    str(hello["name"]),
-                    str(hello["host"]),
-                    int(hello["port"]),
-                    int(hello["group"]),
-                    frozenset(map(str, hello["peers"])),
-                    int(hello["version"]),
+                    hello["name"],
+                    hello["host"],
+                    hello["port"],
+                    hello["group"],
+                    frozenset(hello["peers"]),
+                    hello["version"],
                 )
             )
-            while (frame := await wire.read(reader)) is not None:
+            while (frame := await wire.read(guest.reader)) is not None:
                 if self._writers.get(id) is not writer:
                     return
-                self._hear(id, frame)
-        except (wire.BadFrame, KeyError, ValueError, TypeError) as error:
-            log.warning("a connection sent what is no frame of ours: %r", error)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
-            pass
+                self._hear(id, FROM_WORKER.check(frame))
         finally:
             writer.transport.abort()
             if id is not None and self._writers.get(id) is writer:
                 del self._writers[id]
-                self._do(self._membership.gone(time.time(), id))
-
-    def _welcome(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> bool:
-        if not welcome(hello, self._token, writer):
-            return False
-        writer.write(wire.encode({"do": "welcome", "number": self.number}))
-        return True
+                self._do(self._membership.gone(time.monotonic(), id))
 
     def _hear(self, id: str, frame: wire.Frame) -> None:
-        now, m = time.time(), self._membership
-        match frame.get("is"):
+        now, m = time.monotonic(), self._membership
+        match frame["is"]:
             case "beating":
                 doing: Doing = frame["doing"] if frame["doing"] in get_args(Doing) else "idle"
-                activity = Activity(doing, now - float(frame["age"]), float(frame.get("bound") or HUNG_SECONDS))
-                m.beat(now, id, activity, int(frame["version"]), int(frame["step"]))
+                activity = Activity(doing, now - frame["age"], frame.get("bound") or HUNG_SECONDS)
+                m.beat(now, id, activity, frame["version"], frame["step"])
                 self._do([Send(id, {"do": "beat"})])
             case "ready":
-                port = frame.get("port")
-                self._do(m.ready(now, id, int(frame["epoch"]), None if port is None else int(port)))
+                self._do(m.ready(now, id, frame["epoch"], frame.get("port")))
             case "broken":
-                log.info("%s: %s", id, str(frame["why"])[:200])
-                self._do(m.broken(now, id, int(frame["epoch"])))
+                log.info("%s: %s", id, frame["why"])
+                self._do(m.broken(now, id, frame["epoch"]))
             case "ended":
-                self._do(m.ended(now, id, int(frame["epoch"]), bool(frame["failed"])))
+                self._do(m.ended(now, id, frame["epoch"], frame["failed"]))
             case "leaving":
                 self._do(m.leaving(now, id))
             case "report":
                 # The group's first rank reports. Which one that is, only the group knows: the members of a group that
                 # was taken over came back in any order.
                 if any(member.id == id for member in m.group):
-                    self._publish({k: frame[k] for k in REPORTED if frame.get(k) is not None})
+                    self._publish(frame)
             case "note":
-                m.note(now, id, str(frame["message"])[:NOTE_LENGTH])
+                m.note(now, id, frame["message"])
             case "stall":
-                self._stall(int(frame["epoch"]), float(frame["seconds"]))
+                self._stall(frame["epoch"], frame["seconds"])
             case "done":
-                self._result = Result.model_validate(frame["result"])
-                self._publish({k: frame[k] for k in REPORTED if frame.get(k) is not None})
+                try:
+                    self._result = Result.model_validate(frame["result"])
+                except ValidationError as error:
+                    raise wire.BadFrame(f"done.result: {error.errors()[0]['msg']}") from error
+                self._publish(frame)
                 log.info("training is complete at step %d", self._result.step)
                 self._do(m.done(now, id))
             case other:
-                raise wire.BadFrame(f"unknown frame {other!r}")
+                raise wire.BadFrame(f"a second {other}")
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -171,6 +154,8 @@ class Coordinator:
                 case Send(to, frame):
                     if (writer := self._writers.get(to)) is not None:
                         writer.write(wire.encode(frame))
+                        if writer.transport.get_write_buffer_size() > UNREAD:
+                            writer.transport.abort()
                 case Drop(id, why):
                     log.warning("worker %s is dropped: %s", id, why)
                     self._metrics.lost_workers.inc()
@@ -185,9 +170,13 @@ class Coordinator:
             last = m.changes[-1]
             log.info("epoch %d.%d: %s", self.number, count, last.message)
 
-    def _publish(self, report: dict[str, Any]) -> None:
-        # Checked before it is kept: a bad report must not make /progress fail for ever.
-        Progress(number=self.number, **report)
+    def _publish(self, frame: wire.Frame) -> None:
+        report = {key: frame[key] for key in REPORT if frame.get(key) is not None}
+        try:
+            # Checked before it is kept: a bad report must not make /progress fail for ever.
+            Progress(number=self.number, **report)
+        except ValidationError as error:
+            raise wire.BadFrame(f"report: {error.errors()[0]['msg']}") from error
         self._report |= report
         metrics = self._metrics
         for field, gauge in (
@@ -210,8 +199,6 @@ class Coordinator:
             metrics.validation(name, value)
 
     def _stall(self, epoch: int, seconds: float) -> None:
-        if not 0 <= seconds < float("inf"):
-            raise wire.BadFrame("a stall is a finite time")
         self._metrics.stall_seconds.observe(seconds)
         self._stalls.setdefault(epoch, []).append(seconds)
         while len(self._stalls) > 64:

@@ -37,6 +37,7 @@ HELD_SECONDS = (2.0, 10.0)
 
 COUNT_BITS = 32
 CHANGES_KEPT = 50
+SILENT_KEPT = 256
 BUSY = ("computing", "section")
 
 
@@ -120,7 +121,8 @@ class Change:
 
 
 class Membership:
-    """The members of one job. Every method takes the time (Unix seconds) and returns what is to be done."""
+    """The members of one job. Every method takes the time (seconds of a clock that is never set) and returns what is
+    to be done."""
 
     def __init__(self, number: int, minimum: int = 1) -> None:
         self.minimum = minimum
@@ -284,6 +286,8 @@ class Membership:
         for missing in list(self._missing.values()):
             if now - missing.since > SILENCE_SECONDS:
                 self.silent[missing.id] = self._missing.pop(missing.id)
+                if len(self.silent) > SILENT_KEPT:
+                    del self.silent[next(iter(self.silent))]
         if self.group and all(m.activity.doing == "waiting" and self._busy(now, m) > STUCK_SECONDS for m in self.group):
             actions += self._open(now, "all waited for one another", planned=False)
         if not self._settled and self._settle_until is not None and now >= self._settle_until:

@@ -1,72 +1,105 @@
 """What every coordinator serves: connections of its pods, and progress, metrics and health over HTTP."""
 
 import asyncio
-import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from adaptrain_api.progress import Progress
+from adaptrain_api.proof import Gate
 from prometheus_client import CollectorRegistry
 
-from adaptrain.elastic import http, wire
+from adaptrain.descriptors import raise_limit
+from adaptrain.elastic import handshake, http, wire
+from adaptrain.elastic.frames import Dialect
+from adaptrain.elastic.listener import Bounds, Guest, Listener, Serve
+from adaptrain.metrics import Refusals
 
 log = logging.getLogger(__name__)
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+STRANGERS = 256
+STRANGERS_PER_ADDRESS = 128
+"""All workers of a local run, or of a node without pod addresses, come from one."""
+PER_SECOND = 1000.0
+RESERVED = 400
+"""Descriptors for all else: HTTP, storage, logs."""
+HERE_SECONDS = 5.0
+
 Announce = Callable[[int, int], None]
+Reply = Callable[[wire.Frame], wire.Frame]
 T = TypeVar("T")
 
 
-async def listen(
-    serve: Serve,
-    snapshot: Callable[[], Progress],
-    registry: CollectorRegistry,
-    token: str,
-    ports: tuple[str, int, int],
-    announce: Announce | None,
-    told: Callable[[bytes], None] | None = None,
-) -> asyncio.Server:
-    """Open both ports.
+@dataclass(frozen=True)
+class Site:
+    """What is served over HTTP; both functions are called on the event loop that opens it."""
+
+    registry: CollectorRegistry
+    refusals: Refusals
+    snapshot: Callable[[], Progress]
+    told: Callable[[bytes], None] | None = None
+    """Takes what is posted to ``/trials``, or raises ValueError."""
+
+
+def listen(serve: Serve, site: Site, token: str, ports: tuple[str, int, int], announce: Announce | None) -> Listener:
+    """Open both ports, and serve HTTP. The listener of the control port is the caller's to run.
 
     Args:
         serve: what is done with a connection to the control port.
-        snapshot: what is told of the progress; called on this event loop.
         ports: the host, and the ports for control and HTTP; 0: any free one.
         announce: is called with the two ports once they are open.
-        told: takes what is posted to ``/trials``, on this event loop, or raises ValueError.
+
+    Raises:
+        OSError: a port can't be opened.
     """
     loop = asyncio.get_running_loop()
     host, control_port, http_port = ports
 
-    def here(work: Callable[[], T]) -> T:
+    async def here(work: Callable[[], T]) -> T:
         async def done() -> T:
             return work()
 
-        return asyncio.run_coroutine_threadsafe(done(), loop).result(timeout=5)
+        there = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(done(), loop))
+        return await asyncio.wait_for(there, HERE_SECONDS)
 
-    def progress() -> dict[str, Any]:
-        return here(lambda: snapshot().model_dump(mode="json", by_alias=True))
+    async def progress() -> dict[str, Any]:
+        return await here(lambda: site.snapshot().model_dump(mode="json", by_alias=True))
 
-    def hear(body: bytes) -> None:
-        if told is not None:
-            here(lambda: told(body))
+    async def hear(body: bytes) -> None:
+        if (told := site.told) is not None:
+            await here(lambda: told(body))
 
-    server = await asyncio.start_server(serve, host, control_port, limit=wire.MAX_FRAME)
-    web = http.serve(host, http_port, registry, progress, token, None if told is None else hear)
+    most = max(STRANGERS, raise_limit() - RESERVED)
+    bounds = Bounds(STRANGERS, STRANGERS_PER_ADDRESS, handshake.HANDSHAKE_SECONDS, PER_SECOND, most)
+    control = Listener("control", serve, bounds, site.refusals)
+    opened = control.open(host, control_port)
+    pages = http.Pages(Gate(token), progress, None if site.told is None else hear)
+    web = http.serve(host, http_port, site.registry, site.refusals, pages)
     if announce is not None:
-        announce(server.sockets[0].getsockname()[1], web)
-    return server
+        announce(opened, web)
+    return control
 
 
-def welcome(hello: wire.Frame, token: str, writer: asyncio.StreamWriter) -> bool:
-    """Whether who says hello knows the token and speaks our protocol; who doesn't speak it is told."""
-    said = hello.get("token")
-    if not isinstance(said, str) or not hmac.compare_digest(said.encode(), token.encode()):
-        log.warning("a connection without the token was refused")
-        return False
-    if hello.get("protocol") != wire.PROTOCOL:
-        log.warning("a worker speaks protocol %r, this coordinator %d", hello.get("protocol"), wire.PROTOCOL)
-        writer.write(wire.encode({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
-        return False
-    return True
+async def meet(guest: Guest, token: str, dialect: Dialect) -> tuple[wire.Frame, Reply]:
+    """Have a connection prove that it knows the token, and speaks our protocol; it is told if not. Returns its hello,
+    and what makes a proved answer.
+
+    Raises:
+        BadFrame: it doesn't.
+        EOFError: it was closed before.
+    """
+    asked = handshake.challenge()
+    guest.writer.write(wire.encode(asked))
+    if (said := await wire.read(guest.reader)) is None:
+        raise EOFError
+    handshake.check_hello(token, asked, said)
+    guest.admit()
+    reply = partial(handshake.answer, token, asked, said)
+    if said.get("protocol") != wire.PROTOCOL:
+        guest.writer.write(
+            wire.encode(reply({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
+        )
+        raise wire.BadFrame(f"protocol {said.get('protocol')!r:.20} is spoken, not {wire.PROTOCOL}")
+    return dialect.check(said), reply

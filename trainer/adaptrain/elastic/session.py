@@ -21,15 +21,18 @@ from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
+from adaptrain.elastic.threads import forever
 from adaptrain.elastic.trace import Trace, trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
+from adaptrain.ports import listen_on, listens_at
 from adaptrain.process import Farewell, WorkerSettings
 
 log = logging.getLogger(__name__)
 
 MEMORY_SECONDS = 5.0
 LOCALHOST = "127.0.0.1"
+STORE_BACKLOG = 512
 
 
 def alone() -> WorkerSettings:
@@ -68,7 +71,7 @@ class Session:
         # Not of a follower: where a worker's lead meets others, all of its processes do.
         self._store = None
         if self._mates.rank == 0:
-            self._store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+            self._store = _open_store(listens_at(settings.host))
         self._sockets = GroupSockets()
         port = self._store.port if self._store is not None else 0
         identity = Identity(settings.id, settings.name, settings.host, port)
@@ -108,6 +111,15 @@ class Session:
         self.control.leave()
 
 
+def _open_store(host: str) -> TCPStore:
+    """Where an epoch's members meet, if this worker is its first."""
+    listening = listen_on(host, 0, STORE_BACKLOG)
+    port = listening.getsockname()[1]
+    return TCPStore(
+        host or "localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
+
+
 def _storage(settings: WorkerSettings) -> Storage | None:
     if settings.checkpoint_uri is not None:
         from adaptrain.elastic.objects import Bucket  # only where there is one
@@ -124,8 +136,8 @@ def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[Worker
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     metrics = WorkerMetrics(namespace, name)
     if settings.metrics_port is not None:
-        http.serve("", settings.metrics_port, metrics.registry)
-    threading.Thread(target=_watch_memory, args=(metrics,), daemon=True, name="memory").start()
+        http.serve(listens_at(settings.host), settings.metrics_port, metrics.registry, metrics.refusals)
+    forever("memory", lambda: _watch_memory(metrics))
     return metrics, Trace(trace_directory(settings.trace, settings.checkpoints), settings.name)
 
 

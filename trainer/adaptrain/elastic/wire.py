@@ -1,4 +1,7 @@
-"""Frames on a control connection: one JSON object a line, limited in length, so that garbage can't fill memory."""
+"""Frames on a control connection: one JSON object a line, limited in length, so that garbage can't fill memory.
+
+What a frame may say is in ``frames``, and how a connection begins in ``handshake``.
+"""
 
 import asyncio
 import json
@@ -6,9 +9,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-MAX_FRAME = 64 * 1024
+MAX_FRAME = 128 * 1024
 """Longest frame, bytes."""
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised with every incompatible change of the frames, and of what members send to each other; a hello with another
 number is refused."""
 
@@ -51,14 +54,15 @@ async def read(reader: asyncio.StreamReader) -> Frame | None:
     return decode(line) if line else None
 
 
-def frames(sock: socket.socket) -> Iterator[Frame]:
-    """Frames from a blocking socket until its end.
+def frames(sock: socket.socket, pending: bytes = b"") -> Iterator[Frame]:
+    """Frames from a blocking socket until its end; ``pending`` was read from it before.
 
     Raises:
         BadFrame: the peer does not speak this protocol.
         OSError: the connection broke, or its time-out passed without a word.
     """
-    pending = b""
+    found, pending = split(pending)
+    yield from found
     while data := sock.recv(65536):
         found, pending = split(pending + data)
         yield from found

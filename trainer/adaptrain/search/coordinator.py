@@ -17,7 +17,9 @@ from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, Tri
 from adaptrain_api.search import HEAVY, ArchitectureSearch
 
 from adaptrain.elastic import wire
-from adaptrain.elastic.service import Announce, listen, welcome
+from adaptrain.elastic.frames import PEERS
+from adaptrain.elastic.listener import Guest
+from adaptrain.elastic.service import Announce, Reply, Site, listen, meet
 from adaptrain.metrics import SearchMetrics
 from adaptrain.search import kept
 from adaptrain.search.algorithms.base import Proposal
@@ -26,6 +28,7 @@ from adaptrain.search.algorithms.oneshot import SUPERNET
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.apart import Apart
 from adaptrain.search.dispatch import Dispatch
+from adaptrain.search.frames import FROM_EVALUATOR
 from adaptrain.search.resolve import check
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import STATES, Ended, Study, as_architecture, as_ranking, finite, one_line, open_store
@@ -34,9 +37,9 @@ from adaptrain.search.unread import Unread
 
 log = logging.getLogger(__name__)
 
-HELLO_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 """An evaluator that was not heard for so long is taken for lost."""
+SILENT_KEPT = 256
 RETRY_SECONDS = 1.0
 TICK_SECONDS = 0.5
 
@@ -48,6 +51,7 @@ class _Evaluator:
     joined: float
     writer: asyncio.StreamWriter
     heard: float
+    """When, of a clock that is never set."""
     ended: int = 0
 
 
@@ -102,8 +106,10 @@ class SearchCoordinator:
         """
         ports = host, control_port, http_port
         told = None if self._jobs is None else self._told_of_jobs
-        server = await listen(self._serve, self.progress, self._metrics.registry, self._token, ports, announce, told)
-        async with server, asyncio.TaskGroup() as tasks:
+        site = Site(self._metrics.registry, self._metrics.refusals, self.progress, told)
+        control = listen(self._serve, site, self._token, ports, announce)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(control.run())
             tasks.create_task(self._write())
             tasks.create_task(self._watch())
             if self._jobs is not None:
@@ -156,52 +162,51 @@ class SearchCoordinator:
             weights=one.weights,
         )
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, guest: Guest) -> None:
         evaluator: _Evaluator | None = None
         orderly = False
+        writer = guest.writer
         try:
-            hello = await asyncio.wait_for(wire.read(reader), HELLO_SECONDS)
-            if hello is None or not welcome(hello, self._token, writer):
-                return
-            evaluator = self._greet(hello, writer)
-            while (frame := await wire.read(reader)) is not None:
+            evaluator = self._greet(*await meet(guest, self._token, FROM_EVALUATOR), writer)
+            while (line := await wire.read(guest.reader)) is not None:
+                frame = FROM_EVALUATOR.check(line)
                 if self._evaluators.get(evaluator.id) is not evaluator:
                     return
-                evaluator.heard = time.time()
-                if frame.get("is") == "leaving":
+                evaluator.heard = time.monotonic()
+                if frame["is"] == "leaving":
                     orderly = True
                     return
                 answer = self._hear(evaluator, frame)
                 if answer is not None:
                     writer.write(wire.encode(answer))
                     await writer.drain()
-        except (wire.BadFrame, KeyError, ValueError, TypeError) as error:
-            log.warning("a connection sent what is no frame of ours: %r", error)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
-            pass
+        except (KeyError, ValueError, TypeError) as error:  # the space's and the study's words are checked by them
+            raise wire.BadFrame(repr(error)[:200]) from error
         finally:
             writer.transport.abort()
             if evaluator is not None and self._evaluators.get(evaluator.id) is evaluator:
                 del self._evaluators[evaluator.id]
                 self._gone(evaluator.id, orderly)
 
-    def _greet(self, hello: wire.Frame, writer: asyncio.StreamWriter) -> _Evaluator:
-        now, id = time.time(), str(hello["id"])
+    def _greet(self, hello: wire.Frame, reply: Reply, writer: asyncio.StreamWriter) -> _Evaluator:
+        now, id = time.time(), hello["id"]
+        if id not in self._evaluators and len(self._evaluators) >= PEERS:
+            raise wire.BadFrame(f"there are {PEERS} evaluators already")
         if (old := self._evaluators.get(id)) is not None:
             old.writer.transport.abort()
-        evaluator = _Evaluator(id, str(hello["name"]), now, writer, now)
+        evaluator = _Evaluator(id, hello["name"], now, writer, time.monotonic())
         self._evaluators[id] = evaluator
         self._silent.pop(id, None)
         self._dispatch.greet(now)
         goes_on = True
         if (has := hello.get("trial")) is not None:
             architecture = as_architecture(has["architecture"])
-            goes_on = self._dispatch.back(id, int(has["number"]), architecture, dict(has["why"]), now)
-        writer.write(wire.encode({"do": "welcome", "number": self.number, "go": goes_on}))
+            goes_on = self._dispatch.back(id, has["number"], architecture, has["why"], now)
+        writer.write(wire.encode(reply({"do": "welcome", "number": self.number, "go": goes_on})))
         return evaluator
 
     def _hear(self, evaluator: _Evaluator, frame: wire.Frame) -> wire.Frame | None:
-        match frame.get("is"):
+        match frame["is"]:
             case "beat":
                 return {"do": "beat"}
             case "ask":
@@ -209,18 +214,16 @@ class SearchCoordinator:
                 return None
             case "report":
                 metrics = finite(frame["metrics"])
-                number = int(frame["trial"])
-                stop = self._dispatch.report(evaluator.id, number, int(frame["step"]), metrics)
+                number = frame["trial"]
+                stop = self._dispatch.report(evaluator.id, number, frame["step"], metrics)
                 return {"do": "stop", "trial": number} if stop else None
             case "offer":
-                number = int(frame["trial"])
+                number = frame["trial"]
                 wanted = self._dispatch.wants_weights(evaluator.id, number, finite(frame["metrics"]))
                 return {"do": "weights", "trial": number, "wanted": wanted}
             case "tell":
-                number, metrics, message = int(frame["trial"]), finite(frame["metrics"]), str(frame.get("message", ""))
-                state = next((known for known in STATES if known == frame["state"]), None)
-                if state is None:
-                    raise wire.BadFrame(f"unknown state {frame['state']!r}")
+                number, metrics, message = frame["trial"], finite(frame["metrics"]), frame.get("message", "")
+                state = frame["state"]
                 weights = None if "weights" not in frame else TrialWeights.model_validate(frame["weights"])
                 found = weights, None if "ranking" not in frame else as_ranking(frame["ranking"])
                 ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), *found)
@@ -228,11 +231,11 @@ class SearchCoordinator:
                     evaluator.ended += 1
                     self._keep(ended)
                     if ended.state == "complete":
-                        self._unread.hear(map(str, frame.get("unread", [])))
+                        self._unread.hear(frame.get("unread", []))
                 self._later(self._answer(evaluator, number))
                 return None
             case other:
-                raise wire.BadFrame(f"unknown frame {other!r}")
+                raise wire.BadFrame(f"a second {other}")
 
     def _later(self, answer: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(answer)
@@ -349,12 +352,15 @@ class SearchCoordinator:
         """Drop who is silent; keep the gauges."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            now = time.time()
+            now = time.monotonic()
             for evaluator in list(self._evaluators.values()):
-                if now - evaluator.heard > SILENCE_SECONDS:
+                if (silence := now - evaluator.heard) > SILENCE_SECONDS:
                     log.warning("%s is silent: another one takes its trial", evaluator.name)
                     del self._evaluators[evaluator.id]
-                    self._silent[evaluator.id] = Silent(id=evaluator.id, name=evaluator.name, since=evaluator.heard)
+                    since = time.time() - silence
+                    self._silent[evaluator.id] = Silent(id=evaluator.id, name=evaluator.name, since=since)
+                    if len(self._silent) > SILENT_KEPT:
+                        del self._silent[next(iter(self._silent))]
                     evaluator.writer.transport.abort()
                     self._gone(evaluator.id, orderly=False)
             dispatch, metrics = self._dispatch, self._metrics

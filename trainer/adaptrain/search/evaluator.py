@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 
-from adaptrain_api.progress import CONTROL_PORT, Result, TrialWeights
+from adaptrain_api.progress import Result, TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from adaptrain.cli import die_with_parent
 from adaptrain.elastic import wire
+from adaptrain.elastic.handshake import HANDSHAKE_SECONDS, introduce
 from adaptrain.errors import InvalidJob, Refused
+from adaptrain.ports import split
 from adaptrain.process import Farewell, WorkerSettings
+from adaptrain.search.frames import FROM_COORDINATOR
 from adaptrain.search.trial import Function, Metrics, Report
 
 log = logging.getLogger(__name__)
@@ -173,7 +176,7 @@ class Evaluator:
                         return ended
                     if key.fileobj is line:
                         for frame in line.receive():
-                            match frame.get("do"):
+                            match frame["do"]:
                                 case "try":
                                     self._start(frame)
                                     said = ""
@@ -183,9 +186,9 @@ class Evaluator:
                                     self._running, ask_at = None, 0.0
                                     ended += 1
                                 case "weights":
-                                    self._keep_weights(int(frame["trial"]), bool(frame["wanted"]))
+                                    self._keep_weights(frame["trial"], frame["wanted"])
                                 case "stop":
-                                    self._prune(int(frame["trial"]))
+                                    self._prune(frame["trial"])
                     elif self._child is not None and key.fd == self._child.output:
                         self._child.read_output()
                     elif self._child is not None and key.fd == self._child.words:
@@ -289,22 +292,25 @@ class Line:
     """A connection to the coordinator."""
 
     def __init__(self, told: WorkerSettings, running: _Running | None) -> None:
-        host, _, port = told.coordinator.rpartition(":")
-        self._socket = socket.create_connection((host, int(port or CONTROL_PORT)), timeout=5)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._pending = b""
-        self.heard = time.monotonic()
-        hello = {"is": "hello", "token": told.token, "protocol": wire.PROTOCOL, "id": told.id, "name": told.name}
+        hello: wire.Frame = {"id": told.id, "name": told.name}
         if running is not None:
             given = running.given
             hello["trial"] = {"number": given["trial"], "architecture": given["architecture"], "why": given["why"]}
-        self.send(hello)
-        while not (answers := self.receive()):
-            pass
-        answer = answers[0]
-        if answer.get("do") == "refuse":
-            raise Refused(f"the coordinator refuses this evaluator: {answer.get('why')}")
-        self.goes_on = bool(answer["go"])
+        self._socket = socket.create_connection(split(told.coordinator), timeout=HANDSHAKE_SECONDS)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            proved, self._pending = introduce(self._socket, told.token, lambda: hello)
+            self._socket.settimeout(SILENCE_SECONDS)
+            answer = FROM_COORDINATOR.check(proved)
+            if answer["do"] == "refuse":
+                raise Refused(f"the coordinator refuses this evaluator: {answer['why']}")
+            if answer["do"] != "welcome":
+                raise wire.BadFrame(f"{answer['do']} is no answer to a hello")
+        except BaseException:
+            self._socket.close()
+            raise
+        self.heard = time.monotonic()
+        self.goes_on: bool = answer["go"]
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -317,13 +323,14 @@ class Line:
 
         Raises:
             _Cut: it was closed.
+            BadFrame: what came is no frame of a coordinator.
         """
         data = self._socket.recv(65536)
         if not data:
             raise _Cut("it closed the connection")
         self.heard = time.monotonic()
         found, self._pending = wire.split(self._pending + data)
-        return found
+        return [FROM_COORDINATOR.check(frame) for frame in found]
 
     def close(self) -> None:
         self._socket.close()

@@ -1,0 +1,103 @@
+"""How a pod's connection to its coordinator begins: each end proves that it knows the job's token, which is not sent.
+
+::
+
+    coordinator  challenge  nonce
+    worker       hello      protocol, id, …, nonce; proof of all that and of the coordinator's nonce
+    coordinator  welcome    number, …; or refuse, why; proof of all that and of both nonces
+
+A worker obeys nothing that was not proved, and a coordinator hears nobody who has not proved. Either closes the
+connection otherwise.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+
+from adaptrain_api.proof import make_nonce, proof, proved
+
+from adaptrain.elastic import wire
+from adaptrain.elastic.frames import Dialect, Nonce
+from adaptrain.elastic.wire import Frame
+
+HANDSHAKE_SECONDS = 5.0
+"""Longest time until both ends have proved who they are."""
+LONGEST = 2 * wire.MAX_FRAME
+
+_CHALLENGE = Dialect("do", {"challenge": {"nonce": Nonce}})
+
+
+class Unproved(wire.BadFrame):
+    """The other end does not know the token."""
+
+
+def challenge() -> Frame:
+    """What a coordinator says first."""
+    return {"do": "challenge", "nonce": make_nonce()}
+
+
+def hello(token: str, challenge: Frame, said: Frame) -> Frame:
+    """What a worker answers to a challenge: what it says of itself, proved."""
+    said = {"is": "hello", "protocol": wire.PROTOCOL, **said, "nonce": make_nonce()}
+    return said | {"proof": proof(token, "worker", str(challenge["nonce"]), _words(said))}
+
+
+def check_hello(token: str, challenge: Frame, said: Frame) -> None:
+    """
+    Raises:
+        Unproved: this hello does not answer the challenge.
+    """
+    if not isinstance(said.get("nonce"), str) or not proved(
+        said.get("proof"), token, "worker", challenge["nonce"], _words(said)
+    ):
+        raise Unproved("a hello that does not prove that its sender knows the token")
+
+
+def answer(token: str, challenge: Frame, hello: Frame, said: Frame) -> Frame:
+    """What a coordinator answers to a hello (``welcome`` or ``refuse``), proved."""
+    return said | {"proof": proof(token, "coordinator", challenge["nonce"], hello["nonce"], _words(said))}
+
+
+def check_answer(token: str, challenge: Frame, hello: Frame, said: Frame) -> None:
+    """
+    Raises:
+        Unproved: this answer is from no coordinator of this job.
+    """
+    if not proved(said.get("proof"), token, "coordinator", challenge["nonce"], hello["nonce"], _words(said)):
+        raise Unproved("what answers at the coordinator's address does not prove that it knows the token")
+
+
+def introduce(sock: socket.socket, token: str, say: Callable[[], Frame]) -> tuple[Frame, bytes]:
+    """A worker's side, on a blocking socket, whose time-out it changes; ``say`` is asked for what it says of itself.
+    Returns the answer, which is proved, and what came after it.
+
+    Raises:
+        BadFrame: the other end does not speak this protocol, or does not know the token.
+        OSError: the connection broke, or the coordinator took too long.
+    """
+    until = time.monotonic() + HANDSHAKE_SECONDS
+    came = b""
+
+    def frame() -> Frame:
+        nonlocal came
+        while b"\n" not in came:
+            if len(came) > LONGEST:
+                raise wire.BadFrame("too long")
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            if not (data := sock.recv(65536)):
+                raise ConnectionError("the coordinator closed the connection")
+            came += data
+        line, _, came = came.partition(b"\n")
+        return wire.decode(line)
+
+    asked = _CHALLENGE.check(frame())
+    greeting = hello(token, asked, say())
+    sock.sendall(wire.encode(greeting))
+    answered = frame()
+    check_answer(token, asked, greeting, answered)
+    return answered, came
+
+
+def _words(said: Frame) -> str:
+    return json.dumps({k: v for k, v in said.items() if k != "proof"}, sort_keys=True, separators=(",", ":"))
