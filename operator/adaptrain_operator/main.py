@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import kopf
@@ -33,11 +33,13 @@ from adaptrain_operator.runtime.runtime import Runtime
 from adaptrain_operator.runtime.searches import SearchReconciler
 from adaptrain_operator.server import serve
 from adaptrain_operator.settings import Settings
+from adaptrain_operator.tasks import forever
 
 logger = logging.getLogger(__name__)
 
 STUCK = 60.0
-"""Seconds without progress after which the kubelet should start us anew."""
+"""Seconds without a turn of the loop after which the kubelet should start us anew. A long queue is no reason to: one
+that starts anew has everything to do."""
 
 
 SEARCHERS = 4
@@ -47,7 +49,11 @@ SEARCHERS = 4
 class Operator:
     """One process, as leader or standing by."""
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, settings: Settings, client: Client, lease_client: Client | None = None) -> None:
+        """
+        Args:
+            lease_client: for the Lease alone, so that no other request keeps its renewal waiting; absent: ``client``.
+        """
         self._settings = settings
         self._client = client
         self._cache = Cache()
@@ -57,7 +63,11 @@ class Operator:
             client, self._cache, self._queue, self._searches, settings.namespaces, settings.resync_seconds
         )
         self._election = Election(
-            client, settings.lease_namespace, settings.lease_name, settings.identity, settings.lease_seconds
+            lease_client or client,
+            settings.lease_namespace,
+            settings.lease_name,
+            settings.identity,
+            settings.lease_seconds,
         )
         self._leading = False
         self._beat = time.monotonic()
@@ -95,11 +105,16 @@ class Operator:
 
     async def _lead(self) -> int:
         self._leading = True
+        self._mark()
         metrics.LEADER.set(1)
         settings, runtime = self._settings, self._runtime
         events, leases = Events(self._client, settings.identity), NodeLeases(self._client)
         self._cache.sees_nodes = await self._may_see_nodes()
-        puller = Puller(changed=self._heard, distrusted=lambda key: reconciler.distrust(key))
+        puller = Puller(
+            changed=self._heard,
+            distrusted=lambda key: reconciler.distrust(key),
+            moved=lambda key: self._moved(key, reconciler),
+        )
         reconciler = Reconciler(
             self._client, self._cache, self._queue, puller, leases, events, settings.default_image, settings.defaults
         )
@@ -107,16 +122,16 @@ class Operator:
         tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}
         try:
             await self._list_first(tasks)
+            tasks.add(asyncio.create_task(self._watch(runtime), name="watches"))
             tasks |= {
-                asyncio.create_task(work, name=name)
-                for name, work in {
-                    "watches": self._watch(runtime),
-                    "resync": runtime.resync(),
-                    "events": events.send(),
-                    "gauges": runtime.measure(self._mark),
-                    **{f"worker {n}": runtime.work(self._queue, reconciler) for n in range(settings.concurrency)},
-                    **{f"searcher {n}": runtime.work(self._searches, searches) for n in range(SEARCHERS)},
-                }.items()
+                asyncio.create_task(forever(name, kind, work), name=name)
+                for name, kind, work in [
+                    ("resync", "resync", runtime.resync),
+                    ("events", "events", events.send),
+                    ("gauges", "gauges", lambda: runtime.measure(self._mark)),
+                    *self._workers(settings.concurrency, "worker", self._queue, reconciler),
+                    *self._workers(SEARCHERS, "searcher", self._searches, searches),
+                ]
             }
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return self._verdict(done)
@@ -126,6 +141,14 @@ class Operator:
                 task.cancel()
             await asyncio.wait(tasks, timeout=5)
             await puller.close()
+
+    def _workers(
+        self, count: int, kind: str, queue: Queue[tuple[str, str]], reconciler: Reconciler | SearchReconciler
+    ) -> list[tuple[str, str, Callable[[], Awaitable[None]]]]:
+        def work() -> Awaitable[None]:
+            return self._runtime.work(queue, reconciler, self._election.leads)
+
+        return [(f"{kind} {number}", kind, work) for number in range(count)]
 
     async def _list_first(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Nothing is decided before everything was listed once."""
@@ -189,13 +212,21 @@ class Operator:
     def _heard(self, key: tuple[str, str]) -> None:
         """A coordinator said something new."""
         self._queue.add(key, 0.01)
+        self._tell_searches(key, 0.01)
+
+    def _moved(self, key: tuple[str, str], reconciler: Reconciler) -> None:
+        """A coordinator said nothing new but numbers."""
+        self._queue.add(key, reconciler.until_progress(key), aside=True)
+        self._tell_searches(key, 1.0)
+
+    def _tell_searches(self, key: tuple[str, str], after: float) -> None:
         namespace, name = key
-        search = namespace, name.removesuffix(POOL)
-        if search != key and self._cache.search(search) is not None:
-            self._searches.add(search, 0.01)
-        owner = self._cache.search_of(key)
-        if owner is not None:
-            self._searches.add(owner, 0.01)
+        pool_of = namespace, name.removesuffix(POOL)
+        if pool_of != key and self._cache.search(pool_of) is not None:
+            self._searches.add(pool_of, after)
+        search = self._cache.search_of(key)
+        if search is not None:
+            self._searches.add(search, after)
 
     def _mark(self) -> None:
         self._beat = time.monotonic()
@@ -205,9 +236,7 @@ class Operator:
         if not self._leading:
             asked = now - self._election.attempted
             return None if asked < STUCK else f"the API server was last asked {asked:.0f} s ago"
-        if self._queue.overdue() > STUCK:
-            return f"a job has waited for {self._queue.overdue():.0f} s"
-        return None
+        return None if now - self._beat < STUCK else f"the loop has not turned for {now - self._beat:.0f} s"
 
     def _unready(self) -> str | None:
         """Standing by is being ready: a Deployment's update must not wait for us to lead."""
@@ -218,10 +247,12 @@ class Operator:
 
 async def run(settings: Settings) -> int:
     client = await Client.connect(naming.FIELD_MANAGER, _observe)
+    lease_client = await Client.connect(naming.FIELD_MANAGER, _observe)
     try:
-        return await Operator(settings, client).run()
+        return await Operator(settings, client, lease_client).run()
     finally:
         await client.close()
+        await lease_client.close()
 
 
 def _observe(verb: str, kind: str, code: int, seconds: float) -> None:

@@ -31,6 +31,11 @@ DECISIONS_REDUCED = Counter(
     ["without"],
     registry=REGISTRY,
 )
+EVENTS_DROPPED = Counter(
+    "adaptrain_operator_events_dropped_total",
+    "Events that were not sent since their object or namespace had too many.",
+    registry=REGISTRY,
+)
 UNREADABLE = Counter(
     "adaptrain_operator_objects_unreadable_total",
     "Objects that the API server sent and that could not be read, by kind.",

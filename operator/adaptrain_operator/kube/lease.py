@@ -32,6 +32,8 @@ class Election:
         self._seconds = seconds
         self._lease: Object | None = None
         self._seen: tuple[str, float] = ("", 0.0)
+        self._until = 0.0
+        """When this process stops to lead unless it renews before; 0: it doesn't lead."""
         self.attempted = time.monotonic()
         """When the API server was last asked: a candidate that stopped asking is stuck."""
 
@@ -48,19 +50,21 @@ class Election:
         logger.info("leading as %s", self._identity)
 
     async def hold(self) -> None:
-        """Renew for as long as possible; returns when the lead is lost."""
-        renewed = time.monotonic()
-        while time.monotonic() - renewed < self._seconds * 2 / 3:
-            await asyncio.sleep(self.retry)
-            began = time.monotonic()
-            if await self._try("renewed"):
-                renewed = began
-            elif self._taken():
+        """Renew for as long as possible; returns when the lead is lost, well before another may take it."""
+        while (left := self._until - time.monotonic()) > 0:
+            await asyncio.sleep(min(self.retry, left))
+            if not await self._try("renewed") and self._taken():
                 break
+        self._until = 0.0
         logger.error("the lead was lost")
+
+    def leads(self) -> bool:
+        """Whether nobody else can lead yet, even if this process was stopped for a while and doesn't know it."""
+        return time.monotonic() < self._until
 
     async def release(self) -> None:
         """Let the next candidate lead at once."""
+        self._until = 0.0
         if self._lease is None or self._holder() != self._identity:
             return
         self._lease["spec"]["holderIdentity"] = ""
@@ -76,14 +80,20 @@ class Election:
         return self._holder() not in ("", self._identity)
 
     async def _try(self, what: str) -> bool:
-        self.attempted = time.monotonic()
+        began = self.attempted = time.monotonic()
         limit = max(1.0, self._seconds / 3)
+        if self._until:
+            limit = min(limit, max(0.0, self._until - began))
         try:
             async with asyncio.timeout(limit):
-                return await self._attempt()
+                held = await self._attempt()
         except (ApiError, TimeoutError) as problem:
-            logger.warning("the lease was not %s: %s", what, problem)
+            logger.warning("the lease was not %s: %s", what, str(problem) or f"no answer within {limit:.1f} s")
             return False
+        if held:
+            # From before the request: the API server may have written it long before it answered.
+            self._until = began + self._seconds * 2 / 3
+        return held
 
     async def _attempt(self) -> bool:
         try:

@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 import logging
-import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from adaptrain_operator import clock, metrics
+from adaptrain_operator.budget import Bucket
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube.client import Client
@@ -17,7 +18,14 @@ from adaptrain_operator.kube.kinds import EVENT
 logger = logging.getLogger(__name__)
 
 AGAIN_AFTER = 600.0
-REMEMBERED = 4096
+AT_ONCE, PER_SECOND = 20, 1 / 15
+"""Events of one object: at once, and then in the long run."""
+REMEMBERED, REMEMBERED_WORDS = 4096, 32
+"""Objects, and events of each, of which it is known what was said."""
+MESSAGE = 1024
+"""Characters that the API server takes."""
+WAITING = 200
+"""Events of a namespace that wait to be sent."""
 
 
 class Subject(Protocol):
@@ -33,29 +41,78 @@ class Subject(Protocol):
     def uid(self) -> str: ...
 
 
+class _Said:
+    """What was said of an object, and what may be."""
+
+    __slots__ = ("bucket", "words")
+
+    def __init__(self) -> None:
+        self.bucket = Bucket(PER_SECOND, AT_ONCE)
+        self.words: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+
+class _Outbox:
+    """What waits to be sent: one of each namespace in turn, and not more of one than there is room for."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[str, deque[dict[str, Any]]] = OrderedDict()
+        self._filled = asyncio.Event()
+
+    def put(self, namespace: str, body: dict[str, Any]) -> bool:
+        """Whether there was room."""
+        waiting = self._waiting.setdefault(namespace, deque())
+        if len(waiting) >= WAITING:
+            return False
+        waiting.append(body)
+        self._filled.set()
+        return True
+
+    async def get(self) -> tuple[str, dict[str, Any]]:
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        namespace, waiting = self._waiting.popitem(last=False)
+        body = waiting.popleft()
+        if waiting:
+            self._waiting[namespace] = waiting
+        return namespace, body
+
+    def qsize(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+
 class Events:
-    """The same words about the same job or search are said once in ten minutes."""
+    """The same words about the same job or search are said once in ten minutes.
+
+    An object that has much to say costs others nothing: each has a bucket of its own, and namespaces take turns.
+    """
 
     def __init__(self, client: Client, identity: str) -> None:
         self._client = client
         self._identity = identity
-        self._said: OrderedDict[tuple[str, str, str], float] = OrderedDict()
-        self._outbox: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(maxsize=1000)
+        self._said: OrderedDict[str, _Said] = OrderedDict()
+        self._outbox = _Outbox()
 
     def tell(self, job: Subject, event: Event) -> None:
-        key = (job.uid, event.reason, event.message)
-        now = time.time()
-        if now - self._said.get(key, 0.0) < AGAIN_AFTER:
-            return
-        self._said[key] = now
-        self._said.move_to_end(key)
+        said = self._said.pop(job.uid, None) or _Said()
+        self._said[job.uid] = said
         if len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
-        logger.info("%s: %s", event.reason, event.message, extra={"job": f"{job.namespace}/{job.name}"})
-        try:
-            self._outbox.put_nowait((job.namespace, self._body(job, event, now)))
-        except asyncio.QueueFull:
-            logger.warning("too many events: one was dropped")
+        key, now = (event.reason, event.message[:MESSAGE]), clock.now()
+        if now - said.words.get(key, -AGAIN_AFTER) < AGAIN_AFTER:
+            return
+        where = {"job": f"{job.namespace}/{job.name}"}
+        if not said.bucket.take():
+            metrics.EVENTS_DROPPED.inc()
+            logger.debug("dropped, since it has had many: %s: %s", event.reason, event.message, extra=where)
+            return
+        said.words[key] = now
+        said.words.move_to_end(key)
+        if len(said.words) > REMEMBERED_WORDS:
+            said.words.popitem(last=False)
+        logger.info("%s: %s", event.reason, event.message, extra=where)
+        if not self._outbox.put(job.namespace, self._body(job, event, now)):
+            metrics.EVENTS_DROPPED.inc()
 
     async def send(self) -> None:
         """Send what was told, for ever."""
@@ -82,7 +139,7 @@ class Events:
             },
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:1024],
+            "message": event.message[:MESSAGE],
             "source": {"component": naming.FIELD_MANAGER},
             "reportingComponent": naming.FIELD_MANAGER,
             "reportingInstance": self._identity,

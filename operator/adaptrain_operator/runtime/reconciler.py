@@ -18,6 +18,7 @@ from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
 from adaptrain_operator import clock, metrics
+from adaptrain_operator.budget import Bucket
 from adaptrain_operator.core import children, naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.containers import timestamp
@@ -35,14 +36,20 @@ from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.leases import NodeLeases
 from adaptrain_operator.runtime.queue import Queue
+from adaptrain_operator.runtime.statuses import (
+    RESERVES,
+    STATUS_AT_ONCE,
+    STATUS_PER_SECOND,
+    URGENT,
+    only_fast,
+    progress_every,
+    without_empty,
+)
 
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-FAST = frozenset({"step", "epoch", "loss", "metric", "eta"})
-"""Status fields that change all the time while a job trains."""
-FAST_EVERY = 2.0
 CLAIM_EVERY = 4.0
 DECIDE_AGAIN = 30.0
 """Seconds until a job is decided again whose decision failed."""
@@ -51,7 +58,9 @@ DECIDE_AGAIN = 30.0
 class Contacts(Protocol):
     """The rest of the operator's view of coordinators."""
 
-    def ask(self, key: Key, number: int, address: str, node: str | None, token: str) -> None: ...
+    @property
+    def asked(self) -> int: ...
+    def ask(self, key: Key, number: int, address: str, node: str | None, token: str, settled: bool = False) -> None: ...
     def stop(self, key: Key) -> None: ...
     def contact(self, key: Key) -> Contact: ...
     def say(self, key: Key, trials: TrialReports | None) -> None: ...
@@ -77,6 +86,7 @@ class _Memory:
     claim_name: str = ""
     claim_read: float = 0.0
     status_written: float = 0.0
+    writes: Bucket = field(default_factory=lambda: Bucket(STATUS_PER_SECOND, STATUS_AT_ONCE))
 
 
 class Reconciler:
@@ -136,6 +146,12 @@ class Reconciler:
         if memory is not None:
             memory.token = None
         self._queue.add(key, 1.0)
+
+    def until_progress(self, key: Key) -> float:
+        """Seconds until it may be written again how far a job has come."""
+        memory = self._memories.get(key)
+        written = 0.0 if memory is None else memory.status_written
+        return max(0.0, written + progress_every(self._contacts.asked) - clock.now())
 
     def forget_applied(self) -> None:
         """Apply once more what isn't watched, the next time that each job is decided."""
@@ -275,7 +291,9 @@ class Reconciler:
         if plan.ask is not None:
             number, address = plan.ask
             node = next((pod.node for _, pod in self._cache.pods(key, job.uid) if pod.ip == address), None)
-            self._contacts.ask(key, number, address, node, await self._token(memory, job))
+            calm = not plan.create and not plan.delete
+            settled = calm and plan.status.phase == "Running" and plan.status.ready_replicas == job.spec.wanted_workers
+            self._contacts.ask(key, number, address, node, await self._token(memory, job), settled)
         elif plan.status.phase in ("Succeeded", "Failed", "Suspended"):
             self._contacts.stop(key)
         for event in plan.events:
@@ -314,13 +332,16 @@ class Reconciler:
         change: Object = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
         if not change:
             return
-        if _only_fast(change, before):
-            left = memory.status_written + FAST_EVERY - clock.now()
+        if only_fast(change, before):
+            left = self.until_progress(key)
             if left > 0:
-                self._queue.add(key, left)
+                self._queue.add(key, left, aside=True)
                 return
+        elif not change.keys() & URGENT and not memory.writes.take():
+            self._queue.add(key, memory.writes.wait(), aside=True)
+            return
         body: Object = {"status": change}
-        if change.keys() & {"nextWorker", "coordinator"}:
+        if change.keys() & RESERVES:
             # Numbers are reserved: from what we read, or not at all.
             body["metadata"] = {"resourceVersion": raw["metadata"]["resourceVersion"]}
         try:
@@ -446,21 +467,3 @@ def _single(claim: Claim) -> bool:
 
 def _role(name: str) -> str:
     return naming.COORDINATOR if f"-{naming.COORDINATOR}-" in name else naming.WORKER
-
-
-def without_empty(status: Object) -> Object:
-    """The API server fills in empty lists, so absent and empty must mean the same."""
-    return {name: value for name, value in status.items() if value not in ([], {}, None)}
-
-
-def _only_fast(change: Object, before: Object) -> bool:
-    """Whether nothing is new but numbers that change all the time, and sentences that contain them."""
-    if not change.keys() - FAST:
-        return True
-    if change.keys() - FAST - {"conditions"}:
-        return False
-    return _truths(change["conditions"]) == _truths(before.get("conditions"))
-
-
-def _truths(conditions: list[Object] | None) -> list[tuple[Any, ...]]:
-    return [(one["type"], one["status"], one["reason"], one.get("observedGeneration")) for one in conditions or []]

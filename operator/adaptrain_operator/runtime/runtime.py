@@ -56,7 +56,7 @@ class Runtime:
             self._relist_at = time.monotonic() + SETTLE
             self._relisted.set()
         deleted = event["type"] == "DELETED"
-        for job in self._cache.drop(kind, obj) if deleted else self._cache.put(kind, obj):
+        for job in self._cache.drop(kind, obj) if deleted else self._put(kind, obj):
             self._queue.add(job, COALESCE)
         if (search := _search(kind, obj)) is not None:
             self._searches.add(search, COALESCE)
@@ -84,10 +84,20 @@ class Runtime:
                 meta = obj["metadata"]
                 seen.add((meta.get("namespace") or "", meta["name"]))
                 version = max(version, listed)
-                for job in self._cache.put(kind, obj):
+                for job in self._put(kind, obj):
                     self._queue.add(job, COALESCE)
             for job in self._cache.keep_only(kind, seen, version, (namespace,) if namespace else ()):
                 self._queue.add(job)
+
+    def _put(self, kind: Kind, obj: Object) -> set[Key]:
+        """Take in a state. One object that can't be read must not keep the others from being seen."""
+        try:
+            return self._cache.put(kind, obj)
+        except Exception:
+            metrics.UNREADABLE.labels(kind.name).inc()
+            meta = obj.get("metadata") or {}
+            logger.exception("a %s can't be read: %s/%s", kind.name, meta.get("namespace"), meta.get("name"))
+            return set()
 
     async def resync(self) -> None:
         """List again from time to time, and soon after a watch had to begin anew."""
@@ -115,12 +125,18 @@ class Runtime:
                 return
             await asyncio.sleep(left)
 
-    async def work(self, queue: Queue[Key], reconciler: Reconciler | SearchReconciler) -> None:
-        """One worker of a queue, for ever."""
+    async def work(
+        self, queue: Queue[Key], reconciler: Reconciler | SearchReconciler, leads: Callable[[], bool] = lambda: True
+    ) -> None:
+        """One worker of a queue, as long as this process leads; for ever, if it goes on to."""
         while True:
             key = await queue.get()
             began = time.monotonic()
             try:
+                if not leads():
+                    # A process that was stopped for a while finds out here, before its election does.
+                    queue.add(key, 1.0)
+                    continue
                 async with asyncio.timeout(120):
                     await reconciler.reconcile(key)
             except (Conflict, NotFound):
@@ -147,6 +163,7 @@ class Runtime:
         """Keep the gauges."""
         while True:
             metrics.QUEUE_DEPTH.set(self._queue.depth())
+            metrics.QUEUE_WAIT.set(self._queue.overdue())
             for phase, count in self._cache.phases().items():
                 metrics.JOBS.labels(phase).set(count)
             beat()

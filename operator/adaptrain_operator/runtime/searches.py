@@ -21,7 +21,8 @@ from adaptrain_operator.kube.kinds import JOB, SEARCH
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.queue import Queue
-from adaptrain_operator.runtime.reconciler import Contacts, without_empty
+from adaptrain_operator.runtime.reconciler import Contacts
+from adaptrain_operator.runtime.statuses import without_empty
 
 logger = logging.getLogger(__name__)
 
