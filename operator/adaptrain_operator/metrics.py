@@ -1,6 +1,9 @@
-"""The operator's own Prometheus metrics. A job's name is never a label: their number has no bound."""
+"""The operator's own Prometheus metrics. A job's name is never a label of them, since the number of jobs has no bound;
+``standing`` names a bounded number of jobs that failed or wait."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from adaptrain_operator.standing import Standing
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -65,6 +68,8 @@ PULLS = Counter(
     registry=REGISTRY,
 )
 JOBS = Gauge("adaptrain_operator_jobs", "Jobs, by phase.", ["phase"], registry=REGISTRY)
+STANDING = Standing()
+REGISTRY.register(STANDING)
 LEADER = Gauge("adaptrain_operator_leader", "1 while this process holds the Lease.", registry=REGISTRY)
 RESYNCS = Counter(
     "adaptrain_operator_resyncs_total", "Listings of everything, by outcome.", ["outcome"], registry=REGISTRY

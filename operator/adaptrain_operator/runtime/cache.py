@@ -6,7 +6,7 @@ So a decision always sees our own last write, which is what keeps it from making
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adaptrain_operator import clock
@@ -131,6 +131,10 @@ class Cache:
             phase = (entry.value.get("status") or {}).get("phase") or "Pending"
             counts[phase] = counts.get(phase, 0) + 1
         return counts
+
+    def raw_jobs(self) -> Iterator[Object]:
+        """All jobs, as the API server has them."""
+        return (entry.value for entry in self._objects[JOB.name].values())
 
     def pods(self, key: Key, uid: str) -> list[tuple[str, Pod]]:
         """The pods that a job of this uid owns, with their role."""
