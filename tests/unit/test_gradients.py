@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.elastic.control import Control
-from adaptrain.elastic.gradients import Gradients
+from adaptrain.elastic.gradients import Gradients, Said
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.sockets import GroupSockets
 from torch import nn
@@ -65,8 +65,8 @@ def test_members_sum_what_one_computes(bucket_bytes: int) -> None:
             mine = parts[(group.rank + turn) % 3]
             for part in mine:
                 gradients.add(model(part), group if part is mine[-1] else None)
-            gradients.sum(group, vote=1.0)
-        return [p.grad.clone() for p in model.parameters() if p.grad is not None], gradients.loss, gradients.votes
+            gradients.sum(group, Said(vote=1.0))
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None], gradients.loss, gradients.said.vote
 
     answers = together(3, act)
     loss = alone(x)
@@ -169,3 +169,34 @@ def test_gradients_that_somebody_replaced_are_summed_all_the_same() -> None:
     gradients.clip(1.0)
     assert model.weight.grad is not None
     assert model.weight.grad.tolist() == [[pytest.approx(3**-0.5), pytest.approx(3**-0.5)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parts_count_by_their_weight(dtype: torch.dtype) -> None:
+    """Means over 300, 1 and no terms make the mean over 301, also where numbers of 8 bits can't count them."""
+    weights, losses = [300.0, 1.0, 0.0], [2.0, 4.0, 8.0]
+
+    def act(group: Group) -> tuple[float, float, float]:
+        model = nn.Linear(1, 1, bias=False).to(dtype)
+        nn.init.ones_(model.weight)
+        gradients = gradients_of(model, 1000)
+        gradients.zero()
+        weight = weights[group.rank]
+        gradients.add(model.weight.sum() * losses[group.rank] * weight / 3, group, weight)
+        gradients.sum(group)
+        gradients.weigh(3)
+        assert model.weight.grad is not None
+        return gradients.loss, gradients._norm, float(model.weight.grad)
+
+    expected = (300 * 2 + 4) / 301
+    for found in together(3, act):
+        assert found == (pytest.approx(expected, rel=1e-2 if dtype == torch.bfloat16 else 1e-12),) * 3
+
+
+def test_a_mean_over_nothing_is_no_number() -> None:
+    model = nn.Linear(1, 1)
+    gradients = gradients_of(model, 1000)
+    gradients.zero()
+    gradients.sum(ALONE)
+    gradients.weigh(3)
+    assert gradients.not_finite() == "the loss became nan"

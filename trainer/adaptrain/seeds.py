@@ -59,6 +59,21 @@ def seed_torch(seed: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
+def seed_global(seed: int) -> None:
+    """Seed the process's own generators: torch's, Python's and NumPy's."""
+    seed_torch(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def seed_sample(seed: int, index: int) -> None:
+    """Seed the process's own generators for the making of one sample, which happens on the CPU."""
+    own = derive(seed, index)
+    torch.default_generator.manual_seed(own)
+    random.seed(own)
+    np.random.seed(own % 2**32)
+
+
 def derive(*parts: int | str) -> int:
     """A seed in [0, 2**63) from what it is for."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()

@@ -6,10 +6,11 @@ from typing import Any, Protocol, cast
 
 import torch
 from adaptrain_api.components import DataSource
-from torch.utils.data import default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from adaptrain.errors import InvalidJob
 from adaptrain.load import call, find
+from adaptrain.seeds import seed_sample
 
 
 class _MapStyle(Protocol):
@@ -27,12 +28,20 @@ class Split:
     def __len__(self) -> int:
         return len(self._source[0]) if isinstance(self._source, tuple) else len(self._source)
 
-    def fetch(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs [n, …] and classes int64 [n] of the samples with these ids int64 [n]."""
+    def fetch(self, ids: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs [n, …] and classes int64 [n] of the samples with these ids int64 [n]; what they draw depends on the
+        seed."""
         if isinstance(self._source, tuple):
             return self._source[0][ids], self._source[1][ids]
-        x, y = default_collate([self._source[i] for i in ids.tolist()])
+        x, y = default_collate([seeded(self._source, i, seed) for i in ids.tolist()])
         return x, y
+
+
+def seeded(data: "_MapStyle", index: int, seed: int) -> Any:
+    """A sample; what it draws from the process's own generators depends on the seed and its number alone."""
+    if type(data) is not TensorDataset:
+        seed_sample(seed, index)
+    return data[index]
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ class BatchStatistics:
         self._before.clear()
         self._group = self._broken = None
 
+    def before(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the model as it was when the step that is under way began."""
+        return self._before[id(tensor)][1] if id(tensor) in self._before else tensor
+
     def sum(self, tensor: torch.Tensor) -> bool:
         """Sum over all members, in place. Whether that succeeded."""
         if self._group is None or self._broken is not None:

@@ -17,10 +17,12 @@ from adaptrain.elastic.group import Group, GroupBroken
 
 BUCKET_BYTES = 25 << 20
 """As DistributedDataParallel's: large enough for the network, small enough to be sent early."""
-TAIL = 3
+TAIL = 6
 """Elements at the end of the last bucket, which is sent when backward is over."""
-VOTE, LOSS = -3, -2
-"""Places in it: what the task counts, and the loss. The last one is the group's own (see ``Group.sum``)."""
+KEEP, PLACE, WEIGHT, VOTE, LOSS = -6, -5, -4, -3, -2
+"""Places in it: see ``Said``; and the loss. The last one is the group's own (see ``Group.sum``)."""
+EXACT = torch.float32.itemsize
+"""Bytes of the smallest type that holds them: where all gradients are of a smaller one, they are a buffer apart."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class _Bucket:
     """A piece of a flat buffer."""
     after: int
     """How many gradients must be complete before it can be sent."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """Numbers of members, or their sums, that travel with the gradients. Sums of whole numbers below 2^24 are exact."""
+
+    vote: float = 0.0
+    """For the task to count."""
+    place: float = 0.0
+    """Where in the data this member is, as a small whole number: the same on all members."""
+    keep: float = 0.0
+    """Whether the weights of before this step are the best."""
+
+
+NOTHING = Said()
 
 
 class Gradients:
@@ -72,9 +89,9 @@ class Gradients:
         """What the optimizer takes for the gradient of that part."""
         return view
 
-    def add(self, loss: torch.Tensor, group: Group | None = None) -> None:
+    def add(self, loss: torch.Tensor, group: Group | None = None, weight: float = 0.0) -> None:
         """Add a part of the batch's loss, and its gradient. With a group, complete buckets are sent meanwhile: this is
-        the last part.
+        the last part. ``weight`` is its part of what ``weigh`` divides by.
 
         Raises:
             RuntimeError: a gradient changed after it was sent.
@@ -92,14 +109,15 @@ class Gradients:
                 " torch.utils.checkpoint use_reentrant=False"
             )
         self._tail[LOSS] += loss.detach().to(self._tail)
+        self._tail[WEIGHT] += weight
 
-    def sum(self, group: Group, vote: float = 0.0) -> None:
-        """Sum the gradients, the losses and the votes over all members, in place.
+    def sum(self, group: Group, said: Said = NOTHING) -> None:
+        """Sum the gradients, the losses and what members say over all of them, in place.
 
         Raises:
             GroupBroken: somebody was lost meanwhile; all that was added is void.
         """
-        self._tail[VOTE] = vote
+        self._tail[VOTE], self._tail[PLACE], self._tail[KEEP] = said.vote, said.place, said.keep
         *early, last = self._buckets
         try:
             with group.together():
@@ -110,7 +128,7 @@ class Gradients:
             if group.abandoned:  # its thread may yet write into what it was to sum
                 self._allocate()
             raise
-        norms = [torch.linalg.vector_norm(flat[:-TAIL] if flat is self._flats[-1] else flat) for flat in self._flats]
+        norms = [torch.linalg.vector_norm(flat[:-TAIL] if flat is self._tail else flat) for flat in self._flats]
         self._norm = math.hypot(*map(float, norms))
 
     @property
@@ -119,9 +137,19 @@ class Gradients:
         return float(self._tail[LOSS])
 
     @property
-    def votes(self) -> int:
-        """The votes of all members, once they were summed."""
-        return round(float(self._tail[VOTE]))
+    def said(self) -> Said:
+        """What all members said, once it was summed."""
+        keep, place, _, vote, *_ = self._tail[-TAIL:].tolist()
+        return Said(vote, place, keep)
+
+    def weigh(self, total: float) -> None:
+        """Let the parts' weights, once they were summed, add up to ``total``: parts were added in proportion to their
+        weight, divided by ``total``. With no weight at all there is no mean: the loss is no number."""
+        if (weight := float(self._tail[WEIGHT])) != total:
+            factor = total / weight if weight else math.nan
+            self._scale(factor)
+            self._norm *= factor
+            self._tail[LOSS] *= factor
 
     def not_finite(self) -> str | None:
         """What is infinite or no number, in words: the same on all members, once it was summed."""
@@ -137,8 +165,11 @@ class Gradients:
     def clip(self, most: float) -> None:
         """Scale all down together if their norm is larger (Pascanu et al., 2013)."""
         if self._norm > most:
-            for flat in self._flats:
-                flat.mul_(most / self._norm)
+            self._scale(most / self._norm)
+
+    def _scale(self, factor: float) -> None:
+        for flat in self._flats:
+            (flat[:-TAIL] if flat is self._tail else flat).mul_(factor)
 
     def _allocate(self) -> None:
         """Make the flat buffers, cut into buckets, and for each parameter its gradient, which is a view of one."""
@@ -150,7 +181,7 @@ class Gradients:
         for kind in reversed(kinds):
             alike = {name: self._own(p) for name, p in self._named.items() if (p.dtype, p.device) == kind}
             places = [i for i, p in enumerate(self._named.values()) if (p.dtype, p.device) == kind]
-            last = len(self._flats) == len(kinds) - 1
+            last = len(self._flats) == len(kinds) - 1 and kind[0].itemsize >= EXACT
             length = sum(p.numel() for p in alike.values())
             # Written now: the first step, for which others may wait, finds its memory there.
             flat = torch.empty(length + TAIL * last, dtype=kind[0], device=kind[1]).zero_()
@@ -164,6 +195,9 @@ class Gradients:
                     cut += each
             buckets.append(_Bucket(flat[cut:], len(self._named) + 1 if last else places[-1] + 1))
             self._flats.append(flat)
+        if not last:
+            self._flats.append(torch.zeros(TAIL, dtype=torch.float32, device=flat.device))
+            buckets.append(_Bucket(self._flats[-1], len(self._named) + 1))
         self._buckets = sorted(buckets, key=lambda bucket: bucket.after)
         self._tail = self._flats[-1]
         self.attach()

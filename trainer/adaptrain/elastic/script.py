@@ -17,6 +17,7 @@ was applied or after a pass, never before one: who joins in the middle of a pass
 """
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from torch.utils.data import default_collate
 
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.device import settle
+from adaptrain.elastic.gradients import Said
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
@@ -43,7 +45,10 @@ from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.process import Farewell, end, failed, leave_behind, settings
-from adaptrain.seeds import derive, seed_torch
+from adaptrain.seeds import derive, seed_global
+
+PLACES = 4096
+"""Places in the data are told apart by so many numbers: sums of them over 4,096 workers are exact in float32."""
 
 
 class Disagreement(Exception):
@@ -122,6 +127,9 @@ class Elastic:
         """Ids of the samples that the loop's body has, until it calls ``step``."""
         self._done = 0
         """Samples of this worker's part that it called ``step`` for."""
+        self._weight: float | None = None
+        """Terms that the loss of this batch is the mean of; None: one for each sample."""
+        self._best_wanted = False
         self._began = 0.0
         self._pass_over = False
         self._final: dict[str, Any] | None = None
@@ -166,16 +174,31 @@ class Elastic:
             for part in torch.split(ids, self._micro_batch or len(ids)):
                 if not self._goes_on(group):
                     break
-                self._given = part
-                yield self._collate(self._source.samples(part))
+                batch = self._load(part)
+                try:
+                    yield batch
+                except GeneratorExit:
+                    self._end_pass()
+                    raise
                 if self._given is not None:
                     raise RuntimeError("the loop's body must call elastic.step(loss) once for each batch")
+
+    def weight(self, n: float | torch.Tensor) -> None:
+        """Say, before ``step``, how many terms the loss of this batch is the mean of, such as tokens that are no
+        padding: the step then takes the mean over all terms of all workers. Else each sample counts alike.
+
+        Raises:
+            ValueError: it is negative, infinite or no number.
+        """
+        if not 0 <= float(n) < math.inf:
+            raise ValueError(f"elastic.weight({float(n)}): how many terms the loss is the mean of must be at least 0")
+        self._weight = float(n)
 
     def step(self, loss: torch.Tensor, *, clip_norm: float | None = None) -> bool:
         """Take one optimizer step with the gradient of the mean loss over the global batch.
 
         Args:
-            loss: the mean over the samples that the loop gave: a scalar.
+            loss: the mean over the samples that the loop gave, or over as many terms as ``weight`` said: a scalar.
             clip_norm: largest norm of the gradient, over all parameters together.
 
         Returns:
@@ -190,6 +213,7 @@ class Elastic:
             raise RuntimeError("elastic.step(loss) belongs into a loop over elastic, once for each batch")
         total, part = self._batch
         group, given, self._given = self._offered, len(self._given), None
+        weight, self._weight = given if self._weight is None else self._weight, None
         c, state = self._task.state.counters, self._task.state
         self._done += given
         last = self._done >= part
@@ -199,32 +223,36 @@ class Elastic:
             state.gradients.attach()
         # Backward passes that exchange statistics keep the order of sums to themselves.
         exchanged = state.statistics.exchanged
-        if part:
-            state.gradients.add(loss * (given / total), group if last and not exchanged else None)
+        if part and weight:
+            state.gradients.add(loss * (weight / total), group if last and not exchanged else None, weight)
         elif exchanged:
             state.gradients.add(loss.nan_to_num() * 0)
         settle(state.device)
         if not last:
             return False
+        self._share_random()
         self._batch = self._offered = None
         self._shares.took(part, time.perf_counter() - self._began - group.waited)
         spoiled, over = None, False
         with self._loop.attempt():
             state.statistics.check()
-            mean = self._sum(group)
+            said = self._sum(group)
+            state.gradients.weigh(total)
             spoiled = state.gradients.not_finite()
+            if said.keep:
+                self._keep_best()
             if spoiled is None:
                 state.step(clip_norm)
             else:
                 state.statistics.end(applied=False)
                 self._task.non_finite.pass_over(group, state, spoiled)
-            over = True
+            over, self._best_wanted = True, False
         state.statistics.end(applied=False)  # of a step that is discarded
         if over:
             state.applied(group)
             if spoiled is None:
                 self._session.trace.applied(group, c)
-                self._task.losses.append(mean)
+                self._task.losses.append(state.gradients.loss)
                 self._session.metrics.samples.inc(part)
                 self._task.non_finite.applied(state)
                 c.step += 1
@@ -240,10 +268,17 @@ class Elastic:
         }
 
     def keep_best(self) -> None:
-        """Take the present weights for those that training leaves behind; else the last ones are."""
-        c = self._task.state.counters
-        c.best, c.best_step = dict(c.metrics), c.step
-        self._task.state.keep_best()
+        """Take the present weights for those that training leaves behind; else the last ones are.
+
+        They are taken when the next step begins, or at the end; of the workers it is the group's first one that
+        decides, since others may have rounded in another way.
+        """
+        self._best_wanted = True
+
+    @property
+    def steps(self) -> int:
+        """Steps that were applied."""
+        return self._task.state.counters.step
 
     @property
     def epoch(self) -> int:
@@ -251,6 +286,35 @@ class Elastic:
         return self._task.state.counters.epoch
 
     # Parts of it
+
+    def _load(self, part: torch.Tensor) -> Any:
+        """A batch for the loop's body, whose random numbers depend on its first sample: they are the same again when
+        the step is taken again by as many members."""
+        self._given = part
+        samples = self._source.samples(part)
+        assert self._batch is not None
+        seed_global(derive(self._seed, "step", self._task.state.counters.step, int(part[0]) if self._batch[1] else -1))
+        return self._collate(samples)
+
+    def _share_random(self) -> None:
+        """Between two steps, where a script evaluates, all members draw the same."""
+        seed_global(derive(self._seed, "between", self._task.state.counters.step))
+
+    def _end_pass(self) -> None:
+        """The script left the loop over a pass: that is the pass's end, for all members."""
+        if self._pass_over:
+            return
+        c, self._pass_over = self._task.state.counters, True
+        c.epoch, c.cursor = c.epoch + 1, 0
+        if self._batch is not None:
+            self._task.state.statistics.end(applied=False)
+            self._share_random()
+        self._batch = self._given = self._weight = None
+
+    def _keep_best(self) -> None:
+        c = self._task.state.counters
+        c.best, c.best_step = dict(c.metrics), c.step
+        self._task.state.keep_best()
 
     def _fail(self, error: Exception) -> None:
         """Leave an error behind, and end a job's worker with it."""
@@ -297,8 +361,6 @@ class Elastic:
         with self._loop.attempt():
             mine = self._shares.mine(group, c.step, ids)
             self._batch = len(ids), len(mine)
-            # A user's dropout draws from here: the same again when the step is taken again by as many members.
-            seed_torch(derive(self._seed, "step", c.step, int(mine[0]) if len(mine) else -1))
             self._session.trace.loaded(group, c, mine)
             self._task.state.statistics.begin(group, counts=len(mine) > 0, whole=self._whole)
             self._began, self._done, group.waited = time.perf_counter(), 0, 0.0
@@ -331,16 +393,26 @@ class Elastic:
                 raise SystemExit(0)
         return self._offered
 
-    def _sum(self, group: Group, vote: float = 0.0) -> float:
-        """Sum the gradients over all workers. Returns the mean loss."""
+    def _sum(self, group: Group, vote: float = 0.0) -> Said:
+        """Sum the gradients over all workers. Returns what all said.
+
+        Raises:
+            Disagreement: some are elsewhere.
+        """
         state = self._task.state
-        state.gradients.sum(group, vote)
-        if (votes := state.gradients.votes) not in (0, group.size):
+        c = state.counters
+        place = derive(c.epoch, c.cursor) % PLACES
+        keep = float(self._best_wanted and group.rank == 0)
+        state.gradients.sum(group, Said(vote, place, keep))
+        said, where = state.gradients.said, f"at step {c.step}"
+        advice = "let only the model, elastic.memory, elastic.steps and elastic.epoch decide"
+        if (votes := round(said.vote)) not in (0, group.size):
             raise Disagreement(
-                f"{votes} of {group.size} workers left the loop at step {state.counters.step}, and the others did not:"
-                " let only the model, elastic.memory and elastic.epoch decide when it ends"
+                f"{votes} of {group.size} workers left the loop {where}, and the others did not: {advice} when it ends"
             )
-        return state.gradients.loss
+        if not votes and said.place != place * group.size:
+            raise Disagreement(f"some workers left a pass before the others did, {where}: {advice} when it ends")
+        return said
 
     def _finish(self) -> None:
         """End training together with all others, and leave the model behind."""
@@ -352,13 +424,10 @@ class Elastic:
             self._offered = None
             c = self._task.state.counters
             with self._loop.attempt():
-                if self._batch is None:  # as the others do, if any go on
-                    self._shares.mine(group, c.step, torch.arange(0))
-                self._batch = None
+                self._shares.mine(group, c.step, torch.arange(0))  # as the others do, if any go on
                 self._task.state.gradients.zero()
-                self._sum(group, vote=1.0)
-                if not c.best_step:
-                    self.keep_best()
+                if self._sum(group, vote=1.0).keep or not c.best_step:
+                    self._keep_best()
                 self._task.state.applied(group)
                 c.stopped = f"{c.epoch} epochs"
 
@@ -415,10 +484,11 @@ class _Memory:
 
     def state_dict(self) -> dict[str, Any]:
         memory = _same_as_json("elastic.memory", self._elastic.memory)
-        return {"memory": memory, "ended": self._elastic.ended}
+        return {"memory": memory, "ended": self._elastic.ended, "best": self._elastic._best_wanted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._elastic.ended = state_dict["ended"]
+        self._elastic._best_wanted = state_dict.get("best", False)
         # In place: the script may hold it.
         self._elastic.memory.clear()
         self._elastic.memory.update(state_dict["memory"])

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adaptrain.elastic.gradients import LOSS, Gradients
+from adaptrain.elastic.gradients import LOSS, NOTHING, Gradients, Said
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.state import ReplicatedState, Stateful, in_words
 from adaptrain.elastic.weights import Weights
@@ -60,12 +60,12 @@ class ShardedGradients(Gradients):
         # FSDP adds to a gradient that is there already.
         return _shard_of(view, parameter)
 
-    def sum(self, group: Group, vote: float = 0.0) -> None:
-        super().sum(group, vote)
-        said = torch.tensor([self.loss, self._norm**2], dtype=torch.float64)
-        group.mates_sum(said)
-        self._tail[LOSS] = said[0]
-        self._norm = math.sqrt(said[1])
+    def sum(self, group: Group, said: Said = NOTHING) -> None:
+        super().sum(group, said)
+        every = torch.tensor([self.loss, self._norm**2], dtype=torch.float64)
+        group.mates_sum(every)
+        self._tail[LOSS] = every[0]
+        self._norm = math.sqrt(every[1])
 
     def not_finite(self) -> str | None:
         if math.isfinite(self.loss) and math.isfinite(self._norm):

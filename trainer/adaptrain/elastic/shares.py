@@ -42,9 +42,12 @@ class Shares:
         self._measured: list[float] = []
         self._speed = 0.0
         self._small = 0
+        self._exchanged = -1
+        """Step before which speeds were exchanged last in this group."""
 
     def mine(self, group: Peers, step: int, ids: torch.Tensor) -> torch.Tensor:
-        """The part of a global batch that this worker computes; may be empty.
+        """The part of a global batch that this worker computes; may be empty. Asked again before the same step, it
+        exchanges nothing more.
 
         Raises:
             GroupBroken: somebody was lost while speeds were exchanged.
@@ -52,7 +55,8 @@ class Shares:
         fresh = group is not self._group
         if fresh:
             self._group, self._weights, self._small = group, [1.0 / group.size] * group.size, 0
-        if group.size > 1 and (fresh or step % EVERY_STEPS == 0):
+        if group.size > 1 and (fresh or (step % EVERY_STEPS == 0 and step != self._exchanged)):
+            self._exchanged = step
             self._weights = balance(self._weights, group.collect(self._own_speed()))
             self._watch(group)
         counts = apportion(len(ids), self._weights)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
+from adaptrain.data import seeded
 from adaptrain.elastic.sampler import Sampler
 from adaptrain.errors import InvalidJob
-from adaptrain.seeds import GlobalRandom, derive
+from adaptrain.seeds import GlobalRandom, derive, seed_sample
 
 
 class Source(Protocol):
@@ -48,21 +49,33 @@ def source_of(data: Any, seed: int) -> Source:
 
 
 class MapSource:
-    """A map-style data set in a seeded order, another one in each pass."""
+    """A map-style data set in a seeded order, another one in each pass.
+
+    What a sample draws from the process's own generators (its augmentation) depends on (seed, pass, sample). Of a data
+    set that makes many samples at once it depends on the first of them.
+    """
 
     def __init__(self, data: Any, seed: int) -> None:
         self.length: int | None = len(data)
         self._data = data
+        self._seed = seed
+        self._epoch = 0
         self._sampler = Sampler(len(data), seed)
+        # As torch's own fetcher does.
+        self._many = getattr(data, "__getitems__", None)
+        if isinstance(data, Subset) and not hasattr(data.dataset, "__getitems__"):
+            self._many = None
 
     def batch(self, epoch: int, cursor: int, size: int) -> torch.Tensor:
+        self._epoch = epoch
         return self._sampler.batch(epoch, cursor, size)
 
     def samples(self, ids: torch.Tensor) -> list[Any]:
-        # As torch's own fetcher does.
-        if (many := getattr(self._data, "__getitems__", None)) is not None:
-            return cast(list[Any], many(ids.tolist()))
-        return [self._data[i] for i in ids.tolist()]
+        seed = derive(self._seed, "sample", self._epoch)
+        if self._many is not None:
+            seed_sample(seed, int(ids[0]))
+            return cast(list[Any], self._many(ids.tolist()))
+        return [seeded(self._data, i, seed) for i in ids.tolist()]
 
     def ended(self, epoch: int, cursor: int) -> bool:
         return cursor >= self._sampler.size

@@ -161,10 +161,10 @@ class ReplicatedState:
         return self.best
 
     def keep_best(self) -> None:
-        """Take the present weights for the best."""
+        """Take the weights of the last applied step for the best."""
         self._settle()
-        for name, t in self.model.state_dict().items():
-            self.best[name].copy_(t)
+        for name, t in self.model.state_dict(keep_vars=True).items():
+            self.best[name].copy_(self.statistics.before(t).detach())
 
     @torch.no_grad()
     def begin_with(self, weights: Weights) -> None:

@@ -169,7 +169,7 @@ class SupervisedTask:
             began, group.waited = time.perf_counter(), 0.0
             state.gradients.zero()
             with state.statistics.step(group, counts=counted > 0, whole=self._whole):
-                x, y = self._data.train.fetch(taken)
+                x, y = self._data.train.fetch(taken, derive(self._seed, "sample", c.epoch))
                 if self._phase.augmentation is not None:
                     x = augment(x, taken, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
                 x, y = x.to(state.device), y.to(state.device)
@@ -266,6 +266,7 @@ class SupervisedTask:
             if len(taken) == 0:
                 continue
             x, y = split.fetch(taken)
+            seed_torch(derive(self._seed, "evaluation", int(taken[0])))
             out, y = self._logits(x.to(self.state.device))[:counted].cpu(), y[:counted]
             sums[0] += (out.argmax(1) == y).sum()
             sums[1] += F.cross_entropy(out, y, reduction="sum")
