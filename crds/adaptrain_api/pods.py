@@ -223,6 +223,17 @@ class PodTemplate(Model):
         Integer,
         Field(ge=1, le=3600, description="Seconds that a worker has to finish its step and save before it is killed."),
     ] = 30
+    start_deadline_seconds: Annotated[
+        Integer,
+        Field(
+            ge=30,
+            le=86400,
+            description=(
+                "Seconds in which the container of a worker must report to the coordinator; one that does not is "
+                "taken for hung, and replaced. Raise it if a script works for longer before its training begins."
+            ),
+        ),
+    ] = 900
 
     rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES, INIT_MOUNTS_HAVE_VOLUMES, HOST_NETWORK)
 

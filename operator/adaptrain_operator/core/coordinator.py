@@ -7,6 +7,8 @@ from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, temp
 
 UNREACHABLE = 8.0
 """Seconds of silence after which a coordinator that had answered is replaced."""
+START_SECONDS = 120.0
+"""A coordinator whose container runs has this long to be ready."""
 KEEP_FAILED = 3
 FORGET_FAILED = 600.0
 
@@ -55,6 +57,10 @@ def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:
     # A node that answers is not lost, however late its Lease is: on a busy one both may be said at once.
     if draft.seen.lost(current.node, now) and not (draft.fresh and contact.number == number):
         return f"was on node {current.node}, which is lost"
+    if not current.ready and current.running_since is not None and contact.answered is None:
+        if now - current.running_since >= START_SECONDS:
+            return f"runs and was not ready within {START_SECONDS:.0f} seconds"
+        draft.plan.wake(current.running_since + START_SECONDS - now)
     if contact.number == number and contact.lost_since is not None and not contact.cut_off:
         silence = now - contact.lost_since
         if silence >= UNREACHABLE:

@@ -9,6 +9,8 @@ KEEP_FAILED = 3
 """Workers that failed by themselves and stay, for their logs."""
 QUICK = 10.0
 """A disruption so soon after a pod was made may be one that every pod meets: then the next ones are slowed down."""
+RETURN_SECONDS = 60.0
+"""A worker that its coordinator knows nothing of is not missed before the coordinator has run for so long."""
 LEASE_UNREADABLE = 300.0
 """Seconds that a silent node is avoided when its Lease can't be read."""
 
@@ -17,6 +19,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     """Make and remove worker pods until those that the user wants take part in training."""
     _forget_renewed_nodes(draft)
     _drop_lost(draft)
+    _drop_unheard(draft)
     _drop_needlessly_kept_away(draft)
     drain.leave_first(draft)
     stale, impatient = _stale(draft)
@@ -75,6 +78,30 @@ def _drop_lost(draft: Draft) -> None:
         if pod.node:
             draft.avoided.setdefault(pod.node, draft.now)
         draft.event("Warning", "WorkerSilent", f"{pod.name} on node {pod.node} fell silent; another takes its place")
+
+
+def _drop_unheard(draft: Draft) -> None:
+    """A worker that runs and doesn't report is hung: since its start, or since there was no coordinator to miss it."""
+    progress = draft.seen.contact.progress
+    coordinator = next((pod for pod in draft.seen.coordinators if pod.number == draft.seen.contact.number), None)
+    if progress is None or not draft.fresh or progress.state == "done" or coordinator is None:
+        return
+    heard = draft.members | set(progress.joining) | {one.id for one in progress.silent}
+    for pod in draft.active:
+        if pod.uid in heard or pod.running_since is None or coordinator.running_since is None:
+            continue
+        allowed = float(draft.job.spec.workers.start_deadline_seconds)
+        until = max(pod.running_since + allowed, coordinator.running_since + RETURN_SECONDS)
+        if draft.now < until:
+            draft.plan.wake(until - draft.now)
+            continue
+        draft.delete(pod)
+        draft.event(
+            "Warning",
+            "WorkerUnheard",
+            f"{pod.name} runs and has not reported to the coordinator within workers.startDeadlineSeconds "
+            f"({allowed:.0f} s); another takes its place",
+        )
 
 
 def _force_if_stuck(draft: Draft, pod: Pod) -> None:
