@@ -22,8 +22,10 @@ def decide_coordinator(draft: Draft) -> None:
     if reason is not None and _may_create(draft, pods):
         number += 1
         _create(draft, number, current)
-        if number > 1:
-            draft.event("Warning", "CoordinatorReplaced", f"coordinator {number - 1} {reason}: {number} takes over")
+        # Where the last one was refused there is none that is replaced.
+        if number > 1 and (current is not None or draft.seen.problem is None):
+            words = f"coordinator {number - 1} {reason}: {number} takes over"
+            draft.event("Warning", "CoordinatorReplaced", words, made=True)
     draft.fields["coordinator"] = number or None
     _clean(draft, pods, number)
     if number:
@@ -35,6 +37,14 @@ def decide_coordinator(draft: Draft) -> None:
     answers = current is not None and (current.ready or draft.seen.contact.answered is not None)
     if current is not None and answers and current.number == number and current.active and current.ip:
         draft.plan.ask = (number, current.ip)
+
+
+def hindered(draft: Draft) -> bool:
+    """Whether there can be no coordinator for now: the API server refuses it, or no node has room for it."""
+    active = [pod for pod in draft.seen.coordinators if pod.active]
+    if not active:
+        return draft.seen.problem is not None
+    return all(pod.node is None and pod.unschedulable is not None for pod in active)
 
 
 def remove_coordinators(draft: Draft) -> None:

@@ -41,7 +41,9 @@ def decide(job: Job, seen: Observed, now: float) -> Plan:
 def _not_later(status: TrainingJobStatus, now: float) -> TrainingJobStatus:
     """A status whose times are not in the future: one that is was written by a process whose clock is ahead of ours."""
     latest = moment(now)
-    times = {name: getattr(status, name) for name in ("start_time", "completion_time", "last_failure_time")}
+    times = {
+        name: getattr(status, name) for name in ("start_time", "running_time", "completion_time", "last_failure_time")
+    }
     late: dict[str, Any] = {name: latest for name, time in times.items() if time is not None and time > latest}
     if any(node.since > latest for node in status.avoided_nodes):
         nodes = [node.model_copy(update={"since": min(node.since, latest)}) for node in status.avoided_nodes]
@@ -71,6 +73,8 @@ def _run(draft: Draft) -> None:
         return
     if deadline is not None:
         draft.plan.wake(deadline - draft.now)
+    if _never_began(draft):
+        return
     _apply_children(draft)
     claim = conditions.claim_problem(draft)
     if claim is not None:
@@ -87,6 +91,8 @@ def _run(draft: Draft) -> None:
     conditions.tell_changes(draft)
     tell_restarts(draft, failed, until)
     draft.fields["phase"] = _phase(draft)
+    if draft.fields["phase"] == "Running" and job.status.running_time is None:
+        draft.fields["running_time"] = moment(draft.now)
     draft.plan.suspects = _suspects(draft)
     if draft.plan.suspects:
         draft.plan.wake(1.0)
@@ -106,6 +112,23 @@ def _deadline(draft: Draft) -> float | None:
     started: datetime | None = draft.value("start_time")
     limit = draft.job.spec.active_deadline_seconds
     return None if limit is None or started is None else started.timestamp() + limit
+
+
+def _never_began(draft: Draft) -> bool:
+    """Whether the job fails since its training did not begin in time."""
+    limit, started = draft.job.spec.pre_running_deadline_seconds, draft.value("start_time")
+    status = draft.job.status
+    if limit is None or status.running_time is not None or status.phase == "Running" or status.step is not None:
+        return False
+    left = started.timestamp() + limit - draft.now
+    if left > 0:
+        draft.plan.wake(left)
+        return False
+    ready = draft.conditions.get("PodsReady")
+    why = "" if ready is None else f"; {ready.reason}: {ready.message}"
+    words = f"training has not begun within preRunningDeadlineSeconds ({limit} s){why}"
+    _fail(draft, "PreRunningDeadlineExceeded", words)
+    return True
 
 
 def _apply_children(draft: Draft) -> None:
@@ -168,6 +191,7 @@ def _suspend(draft: Draft) -> None:
     draft.fields |= {
         "phase": "Pending" if left else "Suspended",
         "start_time": None,
+        "running_time": None,
         "eta": None,
         "workers": f"{len(left)}/0",
         "ready_replicas": len(draft.ready) if left else 0,

@@ -99,8 +99,8 @@ class Draft:
         """Delete a pod that has ended: at once, unless another container still runs in it."""
         self.delete(pod, grace=None if pod.lingers else 0)
 
-    def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.plan.events.append(Event(type, reason, printable(message)))
+    def event(self, type: Literal["Normal", "Warning"], reason: str, message: str, made: bool = False) -> None:
+        self.plan.events.append(Event(type, reason, printable(message), made))
 
     @property
     def fresh(self) -> bool:
@@ -116,6 +116,13 @@ class Draft:
         if left > 0:
             self.plan.wake(left)
         return left > 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has ever begun since the job was started or resumed, as far as is known."""
+        status = self.job.status
+        known = self.value("running_time") is not None or status.step is not None or status.phase == "Running"
+        return known or self.seen.contact.progress is not None
 
     @property
     def members(self) -> frozenset[str]:

@@ -25,6 +25,8 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    made: bool = False
+    """It tells of the plan's new pods, and is not told if the API server refuses them."""
 
 
 @dataclass(slots=True)

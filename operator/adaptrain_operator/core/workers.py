@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import conditions, drain, pods
+from adaptrain_operator.core import conditions, coordinator, drain, pods
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -22,6 +22,9 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     _drop_unheard(draft)
     _drop_needlessly_kept_away(draft)
     drain.leave_first(draft)
+    hindered = coordinator.hindered(draft)
+    if hindered:
+        _let_go(draft)
     stale, impatient = _stale(draft)
     wanted = draft.job.spec.wanted_workers
     active = draft.active
@@ -33,7 +36,7 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     elif stale:
         _roll(draft, stale, impatient)
     _clean_ended(draft, backoff_until)
-    if not blocked:
+    if not blocked and not hindered:
         left = stale & {pod.uid for pod in draft.active}
         _create(draft, wanted + bool(left), backoff_until)
 
@@ -44,6 +47,20 @@ def remove_workers(draft: Draft) -> None:
         if pod.active or pod.lingers:
             draft.delete(pod)
         _force_if_stuck(draft, pod)
+
+
+def _let_go(draft: Draft) -> None:
+    """Workers that have never trained hold nothing while there can be no coordinator. Those of a training go on."""
+    if draft.begun:
+        return
+    since = [pod.created for pod in draft.seen.coordinators if pod.active]
+    since += [] if draft.seen.problem is None else [draft.seen.problem.since]
+    left = max(since) + PATIENCE - draft.now
+    if left > 0:
+        draft.plan.wake(left)
+        return
+    for pod in draft.active:
+        draft.delete(pod)
 
 
 def _forget_renewed_nodes(draft: Draft) -> None:
@@ -260,4 +277,4 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
         draft.plan.create.append(pod)
     draft.fields["next_worker"] = first + missing
     names = ", ".join(pod["metadata"]["name"] for pod in draft.plan.create[-missing:])
-    draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers")
+    draft.event("Normal", "WorkersCreated", f"made {names}" if missing <= 5 else f"made {missing} workers", made=True)

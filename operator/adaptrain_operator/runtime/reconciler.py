@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from adaptrain_api.objects import OPERATOR
 from adaptrain_api.progress import TrialReports
 from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.training import TrainingJobSpec, dump
@@ -118,6 +119,9 @@ class Reconciler:
         raw = self._cache.job(key)
         if raw is None:
             self.forget(key)
+            return
+        if raw["spec"].get("managedBy") not in (None, OPERATOR):
+            self.forget(key)  # another controller's: not even its status is ours
             return
         memory = self._memory(key, raw)
         job = self._read(memory, raw)
@@ -277,11 +281,12 @@ class Reconciler:
             await self._remove_job(key, job.uid)
             return
         await _all(self._delete(key, deletion) for deletion in plan.delete)
-        waiting = memory.problem is not None and clock.now() < memory.problem.retry_at
+        waiting, refused = memory.problem is not None and clock.now() < memory.problem.retry_at, False
         if not waiting and (plan.apply or plan.create):
             try:
                 await self._make(key, memory, job, plan)
             except Refused as problem:
+                refused = True
                 self._refused(key, memory, problem)
                 if memory.problem is not None and memory.problem.reason == "OutsideLimitRange":
                     await self._look_at_limits(memory, job)
@@ -297,7 +302,8 @@ class Reconciler:
         elif plan.status.phase in ("Succeeded", "Failed", "Suspended"):
             self._contacts.stop(key)
         for event in plan.events:
-            self._events.tell(job, event)
+            if not (refused and event.made):
+                self._events.tell(job, event)
 
     async def _make(self, key: Key, memory: _Memory, job: Job, plan: Plan) -> None:
         # What a pod can't start without comes first, then pods and everything else side by side.
