@@ -23,6 +23,17 @@ class CheckpointVolume(Model):
     persistent_volume_claim: PersistentVolumeClaim
 
 
+SECRET_KEY = r"^[-._a-zA-Z0-9]+$"
+
+
+class SecretKey(Model):
+    """One key of a Secret."""
+
+    name: Annotated[DnsSubdomain, Field(description="A Secret in the job's namespace.")]
+    key: Annotated[Text, Field(min_length=1, max_length=253, pattern=SECRET_KEY, description="Which of its keys.")]
+
+
+RESUME_FROM = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?step-[0-9]+\.[0-9]+(-[0-9a-f]+)?$"
 BUCKET_PATH = r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*"
 
 
@@ -53,6 +64,25 @@ class Checkpoint(Model):
     verify: Annotated[
         Boolean, Field(description="Read each checkpoint again after it was saved, and compare it with its manifest.")
     ] = False
+
+    resume_from: Annotated[
+        Text | None,
+        Field(
+            max_length=1024,
+            pattern=RESUME_FROM,
+            description="A checkpoint to begin with if this job has none of its own, even if it is of another manifest:"
+            " JOB-FOLDER/step-NUMBER.NUMBER in the same volume or bucket, or its name alone if it is in this job's"
+            " folder. Model and optimizer must have the same tensors. Absent: a checkpoint of another manifest in this"
+            " job's folder is refused.",
+        ),
+    ] = None
+    key: Annotated[
+        SecretKey | None,
+        Field(
+            description="A key that seals the checkpoints' manifests: a checkpoint that was not sealed with it is not"
+            " used. Absent: who can write the storage can change what is loaded (but never run code)."
+        ),
+    ] = None
 
     rules = (
         Rule(

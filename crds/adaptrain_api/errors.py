@@ -26,6 +26,9 @@ WORDS = {
     search_goals.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
     search_space.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
     checkpoints.SHA256: "must be 64 hexadecimal digits in lower case, as sha256sum prints them",
+    checkpoints.RESUME_FROM: "must be a checkpoint's folder such as team.digits/step-0000001200.4294967299, or its last"
+    " part alone",
+    checkpoints.SECRET_KEY: "must hold only letters, digits, '-', '_' and '.'",
     sources.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""

@@ -87,6 +87,8 @@ class Result(Open):
     metrics: FewReadings = {}
     model: Annotated[str | None, Field(max_length=LONGEST_TEXT)] = None
     """Path of the best weights, relative to the checkpoint directory."""
+    model_step: int | None = None
+    """Step after which those weights were the best; 0: before the first one."""
 
 
 class SearchEnd(Open):

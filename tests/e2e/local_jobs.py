@@ -10,7 +10,7 @@ from adaptrain.elastic.trace import read_lineage
 from adaptrain.local import LocalJob
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import AdaptiveTrainingJob
-from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 WAIT_SECONDS = 120.0
 
@@ -108,7 +108,7 @@ def final_tensors(checkpoints: Path) -> dict[str, torch.Tensor]:
 
 def tensors_of(checkpoint: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Those tensors of a checkpoint whose names begin so, read with nothing but torch."""
-    reader = FileSystemReader(checkpoint)
+    reader = HuggingFaceStorageReader(str(checkpoint))
     wanted = {
         name: torch.empty(meta.size, dtype=meta.properties.dtype)
         for name, meta in reader.read_metadata().state_dict_metadata.items()

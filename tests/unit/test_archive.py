@@ -6,13 +6,15 @@ import random
 import shutil
 from pathlib import Path
 
+import fsspec
 import obstore.fsspec
 import pytest
 import torch
 from adaptrain.elastic import archive
 from adaptrain.elastic.storage import Storage
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader
+from safetensors.torch import load as load_bytes
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from tests.unit.conftest import Place
 
@@ -57,19 +59,24 @@ def test_the_order_of_the_tensors_does_not_matter(place: Place, folder: str) -> 
     assert all(torch.equal(found[name], t) for name, t in tensors().items())
 
 
+def test_it_loads_with_plain_safetensors(place: Place, folder: str) -> None:
+    found = load_file(place.root / folder / "tensors-0.safetensors")
+    assert found.keys() == tensors().keys()
+    assert all(torch.equal(found[name], t) for name, t in tensors().items())
+
+
 def test_it_loads_with_plain_torch(place: Place, folder: str) -> None:
     into = fresh()
-    load(into, storage_reader=FileSystemReader(place.root / folder), no_dist=True)
+    load(into, storage_reader=HuggingFaceStorageReader(str(place.root / folder)), no_dist=True)
     assert all(torch.equal(into[name], t) for name, t in tensors().items())
 
 
-def test_a_bucket_loads_with_plain_torch_and_fsspec(bucket: Place) -> None:
+def test_a_bucket_loads_with_plain_safetensors_and_fsspec(bucket: Place) -> None:
     folder = write(bucket)
     obstore.fsspec.register("s3")
-    into = fresh()
-    reader = FsspecReader(f"{bucket.storage}/{folder}", client_options={"allow_http": True})
-    load(into, storage_reader=reader, no_dist=True)
-    assert all(torch.equal(into[name], t) for name, t in tensors().items())
+    with fsspec.open(f"{bucket.storage}/{folder}/tensors-0.safetensors", client_options={"allow_http": True}) as file:
+        found = load_bytes(file.read())
+    assert all(torch.equal(found[name], t) for name, t in tensors().items())
 
 
 def test_every_file_is_in_the_manifest(place: Place, folder: str) -> None:

@@ -78,7 +78,7 @@ class Full(Directory):
     """Has no room for what the second process writes."""
 
     def create(self, path: str) -> AbstractContextManager[IO[bytes]]:
-        if "__1_" in path:
+        if "tensors-1" in path:
             raise OSError(28, "No space left on device")
         return super().create(path)
 
@@ -122,7 +122,7 @@ def test_each_process_writes_its_own_file(written: Path) -> None:
     manifest = archive.verify(Directory(written), NAME)
     files = {path.name for path in (written / NAME).iterdir()}
     assert files == {*manifest["files"], archive.MANIFEST}
-    assert {"__0_0.distcp", "__1_0.distcp", "__2_0.distcp"} < files
+    assert {"tensors-0.safetensors", "tensors-1.safetensors", "tensors-2.safetensors"} < files
     assert manifest["tensors"]["model.weight"] == "float32[40, 30]"
 
 

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.checkpoint import Checkpoints, Policy, Superseded
+from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Control
+from adaptrain.elastic.lineage import Superseded
 from adaptrain.elastic.objects import Bucket, explain
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.storage import Unavailable
@@ -125,7 +126,7 @@ def test_what_a_killed_worker_left_is_no_checkpoint_and_is_swept_away(place: Pla
     worker = Worker(place)
     worker.save(1)
     left = place.storage.begin(f"step-{2:010d}.{worker.control.epoch}")
-    with place.storage.create(f"{left}/__0_0.distcp") as stream:
+    with place.storage.create(f"{left}/tensors-0.safetensors") as stream:
         stream.write(b"half of it")
     assert Worker(place, lineage=2).load() == 1
     worker.save(3)
@@ -152,7 +153,7 @@ def test_what_storage_spoils_at_once_is_found_and_does_not_push_out_what_is_good
 
     def spoil(*arguments: Any) -> str:
         folder = type(place.storage).commit(place.storage, *arguments)
-        path = place.root / folder / "__0_0.distcp"
+        path = place.root / folder / "tensors-0.safetensors"
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
@@ -160,7 +161,7 @@ def test_what_storage_spoils_at_once_is_found_and_does_not_push_out_what_is_good
 
     place.storage.commit = spoil  # type: ignore[method-assign]
     worker.save_aside(2)
-    assert "__0_0.distcp has digest" in worker.checkpoints.error
+    assert "tensors-0.safetensors has digest" in worker.checkpoints.error
     assert "is removed" in worker.notes[0]
     assert worker.checkpoints.newest_step == 1
     assert steps(place) == [1]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from http.client import HTTPException
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
@@ -51,7 +52,9 @@ class LocalJob:
         self._token = secrets.token_urlsafe(32)
         (self.directory / "token").write_text(self._token)
         (self.directory / "token").chmod(0o600)
-        (self.directory / "job.json").write_text(json.dumps(dump(job)))
+        # Each run is a job of its own, as if it had been applied anew.
+        metadata = job.metadata.model_copy(update={"uid": str(uuid.uuid4())})
+        (self.directory / "job.json").write_text(json.dumps(dump(job.model_copy(update={"metadata": metadata}))))
         self.logs = logs or self.directory
         self.logs.mkdir(parents=True, exist_ok=True)
         self._checkpoints = checkpoints

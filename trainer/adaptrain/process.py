@@ -15,6 +15,7 @@ from adaptrain_api.pods import PRIVILEGES
 from adaptrain_api.progress import WORKER_METRICS_PORT, Result, foremost
 
 from adaptrain.environment import path, required
+from adaptrain.errors import InvalidJob
 
 # No torch here: a launcher of somebody's script does without.
 
@@ -25,6 +26,10 @@ MESSAGE_LIMIT = 1536
 eight may be in a pod that others inject theirs into."""
 WORDS_LIMIT = 1024
 """Bytes of it that are a person's to read."""
+
+
+SHORTEST_KEY = 16
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class WorkerSettings:
     checkpoints: Path | None = None
     checkpoint_uri: str | None = None
     """Where checkpoints are if not in a directory."""
+    checkpoint_key: bytes | None = None
+    """What seals the checkpoints' manifests."""
     trace: Path | None = None
     weights: Path | None = None
     """Where ``initialWeights.path`` begins."""
@@ -69,9 +76,24 @@ def settings() -> WorkerSettings:
         termination_log=path("ADAPTRAIN_TERMINATION_LOG"),
         checkpoints=path("ADAPTRAIN_CHECKPOINT_DIR"),
         checkpoint_uri=os.environ.get("ADAPTRAIN_CHECKPOINT_URI"),
+        checkpoint_key=_key(path("ADAPTRAIN_CHECKPOINT_KEY_FILE")),
         trace=path("ADAPTRAIN_TRACE_DIR"),
         weights=path("ADAPTRAIN_WEIGHTS_DIR"),
     )
+
+
+def _key(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise InvalidJob(f"checkpoint.key: {file} can't be read: {error.strerror}") from error
+    if len(key) < SHORTEST_KEY:
+        raise InvalidJob(
+            f"checkpoint.key has {len(key)} bytes and needs at least {SHORTEST_KEY}: make one with openssl rand -hex 32"
+        )
+    return key
 
 
 class Farewell:

@@ -8,6 +8,7 @@ from torch import nn
 from adaptrain.data import load_data
 from adaptrain.elastic.followers import Place
 from adaptrain.elastic.mates import Mates
+from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.session import Session, prepare
 from adaptrain.elastic.weights import Weights
 from adaptrain.models import build_model
@@ -32,7 +33,8 @@ def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, pl
         spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
     )
     # Only a warm worker says hello: the others never wait for an import.
-    session = Session(told, metrics, trace, spec.checkpoint, farewell if place.rank == 0 else None, mates)
+    leaves = farewell if place.rank == 0 else None
+    session = Session(told, metrics, trace, spec.checkpoint, leaves, mates, Origin.of(job))
     loop = session.loop(task)
     for group in loop.units():
         with loop.attempt():

@@ -1,41 +1,46 @@
 """Checkpoints: saved aside by a thread, and only by the newest lineage.
 
-A job's storage holds a folder for each checkpoint (see ``archive`` and ``storage``); ``lineage``, the highest
-coordinator number that formed a group here; and at the end ``model.safetensors``.
+A job's storage holds a folder for each checkpoint (see ``archive`` and ``storage``); the claims of its lineages (see
+``lineage``); and at the end ``model.safetensors`` with its digest beside it. ``resume`` reads them, ``retention`` says
+which ones stay.
 """
 
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors.torch import save_file
 
-from adaptrain.elastic import archive
+from adaptrain.elastic import archive, lineage
 from adaptrain.elastic.control import Epochs
+from adaptrain.elastic.failures import TOLD, raise_first, told
+from adaptrain.elastic.lineage import Claim, Held, Superseded
 from adaptrain.elastic.mates import Mates
-from adaptrain.elastic.membership import coordinator_of
+from adaptrain.elastic.membership import COUNT_BITS, coordinator_of
+from adaptrain.elastic.origin import Origin
+from adaptrain.elastic.resume import Reader
+from adaptrain.elastic.retention import Retention
 from adaptrain.elastic.state import Counters, ReplicatedState
-from adaptrain.elastic.storage import Saved, Storage, Unavailable
+from adaptrain.elastic.storage import Storage, Unavailable
+from adaptrain.elastic.weights import publish
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_SECONDS = 0.5
+MOST_RETRY_SECONDS = 10.0
+"""While storage can't be read: twice as long each time."""
+HELD_SECONDS = 300.0
+"""A job that finds its folder held by another lineage for so long ends: it would train for nothing."""
 SECTION_SECONDS = 600.0
 """A section that reads or writes storage may take this long before its worker is taken for hung."""
 MODEL_FILE = "model.safetensors"
 """Best weights, beside the checkpoints."""
-LINEAGE_FILE = "lineage"
-
-
-class Superseded(Exception):
-    """Another lineage is newer: this group may leave nothing behind."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,22 @@ class Policy:
 
 class Checkpoints:
     """The checkpoints of one job. A worker's processes call the same in the same order: each saves and loads its own
-    part of the state; the first one decides, and commits."""
+    part of the state; the first one decides, and commits.
 
-    def __init__(self, storage: Storage, policy: Policy, control: Epochs, mates: Mates | None = None) -> None:
+    Args:
+        origin: what the checkpoints are of.
+        key: seals them.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        policy: Policy,
+        control: Epochs,
+        mates: Mates | None = None,
+        origin: Origin | None = None,
+        key: bytes | None = None,
+    ) -> None:
         self._mates = mates or Mates()
         self._leads = self._mates.rank == 0
         self._storage = storage
@@ -62,7 +80,12 @@ class Checkpoints:
         self._control = control
         self._thread: threading.Thread | None = None
         self._due = time.monotonic() + policy.every_seconds
-        self._claimed = 0
+        self._origin = origin or Origin()
+        self._key = key
+        self._claimed: Claim | None = None
+        self._held_since: float | None = None
+        self._reader = Reader(storage, self._origin, key, self._mates, self._as_one, self._note)
+        self._retention = Retention(storage, self._origin, key, policy.keep, policy.keep_best)
         self._best_step = 0
         """Step of the best metric when the last checkpoint was begun."""
         self._unfinished: list[str] = []
@@ -77,11 +100,16 @@ class Checkpoints:
 
         Storage that refuses, or doesn't answer, doesn't stop training: nothing is saved before the note is made.
         """
-        if self._leads and coordinator_of(self._control.epoch) != self._claimed and not self._busy:
-            self._aside(self._claim)
+        if self._leads and not self._has_claimed and not self._busy:
+            self._aside(self._begin_lineage)
 
     def maybe_save(self, state: ReplicatedState) -> None:
-        """Begin to save in the background when it is due."""
+        """Begin to save in the background when it is due.
+
+        Raises:
+            InvalidJob: another lineage has held the folder for too long.
+        """
+        self.give_up()
         due, busy = self._mates.any(self._leads and self._is_due(state.counters), self._busy)
         if busy or not due:
             return
@@ -110,9 +138,25 @@ class Checkpoints:
         """Keep why there is no newer checkpoint, for the job's condition: which the first process tells."""
         if not self._leads:
             return
-        why = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {archive.reason(error)}"
+        if not isinstance(error, Held):
+            self._held_since = None
+        elif self._held_since is None:
+            self._held_since = time.monotonic()
+        why = (
+            str(error) if isinstance(error, Unavailable | Held) else f"{type(error).__name__}: {archive.reason(error)}"
+        )
         self.error = f"{what}: {why}"
         log.warning("%s", self.error)
+
+    def give_up(self) -> None:
+        """End a training that nothing is kept of.
+
+        Raises:
+            InvalidJob: another lineage has held the folder for too long.
+        """
+        since = self._held_since if self._leads else None
+        if since is not None and time.monotonic() - since > HELD_SECONDS:
+            raise InvalidJob(f"nothing could be saved in {self._storage} for {HELD_SECONDS:.0f} s; {self.error}")
 
     def wait_for(self, look: Callable[[], T], check: Callable[[], None]) -> T:
         """What ``look`` finds in storage, once that tells what there is: to go on as if it held nothing would lose it.
@@ -120,31 +164,43 @@ class Checkpoints:
         Args:
             check: is called after each attempt that failed, and may raise.
         """
+        began, pause = time.strftime("%H:%M:%S UTC", time.gmtime()), RETRY_SECONDS
         while True:
             with self._control.doing("section", SECTION_SECONDS):
                 try:
-                    return look()
+                    found = look()
                 except OSError as error:
-                    self.failed(error, "training waits for its checkpoints")
+                    self.failed(error, f"training waits for its checkpoints since {began}")
+                    if self._leads and pause == RETRY_SECONDS:
+                        self._control.note(self.error)
                     check()
-                    time.sleep(RETRY_SECONDS)
+                    time.sleep(pause)
+                    pause = min(MOST_RETRY_SECONDS, 2 * pause)
+                else:
+                    if pause > RETRY_SECONDS:
+                        self.error = ""
+                    return found
 
     def load(self, state: ReplicatedState) -> bool:
         """Restore the newest checkpoint that is as it was written; whether there was one.
 
         Raises:
-            InvalidJob: it is of another model or optimizer.
+            InvalidJob: it is of another training, model or optimizer, or none is as it was written.
             OSError: storage doesn't say what there is.
         """
-        for saved, tensors, counters in self._readable(state):
-            state.restore({**tensors, "counters": counters})
-            self.newest_step, self.newest_time = state.counters.step, saved.time
-            self._best_step = state.counters.best_step
-            if self._leads:
-                log.info("resumed from %s/%s", self._storage, saved.name)
-                self._control.note(f"resumed from {saved.name}")
-            return True
-        return False
+        found = next(self._reader.readable(state), None) or self._reader.named(state)
+        if found is None:
+            return False
+        saved, tensors, counters = found
+        state.restore({**tensors, "counters": counters})
+        self.newest_step, self.newest_time = state.counters.step, saved.time
+        self._best_step = state.counters.best_step
+        if self._leads:
+            log.info("resumed from %s/%s", self._storage, saved.name)
+            self._control.note(f"resumed from {saved.name}")
+        if self._origin.resume_from is None:
+            self._retention.good.add(saved.name)
+        return True
 
     def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
         """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any.
@@ -155,39 +211,11 @@ class Checkpoints:
         parameters = {f"model.{name}" for name, _ in state.model.named_parameters()}
         if self._thread is not None:
             self._thread.join()
-        for saved, tensors, counters in self._readable(state):
+        for saved, tensors, counters in self._reader.readable(state):
             if self._mates.agree(all(bool(t.isfinite().all()) for name, t in tensors.items() if name in parameters)):
                 return counters["step"], tensors
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
-
-    def _readable(self, state: ReplicatedState) -> Iterator[tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]]:
-        """Tensors and counters of each checkpoint that is as it was written, the newest first."""
-        found = self._as_one(lambda: self._storage.saved() if self._leads else [])
-        for saved in [Saved(**told) for told in self._mates.tell([asdict(one) for one in found])]:
-            try:
-                tensors, counters = self._as_one(lambda saved=saved: self._read(saved, state))  # type: ignore[misc]
-            except Unavailable:
-                raise
-            except (archive.Corrupt, OSError) as error:
-                if self._leads:
-                    path = f"{self._storage}/{saved.name}"
-                    log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
-                    self._control.note(f"checkpoint {saved.name} can't be used: {error}")
-                continue
-            except archive.Mismatch as error:
-                raise InvalidJob(
-                    f"checkpoint {self._storage}/{saved.name} is of another model: {error}; bring back the image and"
-                    " the model that wrote it, or give this job an empty volume or another checkpoint.uri"
-                ) from error
-            yield saved, tensors, counters
-
-    def _read(self, saved: Saved, state: ReplicatedState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        room = {name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()}
-        tensors, counters = archive.read(self._storage, saved.name, state.parts(room))
-        if counters["step"] != saved.step:
-            raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
-        return tensors, counters
 
     def export(self, state: ReplicatedState) -> None:
         """Write the best weights as safetensors.
@@ -202,8 +230,7 @@ class Checkpoints:
     def _export(self, best: dict[str, torch.Tensor], c: Counters, epoch: int) -> None:
         self._check(epoch)
         metadata = {"step": str(c.best_step), "metrics": json.dumps(c.best), "format": "pt"}
-        with self._storage.replace(MODEL_FILE, lambda: self._check(epoch)) as path:
-            save_file({k: t.contiguous() for k, t in best.items()}, path, metadata)
+        publish(self._storage, MODEL_FILE, best, metadata, lambda: self._check(epoch))
 
     def _as_one(self, act: Callable[[], T]) -> T:
         """What a process does itself; what keeps one of them from it keeps them all."""
@@ -211,13 +238,12 @@ class Checkpoints:
         error: Exception | None = None
         try:
             done = act()
-        except (OSError, Superseded, archive.Corrupt, archive.Mismatch) as failure:
+        except TOLD as failure:
             error = failure
         # However long it takes the others: it is their beats that say so.
         with self._control.doing("voting"):
-            first = next(filter(None, self._mates.hear(error)), None)
-        if first is not None:
-            raise first
+            said = self._mates.hear(told(error))
+        raise_first(said, error)
         return cast(T, done)
 
     @property
@@ -228,6 +254,8 @@ class Checkpoints:
         def run() -> None:
             try:
                 what()
+            except Held as error:
+                self.failed(error)
             except Superseded as reason:
                 log.warning("checkpoint dropped: %s", reason)
             except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old
@@ -243,20 +271,25 @@ class Checkpoints:
         try:
             captured = capture()
             counters = captured.pop("counters")
-            name = f"step-{counters['step']:010d}.{epoch}"
-            folder = self._begin(name) if self._leads else ""
-        except (OSError, Superseded) as failure:
+            name, folder = self._begin(counters["step"], epoch) if self._leads else ("", "")
+        except TOLD as failure:
             error = failure
         except Exception as failure:  # who says nothing lets its mates wait for ever
             error = OSError(f"{type(failure).__name__}: {failure}")
-        said = self._mates.hear((folder, error), savers=True)
-        if first := next(filter(None, [error for _, error in said]), None):
+        said = self._mates.hear({"folder": folder, **told(error)}, savers=True)
+        try:
+            raise_first(said, error)
+        except TOLD:
             self._clean_up()
-            raise first
-        if not (folder := said[0][0]):
+            raise
+        if not (folder := said[0]["folder"]):
+            self.newest_step, self.error = counters["step"], ""
             return
         try:
-            manifest = archive.write(self._storage, folder, state.parts(captured), counters, self._mates.savers)
+            of = self._origin.told()
+            manifest = archive.write(
+                self._storage, folder, state.parts(captured), counters, self._mates.savers, of, self._key
+            )
             if not self._leads:
                 return
             committed = self._storage.commit(folder, name, manifest, lambda: self._check(epoch))
@@ -265,20 +298,19 @@ class Checkpoints:
             self._clean_up()
         if self._policy.verify:
             self._verify(committed)
-        self.newest_step, self.newest_time, self.error = counters["step"], time.time(), ""
-        self._retain(counters["best_step"])
-        self._storage.sweep(epoch)
+        self._retention.good.add(committed)
+        self.newest_step, self.newest_time, self.error, self._held_since = counters["step"], time.time(), "", None
+        self._tidy(counters["best_step"], epoch)
 
-    def _begin(self, name: str) -> str:
-        """A new folder for a checkpoint; empty if it is there already."""
-        wanted = Saved.of(name, True, 0.0)
-        assert wanted is not None
-        if any((s.step, s.epoch, s.complete) == (wanted.step, wanted.epoch, True) for s in self._storage.saved()):
-            return ""
-        self._claim()
+    def _begin(self, step: int, epoch: int) -> tuple[str, str]:
+        """The name of a checkpoint and a new folder for it; no folder if it is there already."""
+        stored = self._as_stored(epoch)
+        name = f"step-{step:010d}.{stored}"
+        if any((s.step, s.epoch, s.complete) == (step, stored, True) for s in self._storage.saved()):
+            return name, ""
         folder = self._storage.begin(name)
         self._unfinished.append(folder)
-        return folder
+        return name, folder
 
     def _clean_up(self) -> None:
         """Remove what was begun and not completed."""
@@ -290,45 +322,42 @@ class Checkpoints:
                 return
 
     def _verify(self, name: str) -> None:
-        try:
-            archive.verify(self._storage, name)
-        except archive.Corrupt as error:
+        if (error := self._retention.proved_bad(name)) is not None:
             self._control.note(f"checkpoint {name} is not what was written, and is removed: {error}")
             self._storage.remove(name)
-            raise Unavailable(
-                f"{self._storage}: {name} was not what had been written ({error}): check the storage"
-            ) from error
+            raise Unavailable(f"{self._storage}: {name} was not what had been written ({error}): check the storage")
 
-    def _retain(self, best_step: int) -> None:
-        """Remove all but the newest ones and, if it is wanted, the first that has the best metric."""
-        saved = self._storage.saved()
-        has_best = [s for s in saved if s.complete and s.step >= best_step > 0]
-        best = min(has_best, key=lambda s: s.step, default=None) if self._policy.keep_best else None
-        kept: list[Saved] = []
-        for one in saved:
-            if one is not best and len(kept) >= self._policy.keep:
-                self._storage.remove(one.name)
-            elif one.complete:
-                kept.append(one)
-
-    def _claim(self) -> None:
-        number = coordinator_of(self._control.epoch)
-        if number == self._claimed:
+    def _tidy(self, best_step: int, epoch: int) -> None:
+        """Remove what is not to be kept. The checkpoint is saved, whatever becomes of this."""
+        try:
+            self._retention.apply(best_step, lambda: self._check(epoch))
+            self._storage.sweep(self._as_stored(epoch))
+        except OSError as error:
+            self.failed(error, "older checkpoints could not be looked through, and are all kept")
+        except Superseded:
             return
-        if number > self._lineage():
-            with self._storage.replace(LINEAGE_FILE, lambda: None) as path:
-                path.write_text(str(number))
-        self._claimed = number
+
+    def _begin_lineage(self) -> None:
+        self._claim()
+
+    @property
+    def _has_claimed(self) -> bool:
+        return self._claimed is not None and self._claimed.number == coordinator_of(self._control.epoch)
+
+    def _claim(self) -> Claim:
+        if self._claimed is None or not self._has_claimed:
+            self._claimed = lineage.claim(self._storage, self._origin.job, coordinator_of(self._control.epoch))
+        return self._claimed
+
+    def _as_stored(self, epoch: int) -> int:
+        """An epoch as storage knows it: its lineage's term, and its count."""
+        return self._claim().term << COUNT_BITS | epoch & ((1 << COUNT_BITS) - 1)
+
+    def _note(self, message: str) -> None:
+        self._control.note(message)
 
     def _check(self, epoch: int) -> None:
         """Only a group whose coordinator is the newest, and within reach, commits."""
-        number = coordinator_of(epoch)
-        if not self._control.connected or coordinator_of(self._control.epoch) != number or self._lineage() > number:
+        if not self._control.connected or coordinator_of(self._control.epoch) != coordinator_of(epoch):
             raise Superseded("the coordinator is away, or another one has taken over")
-
-    def _lineage(self) -> int:
-        try:
-            with self._storage.open(LINEAGE_FILE) as file:
-                return int(file.read())
-        except (FileNotFoundError, ValueError):
-            return 0
+        lineage.check(self._storage, self._claim())

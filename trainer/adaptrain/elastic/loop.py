@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from adaptrain_api.progress import foremost
 
-from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints, Superseded
+from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.lineage import Superseded
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sockets import GroupSockets
@@ -150,14 +151,14 @@ class ElasticLoop:
 
     def _heal(self, group: Group) -> None:
         state = self._task.state
-        if self._checkpoints is not None and group.rank == 0:
-            self._checkpoints.claim()
         newest = state.heal(group)
         if newest <= 0:
             # Nobody has any progress: all begin where the first one does.
             if group.rank == 0:
                 self._begin(group, newest)
             state.heal(group)
+        if self._checkpoints is not None and group.rank == 0:
+            self._checkpoints.claim()  # not before it is known that what lies there is of this training
         self._publish(group, force=True)
 
     def _begin(self, group: Group, newest: int) -> None:
@@ -252,6 +253,7 @@ class ElasticLoop:
                 if not self._mates.agree(not self._control.must_leave):
                     raise GroupBroken("told to leave") from None
                 self._checkpoints.failed(error)
+                self._checkpoints.give_up()
                 self._publish(group, force=True)
                 time.sleep(RETRY_SECONDS)
         group.gather(0)  # a barrier

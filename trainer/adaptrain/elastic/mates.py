@@ -70,7 +70,7 @@ class Mates:
         return list(flags)
 
     def hear(self, said: T, savers: bool = False) -> list[T]:
-        """What each mate says (pickled), or each mate's thread that saves a checkpoint."""
+        """What each mate says (JSON), or each mate's thread that saves a checkpoint."""
         return [said]
 
     def tell(self, said: T) -> T:

@@ -12,7 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -22,7 +22,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 
-from adaptrain.elastic.storage import MANIFEST, Saved, Storage, Unavailable
+from adaptrain.elastic.storage import CLAIMS, MANIFEST, Saved, Storage, Unavailable
 
 if TYPE_CHECKING:
     from obstore import WritableFile
@@ -50,6 +50,8 @@ class Bucket(Storage):
         Unavailable: there is no account, or no such kind of store.
     """
 
+    renames = False
+
     def __init__(self, uri: str) -> None:
         self._uri = uri
         with self._explained():
@@ -68,6 +70,21 @@ class Bucket(Storage):
             if found is not None:
                 yield found
 
+    def beside(self, folder: str) -> Storage:
+        return Bucket(f"{self._uri.rpartition('/')[0]}/{folder}")
+
+    def claims(self) -> list[str]:
+        return [item["path"].rpartition("/")[2] for item in self._list(CLAIMS)]
+
+    def claim(self, name: str) -> None:
+        with self._explained():
+            # Not empty: some stores take such a one for a folder.
+            obstore.put(self._store, f"{CLAIMS}/{name}", b"\n")
+
+    def forget_claim(self, name: str) -> None:
+        with self._explained():
+            obstore.delete(self._store, f"{CLAIMS}/{name}")
+
     def begin(self, name: str) -> str:
         return f"{name}-{secrets.token_hex(4)}"
 
@@ -77,10 +94,6 @@ class Bucket(Storage):
             writer = obstore.open_writer(self._store, path, buffer_size=BLOCK, max_concurrency=CONNECTIONS)
             yield cast(IO[bytes], _Upload(writer))
             writer.close()
-
-    def rename(self, path: str, to: str) -> None:
-        with self._explained():
-            obstore.rename(self._store, path, to)
 
     def commit(self, folder: str, name: str, manifest: bytes, check: Callable[[], None]) -> str:
         there = {item["path"]: item["size"] for item in self._list(folder)}
@@ -104,10 +117,13 @@ class Bucket(Storage):
                 made = Path(scratch) / name
                 obstore.put(self._store, name, made, chunk_size=BLOCK, max_concurrency=CONNECTIONS)
 
+    def discard(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._explained():
+            obstore.delete(self._store, name)
+
     def remove(self, folder: str) -> None:
         paths = [item["path"] for item in self._list(folder)]
         with self._explained():
-            # Who reads meanwhile finds no manifest rather than a manifest without its files.
             for part in ([p for p in paths if p.endswith(MANIFEST)], [p for p in paths if not p.endswith(MANIFEST)]):
                 obstore.delete(self._store, part)
 

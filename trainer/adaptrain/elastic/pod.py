@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,7 @@ from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import ReplicatedState, spread_words
+from adaptrain.elastic.words import gather_words
 
 T = TypeVar("T")
 Activity = tuple[str, float, float]
@@ -110,9 +111,7 @@ class Pod(Mates):
         return [bool(flag) for flag in raised]
 
     def hear(self, said: T, savers: bool = False) -> list[T]:
-        heard: list[Any] = [None] * self.size
-        dist.all_gather_object(heard, said, self.savers if savers else None)
-        return heard
+        return gather_words(said, self.savers if savers else None)
 
     def tell(self, said: T) -> T:
         heard: T = spread_words(said, self.rank == 0, lambda tensor: dist.broadcast(tensor, 0))

@@ -36,6 +36,7 @@ from adaptrain.elastic.gradients import Said
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
+from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.script_task import OptimizerGroups, ScriptTask
 from adaptrain.elastic.session import Session, alone, prepare
 from adaptrain.elastic.shares import Shares
@@ -99,6 +100,7 @@ class Elastic:
         self._farewell = Farewell() if job is not None else None
         self._metrics, self._trace = prepare(self._settings, namespace, name)
         self._checkpoint = job.spec.checkpoint if job else None
+        self._origin = Origin.of(job) if job else None
         self._seed = seed if seed is not None else job.spec.seed if job else 0
         self._collate = collate
         self.memory: dict[str, Any] = {}
@@ -331,7 +333,8 @@ class Elastic:
 
     @cached_property
     def _session(self) -> Session:
-        return Session(self._settings, self._metrics, self._trace, self._checkpoint, self._farewell)
+        given = self._settings, self._metrics, self._trace, self._checkpoint, self._farewell
+        return Session(*given, origin=self._origin)
 
     @cached_property
     def _loop(self) -> ElasticLoop:

@@ -19,6 +19,7 @@ from adaptrain.elastic.control import Identity
 from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.mates import Mates
+from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.threads import forever
@@ -63,6 +64,7 @@ class Session:
         checkpoint: Checkpoint | None,
         farewell: Farewell | None,
         mates: Mates | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._mates = mates or Mates()
         self._settings = settings
@@ -82,7 +84,8 @@ class Session:
         if (storage := _storage(settings)) is not None:
             c = checkpoint
             policy = Policy(c.every_seconds, c.keep, c.keep_best, c.verify) if c is not None else Policy()
-            self._checkpoints = Checkpoints(storage, policy, self.control, self._mates)
+            key = settings.checkpoint_key
+            self._checkpoints = Checkpoints(storage, policy, self.control, self._mates, origin, key)
 
     def loop(self, task: Task) -> ElasticLoop:
         """The loop that trains a task."""
@@ -98,6 +101,7 @@ class Session:
             message=f"stopped after {c.stopped}" if loop.complete else "",
             metrics=foremost({**c.metrics, **{f"best/{k}": v for k, v in c.best.items()}}, METRICS_SIZE),
             model=loop.model,
+            model_step=c.best_step if loop.model is not None else None,
         )
         if loop.complete and self._mates.rank == 0:
             frame = {"is": "done", "result": result.model_dump(by_alias=True), **loop.report(), "eta_seconds": 0}

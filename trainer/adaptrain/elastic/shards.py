@@ -18,6 +18,7 @@ from adaptrain.elastic.gradients import LOSS, NOTHING, Gradients, Said
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.state import ReplicatedState, Stateful, in_words
 from adaptrain.elastic.weights import Weights
+from adaptrain.elastic.words import gather_words
 from adaptrain.errors import InvalidJob
 
 LAYER = 1 << 16
@@ -70,8 +71,7 @@ class ShardedGradients(Gradients):
     def not_finite(self) -> str | None:
         if math.isfinite(self.loss) and math.isfinite(self._norm):
             return None
-        found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, super().not_finite())
+        found: list[str | None] = gather_words(super().not_finite())
         return next((words for words in found if words is not None), None)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -266,7 +266,8 @@ class ReplicatedState:
                 f"data: training began with {began} samples, and the data set of this worker has {have}: give it"
                 " the one that training began with, or start a new job"
             )
-        self.counters = Counters(**counters)
+        known = {f.name for f in fields(Counters)}  # a newer release may tell more
+        self.counters = Counters(**{name: value for name, value in counters.items() if name in known})
         for name, sink in self._more.items():
             if name in self.counters.more:
                 sink.load_state_dict(self.counters.more[name])

@@ -1,17 +1,22 @@
 """Weights in a safetensors file: what training starts from, and what a trial leaves."""
 
 import hashlib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 
+from adaptrain.elastic import tensorfile
+from adaptrain.elastic.storage import Storage
 from adaptrain.errors import InvalidJob
+
+DIGEST_SUFFIX = ".sha256"
+"""Of the file beside a published one that tells its digest, as sha256sum writes and checks it."""
+DIGEST_LIMIT = 4096
 
 
 @dataclass(frozen=True)
@@ -37,23 +42,33 @@ class Weights:
         """
         file = self.root / self.path
         try:
-            found = digest(file)
+            with file.open("rb") as stream:
+                hashed = _Hashed(stream)
+                tensors = tensorfile.read(cast(io.BufferedReader, hashed))
         except FileNotFoundError:
             raise InvalidJob(
                 f"initialWeights.path: there is no file {self.path!r} in the volume: correct it, or remove"
                 " initialWeights to start from random ones"
             ) from None
+        except tensorfile.Malformed as error:
+            self._check(digest(file))
+            raise InvalidJob(f"initialWeights.path: {self.path} is no safetensors file: {error}") from error
+        self._check(hashed.hexdigest())
+        if self.sha256 is None and (beside := _beside(file)) not in (None, hashed.hexdigest()):
+            raise InvalidJob(
+                f"initialWeights.path: {self.path} has {hashed.hexdigest()}, and {self.path}{DIGEST_SUFFIX} says"
+                f" {beside}: it is not what was published; bring it back, or say with initialWeights.sha256 which you"
+                " want"
+            )
+        self._compare(tensors, model)
+        return tensors
+
+    def _check(self, found: str) -> None:
         if self.sha256 not in (None, found):
             raise InvalidJob(
                 f"initialWeights.sha256: {self.path} has {found}, not {self.sha256}: it was changed; name another file,"
                 " or correct the digest"
             )
-        try:
-            tensors: dict[str, torch.Tensor] = load_file(file)
-        except SafetensorError as error:
-            raise InvalidJob(f"initialWeights.path: {self.path} is no safetensors file: {error}") from error
-        self._compare(tensors, model)
-        return tensors
 
     def _compare(self, tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> None:
         for name in [*model, *sorted(set(tensors) - set(model))]:
@@ -72,13 +87,39 @@ def save(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
     Raises:
         OSError: storage refused.
     """
-    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    data = serialize(whole, {"format": "pt"})
     with file.open("wb") as stream:
-        stream.write(data)
+        hashed = _Hashed(stream)
+        tensorfile.write(cast(IO[bytes], hashed), tensors, {"format": "pt"})
         stream.flush()
         os.fsync(stream.fileno())
-    return hashlib.sha256(data).hexdigest()
+    return hashed.hexdigest()
+
+
+def publish(
+    storage: Storage,
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    check: Callable[[], None],
+) -> None:
+    """Write a file of weights, and its digest beside it. Whoever reads meanwhile finds no digest of another file.
+
+    Args:
+        check: is called at the last moment, and may raise.
+
+    Raises:
+        OSError: storage refused.
+    """
+
+    def make_room() -> None:
+        check()
+        storage.discard(name + DIGEST_SUFFIX)
+
+    with storage.replace(name, make_room) as path, path.open("wb") as stream:
+        hashed = _Hashed(stream)
+        tensorfile.write(cast(IO[bytes], hashed), tensors, metadata)
+    with storage.replace(name + DIGEST_SUFFIX, check) as path:
+        path.write_text(f"{hashed.hexdigest()}  {name}\n")
 
 
 def digest(file: Path) -> str:
@@ -89,6 +130,35 @@ def digest(file: Path) -> str:
     """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _beside(file: Path) -> str | None:
+    """What the file beside one says its digest is; None: there is none."""
+    try:
+        with file.with_name(file.name + DIGEST_SUFFIX).open("rb") as stream:
+            return stream.read(DIGEST_LIMIT).decode(errors="replace").partition(" ")[0].strip()
+    except FileNotFoundError:
+        return None
+
+
+class _Hashed:
+    """A stream that is read or written once, and the SHA-256 of all that went through it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return int(self._stream.write(data))
+
+    def read(self, count: int) -> bytes:
+        data: bytes = self._stream.read(count)
+        self._hash.update(data)
+        return data
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
 
 
 def _in_words(tensor: torch.Tensor | None) -> str:

@@ -1,0 +1,150 @@
+"""Which checkpoint training goes on from, and which it refuses.
+
+What can't be read now is waited for, by the caller. A checkpoint is passed over only if all of it was read, twice, and
+it is not what was written; where none is good, the job ends rather than begin anew.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from adaptrain.elastic import archive
+from adaptrain.elastic.failures import Foreign
+from adaptrain.elastic.mates import Mates
+from adaptrain.elastic.origin import Origin
+from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.storage import Saved, Storage
+from adaptrain.errors import InvalidJob
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Loaded = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Tensors and counters."""
+Found = tuple[Saved, dict[str, torch.Tensor], dict[str, Any]]
+
+
+class Reader:
+    """Reads the checkpoints of one job; all processes of a worker call the same.
+
+    Args:
+        as_one: does something on each process, and fails on all if it fails on one.
+        note: tells people something.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        origin: Origin,
+        key: bytes | None,
+        mates: Mates,
+        as_one: Callable[[Callable[[], Any]], Any],
+        note: Callable[[str], None],
+    ) -> None:
+        self._storage = storage
+        self._origin = origin
+        self._key = key
+        self._mates = mates
+        self._as_one = as_one
+        self._note = note
+
+    def readable(self, state: ReplicatedState) -> Iterator[Found]:
+        """Each checkpoint of this training that is as it was written, the newest first.
+
+        Raises:
+            InvalidJob: the newest good one is of another training or model, or none of them is good.
+            OSError: storage doesn't say what there is, or one can't be read now.
+        """
+        found = self._as_one(lambda: self._storage.saved() if self._leads else [])
+        passed_over, good = "", False
+        for saved in [Saved(**told) for told in self._mates.tell([asdict(one) for one in found])]:
+            if not saved.complete and not self._storage.renames:
+                continue  # its writer was lost, or writes it still
+            path = f"{self._storage}/{saved.name}"
+            try:
+                tensors, counters = self._as_one(partial(self._read, self._storage, saved, state))
+            except archive.Corrupt as error:
+                passed_over = passed_over or f"{path}: {error}"
+                if self._leads:
+                    log.warning("checkpoint %s can't be used (%s); an older one is tried", path, error)
+                    self._note(f"checkpoint {saved.name} can't be used: {error}")
+                continue
+            except archive.Mismatch as error:
+                raise InvalidJob(
+                    f"checkpoint {path} is of another model: {error}; bring back the image and the model that wrote it,"
+                    " or give this job an empty volume or another checkpoint.uri"
+                ) from error
+            except Foreign as error:
+                if self._origin.resume_from is not None:
+                    break
+                raise InvalidJob(
+                    f"checkpoint {path} is of another training: {error}; give this job another name, an empty volume or"
+                    f" another checkpoint.uri, or go on from that checkpoint with checkpoint.resumeFrom: {saved.name}"
+                ) from error
+            good = True
+            yield saved, tensors, counters
+        if passed_over and not good:
+            raise InvalidJob(
+                f"no checkpoint is as it was written ({passed_over}): bring one back from a backup, or, to begin anew,"
+                " give this job an empty volume or another checkpoint.uri"
+            )
+
+    def named(self, state: ReplicatedState) -> Found | None:
+        """The checkpoint that the job's manifest names to begin with, if it names one.
+
+        Raises:
+            InvalidJob: there is no such one, or it can't be used.
+            OSError: it can't be read now.
+        """
+        if (wanted := self._origin.resume_from) is None:
+            return None
+        folder, _, name = wanted.rpartition("/")
+        storage = self._storage.beside(folder) if folder else self._storage
+        saved = Saved.of(name, True, time.time())
+        assert saved is not None, "the API checks the name"
+        try:
+            tensors, counters = self._as_one(lambda: self._read(storage, saved, state, named=True))
+        except (archive.Corrupt, archive.Mismatch) as error:
+            raise InvalidJob(f"checkpoint.resumeFrom: {storage}/{name} can't be used: {error}") from error
+        # What was best, and why training ended, was by another manifest's measure.
+        return saved, tensors, _unfinished(counters) | {"best": {}, "best_step": 0, "best_epoch": counters["epoch"]}
+
+    @property
+    def _leads(self) -> bool:
+        return self._mates.rank == 0
+
+    def _read(self, storage: Storage, saved: Saved, state: ReplicatedState, named: bool = False) -> Loaded:
+        """Tensors and counters of a checkpoint.
+
+        Raises:
+            Foreign: it is of another training, and not the one to begin with.
+            Corrupt: it was read twice, and isn't what was written.
+        """
+        parts = state.parts({name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()})
+        try:
+            return self._look(storage, saved, parts, named)
+        except archive.Corrupt:
+            if not named and all(saved.name != one.name for one in storage.saved()):
+                raise FileNotFoundError(f"{saved.name} was removed while it was read") from None
+            return self._look(storage, saved, parts, named, cached=False)
+
+    def _look(
+        self, storage: Storage, saved: Saved, parts: dict[str, torch.Tensor], named: bool, cached: bool = True
+    ) -> Loaded:
+        of = archive.manifest_of(storage, saved.name, self._key, cached)["of"]
+        if not named and (difference := self._origin.differs(of)) is not None:
+            raise Foreign(difference)
+        tensors, counters = archive.read(storage, saved.name, parts, self._key, cached)
+        if counters["step"] != saved.step:
+            raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
+        return tensors, counters if of.get("budget", []) == self._origin.budget else _unfinished(counters)
+
+
+def _unfinished(counters: dict[str, Any]) -> dict[str, Any]:
+    """The counters of a training that may go on: whether it is at its end is to be found anew."""
+    metrics = {name: value for name, value in counters["metrics"].items() if not name.startswith("test/")}
+    return counters | {"stopped": "", "evaluated_step": -1, "metrics": metrics}
