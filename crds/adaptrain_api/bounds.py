@@ -99,3 +99,5 @@ Words: TypeAlias = Annotated[str, BeforeValidator(_cut)]
 FewReadings: TypeAlias = Annotated[Readings, BeforeValidator(_first)]
 Small: TypeAlias = Annotated[dict[str, Any], AfterValidator(_small)]
 """A free-form object of a bounded size."""
+Values: TypeAlias = Annotated[dict[Name, Any], AfterValidator(_small)]
+"""Values by name, of a bounded size."""

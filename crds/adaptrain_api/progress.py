@@ -20,6 +20,7 @@ from adaptrain_api.bounds import (
     Name,
     Number,
     Small,
+    Values,
     Words,
     first,
     importance,
@@ -116,7 +117,7 @@ class TrialResult(Open):
     """What was chosen, as one line of JSON."""
     model: Small | None = None
     """The model that was built, as in a job."""
-    parameters: Small = {}
+    parameters: Values = {}
     """The parameters' values, by name."""
     weights: TrialWeights | None = None
     """None: it left none."""
@@ -130,7 +131,7 @@ class TrialOrder(Open):
     """What the coordinator has to know of it, should it be another one by then: it comes back with each report."""
     model: Small | None = None
     """As in ``TrialResult``."""
-    parameters: Small = {}
+    parameters: Values = {}
 
 
 class TrialReport(Open):

@@ -27,6 +27,13 @@ class TrialCounts(Open):
     running: int = 0
 
 
+class OwnJob(Open):
+    """A job that the operator made for the search."""
+
+    name: str
+    uid: str
+
+
 class ArchitectureSearchStatus(Open):
     """What is. Written by the operator alone."""
 
@@ -46,6 +53,11 @@ class ArchitectureSearchStatus(Open):
     evaluations_per_minute: Annotated[float | None, Field(description="Of the last minutes.")] = None
     eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
     budget: Annotated[Budget | None, Field(description="That the search was run with last.")] = None
+    jobs: Annotated[
+        list[OwnJob],
+        ListMap("name"),
+        Field(description="Jobs that the operator made for the search: no other is believed to be its."),
+    ] = []
     promoted_job: Annotated[str | None, Field(description="The job that trains the winner.")] = None
     start_time: datetime | None = None
     completion_time: datetime | None = None

@@ -166,7 +166,7 @@ class LeaseApi:
 
 
 @pytest.mark.parametrize("failures", range(6))
-@pytest.mark.parametrize("slow", [0.0, 0.8, 2.0, 4.9])
+@pytest.mark.parametrize("slow", [0.0, 0.8, 2.0])
 def test_a_leader_stops_before_another_may_lead(monkeypatch: pytest.MonkeyPatch, failures: int, slow: float) -> None:
     monkeypatch.setattr(leases.time, "monotonic", lambda: Hurried.now)
     api = LeaseApi(failures, slow)

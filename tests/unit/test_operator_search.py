@@ -16,6 +16,7 @@ from adaptrain_operator.core.searched import Search, SearchSeen
 
 from tests.unit.operator_world import World as JobWorld
 from tests.unit.test_api_rules import PHASE
+from tests.unit.trial_job_world import recorded
 
 NOW = 1_800_000_000.0
 END = SearchEnd(outcome="complete", reason="SearchComplete", message="10 trials ended: the budget is used up")
@@ -67,8 +68,13 @@ class World:
         plan = decide_search(search, seen, self.now)
         self.status = plan.status
         for job in plan.apply:
-            before = self.jobs.get(job["metadata"]["name"], {"status": {}})
-            self.jobs[job["metadata"]["name"]] = {**job, "status": before["status"]}
+            name = job["metadata"]["name"]
+            before = self.jobs.get(name, {"status": {}})
+            made = {**job["metadata"], "uid": f"uid of {name}"}
+            self.jobs[name] = {**job, "metadata": made, "status": before["status"]}
+            self.status = recorded(self.status, {name: self.jobs[name]})
+        for one in plan.delete:
+            self.jobs.pop(one.name, None)
         return plan
 
     def settle(self) -> SearchPlan:

@@ -10,7 +10,7 @@ from adaptrain.search.study import Ended
 from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
 from adaptrain_api.progress import Progress, SearchProgress, TrialOrder, TrialReports
 from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.search_status import ArchitectureSearchStatus, OwnJob
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.search import SearchPlan, decide_search
 from adaptrain_operator.core.searched import Search, SearchSeen
@@ -33,6 +33,12 @@ def manifest(**spec: Any) -> dict[str, Any]:
         "trial": {"model": {"name": "mlp"}, "data": {"name": "digits"}, "phases": [PHASE], "workers": {"max": 4}},
         **spec,
     }
+
+
+def recorded(status: ArchitectureSearchStatus, made: dict[str, Any]) -> ArchitectureSearchStatus:
+    """The status after the operator has made these jobs."""
+    record = {one.name: one.uid for one in status.jobs} | {name: job["metadata"]["uid"] for name, job in made.items()}
+    return status.model_copy(update={"jobs": [OwnJob(name=name, uid=uid) for name, uid in record.items()]})
 
 
 class Cluster:
@@ -67,6 +73,9 @@ class Cluster:
             if self.jobs.get(one.name, {"metadata": {"uid": None}})["metadata"]["uid"] == one.uid:
                 del self.jobs[one.name]
         self.status = plan.status
+        if most >= len(plan.apply) + len(plan.delete):
+            made = [job["metadata"]["name"] for job in plan.apply]
+            self.status = recorded(self.status, {name: self.jobs[name] for name in made if name in self.jobs})
 
     def settle(self) -> SearchPlan:
         for _ in range(4):

@@ -4,8 +4,9 @@ deadline, and the removal of what has ended."""
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from adaptrain_api.base import Open
 from adaptrain_api.training_status import TrainingJobStatus
 from pydantic import ValidationError
 
@@ -14,6 +15,8 @@ from adaptrain_operator.core.observed import Contact, Job, Observed, Pod, moment
 from adaptrain_operator.core.plan import Deletion, Plan
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Open)
 
 Decide = Callable[[Job, Observed, float], Plan]
 ASIDE = "DecisionFailed"
@@ -45,15 +48,19 @@ class Essentials:
 
 
 def read_status(raw: Mapping[str, Any]) -> TrainingJobStatus:
+    return read_known(TrainingJobStatus, raw)
+
+
+def read_known(model: type[M], raw: Mapping[str, Any]) -> M:
     """A status without those of its fields that can't be read: an operator of another release may have written them."""
     known = dict(raw)
     while True:
         try:
-            return TrainingJobStatus.model_validate(known)
+            return model.model_validate(known)
         except ValidationError as problem:
             wrong = {str(one["loc"][0]) for one in problem.errors() if one["loc"]} & known.keys()
             if not wrong:
-                return TrainingJobStatus()
+                return model()
             for name in wrong:
                 del known[name]
 

@@ -81,7 +81,7 @@ class Pod:
         unprepared = status.get("phase") == "Pending" and prepared_for.get("status") == "False"
         target = conditions.get("DisruptionTarget", {})
         avoided = annotations.get(naming.AVOIDED_NODES, "")
-        number = re.search(r"-(\d+)$", meta["name"])
+        number = re.search(r"-([0-9]{1,9})$", meta["name"])
         return cls(
             name=meta["name"],
             uid=meta["uid"],

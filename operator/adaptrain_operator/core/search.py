@@ -1,7 +1,8 @@
 """What to do for an ArchitectureSearch: a job whose workers are its evaluators, and at the end one for its winner."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from adaptrain_api.checkpoints import checkpoint_folder
@@ -12,7 +13,7 @@ from adaptrain_api.progress import SearchEnd, TrialReports, TrialResult
 from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec, metrics_named
 from adaptrain_api.search_goals import Gate
 from adaptrain_api.search_space import set_parameter
-from adaptrain_api.search_status import ArchitectureSearchStatus, TrialCounts, TrialSummary
+from adaptrain_api.search_status import ArchitectureSearchStatus, OwnJob, TrialCounts, TrialSummary
 from adaptrain_api.text import printable
 from adaptrain_api.training import TrainingJobSpec, dump
 from pydantic import ValidationError
@@ -22,9 +23,12 @@ from adaptrain_operator.core.conditions import duration, first_problem
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.observed import Object, moment
 from adaptrain_operator.core.plan import Deletion, Event
-from adaptrain_operator.core.searched import Search, SearchSeen, condition_of, job_of, own, status_of
+from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of
 from adaptrain_operator.core.trials import TrialsPlan, decide_trials, remove_trials
 
+logger = logging.getLogger(__name__)
+
+MOST_TOLD = 10
 CHOICES_LENGTH = 2000
 """Of an architecture in the status: ten of them must leave it small."""
 
@@ -39,7 +43,7 @@ class SearchPlan:
     status: ArchitectureSearchStatus
     apply: list[Object] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
-    """Jobs of trials."""
+    """Jobs of trials, and those that say they are the search's and are not on record."""
     reports: TrialReports | None = None
     """What the coordinator is told of its trials' jobs; None: it has none."""
     events: list[Event] = field(default_factory=list)
@@ -71,6 +75,7 @@ class _Draft:
 
 def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
     """What to do for a search, given everything that was seen of it. Idempotent."""
+    search = replace(search, status=_on_record(search, seen, now))
     draft = _Draft(
         search,
         seen,
@@ -109,6 +114,37 @@ def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
         if condition is not None:
             draft.event("Normal" if condition.status == "True" else "Warning", condition.reason, condition.message)
     return draft.plan
+
+
+def decide_search_anyhow(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
+    """A decision; if it raises, one that rests on nothing that coordinators say."""
+    try:
+        return decide_search(search, seen, now)
+    except Exception:
+        logger.exception("a decision failed", extra={"job": f"{search.namespace}/{search.name}"})
+        plan = decide_search(search, SearchSeen(seen.jobs, refused=seen.refused), now)
+        plan.wake(30.0)
+        return plan
+
+
+def _on_record(search: Search, seen: SearchSeen, now: float) -> ArchitectureSearchStatus:
+    """The status with those of the recorded jobs that are still there, and with no time in the future."""
+    status, latest = search.status, moment(now)
+    jobs = [one for one in status.jobs if one.uid == _uid(seen.jobs.get(one.name))]
+    ready = next((one for one in status.conditions if one.type == "PodsReady"), None)
+    taken = ready is not None and ready.reason == "NameTaken"
+    if not status.jobs and status.observed_generation is not None and not taken:
+        # By an operator that kept no record: what it made says so itself.
+        names = [name for name in seen.jobs if name in (search.pool, search.winner) or search.number(name) is not None]
+        ours = [seen.jobs[name] for name in names if claimed(search, seen.jobs[name])]
+        jobs = [OwnJob(name=job["metadata"]["name"], uid=_uid(job)) for job in ours]
+    times = {name: getattr(status, name) for name in ("start_time", "completion_time")}
+    late = {name: latest for name, time in times.items() if time is not None and time > latest}
+    return status.model_copy(update={"jobs": jobs, **late})
+
+
+def _uid(job: Object | None) -> str:
+    return "" if job is None else job["metadata"].get("uid") or ""
 
 
 def _goes_on(draft: _Draft) -> bool:
@@ -194,7 +230,7 @@ def pool_job(search: Search, evaluators: int | None = None) -> Object:
 
 
 def _apply_pool(draft: _Draft, wanted: Object) -> None:
-    if not contained(wanted, draft.seen.jobs.get(draft.search.pool)):
+    if not contained(wanted, draft.pool):
         draft.plan.apply.append(wanted)
 
 
@@ -211,7 +247,9 @@ def _tell_pods(draft: _Draft, trials: TrialsPlan | None, evaluators: int | None)
         wanted = min(wanted, max(1, evaluators))
     if pool is None:
         stranger = draft.seen.jobs.get(search.pool)
-        if stranger is not None:
+        if _remove_claimed(draft, search.pool):
+            draft.plan.apply.clear()
+        elif stranger is not None:
             message = f"there is a job {search.pool} that this search did not make: rename one of them"
             draft.conditions.set("PodsReady", False, "NameTaken", message)
             draft.plan.apply.clear()
@@ -260,12 +298,13 @@ def _tell_progress(draft: _Draft) -> None:
     counts = progress.model_dump(include={"complete", "pruned", "failed", "running"})
     fields["trials"] = TrialCounts(**counts)
     fields["progress"] = f"{ended}/{spec.budget.trials}" if spec.budget.trials is not None else str(ended)
-    fields["top"] = [_summary(spec, one) for one in progress.top]
+    measured = [one for one in progress.top if one.metrics.keys() >= set(metrics_named(spec))]
+    fields["top"] = [_summary(spec, one) for one in measured[:MOST_TOLD]]
     fields["pareto_size"] = progress.pareto_size
     fields["evaluations_per_minute"] = float(f"{progress.per_minute:.3g}")
-    if progress.top:
+    if fields["top"]:
         metric = spec.objectives[0].metric
-        fields["best"] = f"{metric}={progress.top[0].metrics[metric]:.4g}"
+        fields["best"] = f"{metric}={fields['top'][0].values[metric]:.4g}"
     fields["eta"] = None if draft.seen.eta is None else duration(draft.seen.eta)
 
 
@@ -287,6 +326,8 @@ def _end(draft: _Draft) -> bool:
     if end.outcome == "failed":
         _fail(draft, end.reason, end.message)
         return True
+    if progress is not None and draft.search.spec.promote is not None and _remove_claimed(draft, draft.search.winner):
+        return False
     _succeed(draft, end)
     return True
 
@@ -297,6 +338,9 @@ def _succeed(draft: _Draft, end: SearchEnd) -> None:
     draft.fields |= {"phase": "Succeeded", "completion_time": moment(draft.now), "eta": None}
     progress, promote = draft.seen.progress, draft.search.spec.promote
     if promote is None or progress is None:
+        return
+    if not progress.top:
+        draft.conditions.set("Promoted", False, "NoWinner", "no trial ended with what the objectives name")
         return
     winner = progress.top[0]
     refusal = _refusal(promote.gate, winner, draft.seen.jobs)
@@ -321,6 +365,16 @@ def _succeed(draft: _Draft, end: SearchEnd) -> None:
         f"trial {winner.trial} is trained by the job {draft.search.winner}"
         + _missing_weights(draft.search, winner, job),
     )
+
+
+def _remove_claimed(draft: _Draft, name: str) -> bool:
+    """Whether there is a job of this name that is not on record and says that it is the search's: it goes."""
+    there = draft.seen.jobs.get(name)
+    if there is None or not claimed(draft.search, there):
+        return False
+    draft.plan.delete.append(Deletion(name, _uid(there)))
+    draft.plan.wake(1.0)
+    return True
 
 
 def _taken(draft: _Draft, wanted: Object) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from adaptrain_api import search as api
 from adaptrain_api.objects import Condition
@@ -12,6 +12,7 @@ from adaptrain_api.search_status import ArchitectureSearchStatus
 from adaptrain_api.training_status import TrainingJobStatus
 
 from adaptrain_operator.core import naming
+from adaptrain_operator.core.essentials import read_known, read_status
 from adaptrain_operator.core.observed import Object
 
 
@@ -42,6 +43,17 @@ class Search:
     def trial(self, number: int) -> str:
         """The name of a trial's job."""
         return f"{self.name}{api.TRIAL}{number}"
+
+    def number(self, name: str) -> int | None:
+        """The number of the trial whose job has this name; None: it is no trial's."""
+        number = name.removeprefix(f"{self.name}{api.TRIAL}")
+        is_trial = number != name and number.isascii() and number.isdigit() and len(number) <= api.TRIAL_DIGITS
+        return int(number) if is_trial and name == self.trial(int(number)) else None
+
+    @property
+    def record(self) -> dict[str, str]:
+        """The uids of the jobs that were made for it, by name."""
+        return {one.name: one.uid for one in self.status.jobs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +89,29 @@ def job_of(search: Search, name: str, spec: Object) -> Object:
 
 
 def own(search: Search, job: Object | None) -> Object | None:
-    """A job, if the search made it."""
-    owners = [] if job is None else job["metadata"].get("ownerReferences") or []
-    return job if any(owner["uid"] == search.uid for owner in owners) else None
+    """A job, if the search made it, as the operator wrote down: labels and owners are anybody's to write."""
+    if job is None:
+        return None
+    meta = job["metadata"]
+    uid = search.record.get(meta["name"])
+    return job if uid is not None and uid == meta.get("uid") else None
+
+
+def claimed(search: Search, job: Object | None) -> bool:
+    """Whether a job that is not on record says that the search controls it: one that was made just before the operator
+    was killed, or another's that pretends to be."""
+    if job is None or own(search, job) is not None:
+        return False
+    owners = job["metadata"].get("ownerReferences") or []
+    return any(owner.get("controller") and owner.get("uid") == search.uid for owner in owners)
 
 
 def status_of(job: Object) -> TrainingJobStatus:
-    status: TrainingJobStatus = TrainingJobStatus.model_validate(job.get("status") or {})
-    return status
+    return read_status(job.get("status") or {})
+
+
+def read_search_status(raw: Mapping[str, Any]) -> ArchitectureSearchStatus:
+    return read_known(ArchitectureSearchStatus, raw)
 
 
 def condition_of(job: Object, type: str) -> Condition | None:

@@ -20,7 +20,7 @@ from adaptrain_operator.core import naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.observed import Object
 from adaptrain_operator.core.plan import Deletion
-from adaptrain_operator.core.searched import Search, SearchSeen, condition_of, job_of, own, status_of
+from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of
 
 BEST = "best/"
 """How a job's result marks the metrics of its best epoch."""
@@ -63,6 +63,10 @@ def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
     for order in [] if progress is None else progress.orders:
         if order.number in jobs or room <= 0:
             continue
+        if claimed(search, there := seen.jobs.get(search.trial(order.number))):
+            assert there is not None
+            plan.delete.append(Deletion(there["metadata"]["name"], there["metadata"]["uid"]))
+            continue
         made = _make(search, seen, order)
         if isinstance(made, str):
             report = TrialReport(number=order.number, given=order.given, state="failed", message=made)
@@ -85,13 +89,9 @@ def remove_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
 
 def _jobs(search: Search, seen: SearchSeen) -> Iterator[tuple[int, Object]]:
     """Its trials' jobs, by number: the oldest first, which have come the furthest."""
-    found = [job for job in seen.jobs.values() if own(search, job) and naming.TRIAL in _labels(job)]
-    yield from sorted(((int(_labels(job)[naming.TRIAL]), job) for job in found), key=lambda one: one[0])
-
-
-def _labels(job: Object) -> dict[str, str]:
-    labels: dict[str, str] = job["metadata"].get("labels") or {}
-    return labels
+    numbered = [(search.number(name), own(search, seen.jobs.get(name))) for name in search.record]
+    found = [(number, job) for number, job in numbered if number is not None and job is not None]
+    yield from sorted(found, key=lambda one: one[0])
 
 
 def _remove(plan: TrialsPlan, job: Object, report: TrialReport) -> None:
@@ -115,7 +115,7 @@ def _report(number: int, job: Object, progress: Progress | None) -> TrialReport:
     status, failed, complete = status_of(job), condition_of(job, "Failed"), condition_of(job, "Complete")
     report = TrialReport(
         number=number,
-        given=_given(job),
+        given=_given(number, job),
         job=job["metadata"]["uid"],
         started=None if status.start_time is None else status.start_time.timestamp(),
     )
@@ -129,13 +129,13 @@ def _report(number: int, job: Object, progress: Progress | None) -> TrialReport:
     return report
 
 
-def _given(job: Object) -> dict[str, Any]:
+def _given(number: int, job: Object) -> dict[str, Any]:
     """What the coordinator gave for it; nothing, if somebody changed that."""
     try:
         found = json.loads((job["metadata"].get("annotations") or {}).get(naming.GIVEN, ""))
-    except ValueError:
+        return TrialOrder(number=number, given=found).given
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _found(status: TrainingJobStatus) -> dict[str, float]:

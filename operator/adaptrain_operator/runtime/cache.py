@@ -107,15 +107,9 @@ class Cache:
     def jobs(self) -> list[Key]:
         return list(self._objects[JOB.name])
 
-    def trials(self, search: Key) -> dict[str, Object]:
-        """The jobs that are a search's trials, by name."""
-        return {
-            key[1]: entry.value
-            for key, entry in self._objects[JOB.name].items()
-            if key[0] == search[0]
-            and (labels := entry.value["metadata"].get("labels") or {}).get(naming.SEARCH_NAME) == search[1]
-            and naming.TRIAL in labels
-        }
+    def named(self, namespace: str, prefix: str) -> list[str]:
+        """The names of a namespace's jobs that begin so."""
+        return [name for where, name in self._objects[JOB.name] if where == namespace and name.startswith(prefix)]
 
     def search_of(self, job: Key) -> Key | None:
         """The search of that namespace that a job says it is of."""

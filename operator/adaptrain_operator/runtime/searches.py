@@ -5,18 +5,19 @@ import logging
 import time
 from typing import Any
 
-from adaptrain_api.search import POOL, ArchitectureSearchSpec
-from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.search import POOL, TRIAL, ArchitectureSearchSpec
+from adaptrain_api.search_status import ArchitectureSearchStatus, OwnJob
 from adaptrain_api.training import dump
 from pydantic import ValidationError
 
+from adaptrain_operator import clock
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.draft import Conditions
-from adaptrain_operator.core.search import SearchPlan, decide_search
-from adaptrain_operator.core.searched import Search, SearchSeen
+from adaptrain_operator.core.search import SearchPlan, decide_search_anyhow
+from adaptrain_operator.core.searched import Search, SearchSeen, read_search_status
 from adaptrain_operator.kube.client import Client
-from adaptrain_operator.kube.errors import Conflict, NotFound, Refused
+from adaptrain_operator.kube.errors import AlreadyExists, Conflict, NotFound, Refused
 from adaptrain_operator.kube.kinds import JOB, SEARCH
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
@@ -54,6 +55,10 @@ class SearchReconciler:
         self._events = events
         self._written: dict[Key, float] = {}
         """When a status was written last, seconds."""
+        self._made: dict[Key, dict[str, str]] = {}
+        """Uids of jobs that were made and are not on record yet, by their name."""
+        self._specs: dict[Key, tuple[tuple[str, int], ArchitectureSearchSpec | str]] = {}
+        """Specs as they were read last, with the uid and generation; or why one can't be read."""
         self._refused: dict[Key, dict[str, str]] = {}
         """Why trials' jobs were refused, by the search and the job's name. To forget it costs one more request each."""
 
@@ -63,13 +68,15 @@ class SearchReconciler:
         if raw is None:
             self._written.pop(key, None)
             self._refused.pop(key, None)
+            self._made.pop(key, None)
+            self._specs.pop(key, None)
             self._contacts.say((key[0], key[1] + POOL), None)
             return
-        search = _read(raw)
+        search = self._read(key, raw)
         if isinstance(search, str):
             await self._tell(key, raw, "InvalidSpec", search)
             return
-        plan = decide_search(search, self._observe(search), time.time())
+        plan = decide_search_anyhow(search, self._observe(search), clock.now())
         try:
             await self._apply(key, plan)
         except Refused as problem:
@@ -88,6 +95,34 @@ class SearchReconciler:
         elif plan.requeue_after is not None:
             self._queue.add(key, plan.requeue_after)
 
+    def _read(self, key: Key, raw: Object) -> Search | str:
+        """A search, or why it can't be read."""
+        meta = raw["metadata"]
+        known = self._specs.get(key)
+        if known is None or known[0] != (meta["uid"], meta.get("generation", 0)):
+            try:
+                spec: ArchitectureSearchSpec | str = ArchitectureSearchSpec.model_validate(raw["spec"])
+            except ValidationError as problem:
+                spec = f"spec.{first_problem(problem)[:800]}: correct it, or upgrade the operator"
+            known = self._specs[key] = (meta["uid"], meta.get("generation", 0)), spec
+        if isinstance(known[1], str):
+            return known[1]
+        status = read_search_status(raw["status"])
+        recorded = {one.uid for one in status.jobs}
+        made = self._made.get(key, {})
+        for name in [name for name, uid in made.items() if uid in recorded]:
+            del made[name]
+        more = [OwnJob(name=name, uid=uid) for name, uid in made.items()]
+        return Search(
+            name=meta["name"],
+            namespace=meta["namespace"],
+            uid=meta["uid"],
+            generation=meta.get("generation", 0),
+            deleting="deletionTimestamp" in meta,
+            spec=known[1],
+            status=status.model_copy(update={"jobs": [*status.jobs, *more]}),
+        )
+
     def _observe(self, search: Search) -> SearchSeen:
         contact = self._contacts.contact((search.namespace, search.pool))
         progress = contact.progress
@@ -100,32 +135,50 @@ class SearchReconciler:
         refused = self._refused.get((search.namespace, search.name), {})
         for name in refused.keys() - ordered:
             del refused[name]
-        trials = self._cache.trials((search.namespace, search.name))
-        found = {name: self._cache.job((search.namespace, name)) for name in names} | trials
+        # By an operator that kept no record, jobs say themselves that they are the search's.
+        names += search.record or self._cache.named(search.namespace, search.name + TRIAL)
+        found = {name: self._cache.job((search.namespace, name)) for name in names}
+        trials = [name for name in search.record if search.number(name) is not None]
         heard = {name: self._contacts.contact((search.namespace, name)).progress for name in trials}
         return SearchSeen(
             jobs={name: job for name, job in found.items() if job is not None},
             progress=None if progress is None else progress.search,
-            current=contact.fresh(time.time()),
+            current=contact.fresh(clock.now()),
             eta=None if progress is None else progress.eta_seconds,
             trials={name: told for name, told in heard.items() if told is not None},
             refused=refused,
         )
 
     async def _apply(self, key: Key, plan: SearchPlan) -> None:
+        record = {one.name: one.uid for one in plan.status.jobs}
         for job in plan.apply:
+            name = job["metadata"]["name"]
             try:
-                made = await self._client.apply(JOB, job)
+                made = await self._create_or_apply(key, job, record.get(name))
             except Refused as problem:
                 if problem.quota or naming.TRIAL not in job["metadata"]["labels"]:
                     raise
                 message = f"the API server refuses its job: {problem.message[:500]}: correct trial or space"
-                self._refused.setdefault(key, {})[job["metadata"]["name"]] = message
+                self._refused.setdefault(key, {})[name] = message
                 self._queue.add(key)
                 continue
             # The watch will bring nothing new of it.
             for changed in self._cache.put(JOB, made):
                 self._jobs.add(changed)
+            if name not in record:
+                made_now = OwnJob(name=name, uid=made["metadata"]["uid"])
+                self._made.setdefault(key, {})[name] = made_now.uid
+                plan.status = plan.status.model_copy(update={"jobs": [*plan.status.jobs, made_now]})
+
+    async def _create_or_apply(self, key: Key, job: Object, uid: str | None) -> Object:
+        """Make a job that is not on record, or change that of this uid and no other of its name."""
+        if uid is not None:
+            return await self._client.apply(JOB, {**job, "metadata": {**job["metadata"], "uid": uid}})
+        try:
+            return await self._client.create(JOB, key[0], job)
+        except AlreadyExists:
+            self._cache.put(JOB, await self._client.get(JOB, key[0], job["metadata"]["name"]))
+            raise
 
     async def _delete(self, key: Key, plan: SearchPlan) -> None:
         for one in plan.delete:
@@ -143,8 +196,8 @@ class SearchReconciler:
 
     async def _tell(self, key: Key, raw: Object, reason: str, message: str) -> None:
         """The schema let it pass, and it can't be carried out: say so and leave what runs alone."""
-        status = ArchitectureSearchStatus.model_validate(raw["status"])
-        conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), time.time())
+        status = read_search_status(raw["status"])
+        conditions = Conditions(status.conditions, raw["metadata"].get("generation", 0), clock.now())
         conditions.set("PodsReady", False, reason, message)
         update = {"conditions": conditions.list(), "phase": status.phase or "Pending"}
         await self._write_status(key, raw, status.model_copy(update=update))
@@ -166,21 +219,3 @@ class SearchReconciler:
             raise
         self._written[key] = time.monotonic()
         self._cache.put(SEARCH, answer)
-
-
-def _read(raw: Object) -> Search | str:
-    """A search, or why it can't be read."""
-    meta = raw["metadata"]
-    try:
-        spec = ArchitectureSearchSpec.model_validate(raw["spec"])
-    except ValidationError as problem:
-        return f"spec.{first_problem(problem)}: correct it, or upgrade the operator"
-    return Search(
-        name=meta["name"],
-        namespace=meta["namespace"],
-        uid=meta["uid"],
-        generation=meta.get("generation", 0),
-        deleting="deletionTimestamp" in meta,
-        spec=spec,
-        status=ArchitectureSearchStatus.model_validate(raw["status"]),
-    )
