@@ -1,5 +1,7 @@
 """Programs of the user's, and where their files come from."""
 
+import re
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -56,6 +58,26 @@ class Source(Model):
     )
 
 
+# A command's words, each on a line. Both Python and CEL (RE2) read it.
+_LAUNCHER = r"(\S*/)?(torchrun|accelerate\s+launch|deepspeed)(\s|$)"
+_MODULE = r"-m\s*(torch\.distributed\.(run|launch)|accelerate\.commands\.launch|deepspeed\.launcher\.runner)(\s|$)"
+LAUNCHES = (
+    # The program, or what another one is asked to run: env, nice, …
+    rf"^(\S*/)?((env|exec|nice|nohup|numactl|stdbuf|time|timeout|tini|dumb-init)\n(-[uC]\n\S+\n|-\S*\n|\d\S*\n|\w+=.*\n)*)?{_LAUNCHER}",
+    # python -m torch.distributed.run
+    rf"^\S*python[\d.]*\n(-\S+\n)*{_MODULE}",
+    # A line for a shell.
+    rf"^(\S*/)?(ba|da|a|z|k)?sh\n(-\S+\n)*-\w*c\n(?s:.*[\n;&|(])?\s*((exec|env|nohup|time|then|do|else)\s+|\w+=\S*\s+)*"
+    rf"({_LAUNCHER}|\S*python[\d.]*\s+(-\S+\s+)*{_MODULE})",
+)
+"""One matches a command that starts training processes of its own, which would know nothing of the other workers. Each
+is a rule: the API server bounds what a rule may cost."""
+
+
+def _unlike(pattern: str, script: "Script") -> bool:
+    return re.search(pattern, "\n".join(script.command)) is None
+
+
 class Script(Model):
     """A program of your own, instead of model, data and phases."""
 
@@ -74,11 +96,13 @@ class Script(Model):
         Source | None, Field(description="Files that the command finds in its working directory; absent: the image's.")
     ] = None
 
-    rules = (
+    rules = tuple(
         Rule(
-            cel="self.command[0] != 'torchrun'",
-            message="adaptrain takes torchrun's place: set launcher to torchrun, and begin the command with python",
-            check=lambda self: self.command[0] != "torchrun",
+            cel=f"!self.command.join('\\n').matches(r'{pattern}')",
+            message="adaptrain takes the place of torchrun, accelerate launch and deepspeed, by which each worker would"
+            " train alone: set launcher to torchrun, and command to python, your script and its arguments",
+            check=partial(_unlike, pattern),
             path=".command",
-        ),
+        )
+        for pattern in LAUNCHES
     )
