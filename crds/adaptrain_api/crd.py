@@ -43,6 +43,8 @@ class Resource:
     short: str
     columns: tuple[tuple[str, str, str, str], ...]
     """Of ``kubectl get``: name, type, path, meaning."""
+    wide: tuple[tuple[str, str, str, str], ...]
+    """Further ones of ``kubectl get -o wide``."""
     scale: bool = False
 
     @property
@@ -59,9 +61,22 @@ JOB = Resource(
         ("Phase", "string", ".status.phase", "What the job is doing."),
         ("Workers", "string", ".status.workers", "Workers ready/wanted."),
         ("Step", "integer", ".status.step", "Optimizer steps applied."),
-        ("Metric", "string", ".status.metric", "Newest validation metric."),
+        ("Metric", "string", ".status.metric", "The validation metric; of a complete job, that of the model."),
         ("ETA", "string", ".status.eta", "Time left, estimated."),
         ("Age", "date", ".metadata.creationTimestamp", "Time since the job was made."),
+    ),
+    (
+        ("Epoch", "integer", ".status.epoch", "Passes over the training set that are complete."),
+        ("Loss", "number", ".status.loss", "Training loss, mean of the last steps."),
+        ("Goodput", "string", ".status.goodput", "Part of the time that was spent on steps that count."),
+        ("Restarts", "integer", ".status.restarts", "Failures of the workers' own that were counted."),
+        ("Search", "string", ".metadata.labels.adaptrain\\.io/search-name", "The search that the job is a part of."),
+        (
+            "Pods",
+            "string",
+            '.status.conditions[?(@.type=="PodsReady")].reason',
+            "Why PodsReady is as it is.",
+        ),
     ),
     scale=True,
 )
@@ -78,6 +93,16 @@ SEARCH = Resource(
         ("Pareto", "integer", ".status.paretoSize", "Trials that no other one surpasses in every objective."),
         ("ETA", "string", ".status.eta", "Time left, estimated."),
         ("Age", "date", ".metadata.creationTimestamp", "Time since the search was made."),
+    ),
+    (
+        ("Failed", "integer", ".status.trials.failed", "Trials that ended without values."),
+        ("Job", "string", ".status.promotedJob", "The job that trains the winner."),
+        (
+            "Pods",
+            "string",
+            '.status.conditions[?(@.type=="PodsReady")].reason',
+            "Why PodsReady is as it is.",
+        ),
     ),
 )
 RESOURCES = (JOB, SEARCH)
@@ -208,7 +233,13 @@ def custom_resource_definition(resource: Resource) -> Schema:
                     "additionalPrinterColumns": [
                         dict(zip(("name", "type", "jsonPath", "description"), column, strict=True))
                         for column in resource.columns
+                    ]
+                    + [
+                        dict(zip(("name", "type", "jsonPath", "description"), column, strict=True)) | {"priority": 1}
+                        for column in resource.wide
                     ],
+                    # kubectl get atj --field-selector status.phase=Failed (Kubernetes 1.31: KEP-4358).
+                    "selectableFields": [{"jsonPath": ".status.phase"}, {"jsonPath": ".spec.suspend"}],
                     "subresources": {"status": {}} | ({"scale": scale} if resource.scale else {}),
                     "schema": {"openAPIV3Schema": schema},
                 }

@@ -2,11 +2,11 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from adaptrain_api.base import DnsSubdomain, Model, Open, Rule, Text
+from adaptrain_api.base import DnsSubdomain, ListMap, Model, Open, Rule, Text
 
 GROUP = "adaptrain.io"
 VERSION = "v1alpha1"
@@ -45,15 +45,25 @@ class ObjectMeta(Model):
     uid: str | None = None
 
 
+ObservedGeneration: TypeAlias = Annotated[
+    int | None, Field(description="The generation of the spec that this was written for.")
+]
+
+
 class Condition(Open):
     """metav1.Condition."""
 
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str
-    last_transition_time: datetime
-    observed_generation: int | None = None
+    type: Annotated[str, Field(description="What it is about, in CamelCase.")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="Whether it holds.")]
+    reason: Annotated[str, Field(description="Why, in one word, for programs.")]
+    message: Annotated[str, Field(description="Why, and what to do, for people.")]
+    last_transition_time: Annotated[datetime, Field(description="When the status changed last.")]
+    observed_generation: ObservedGeneration = None
+
+
+Conditions: TypeAlias = Annotated[
+    list[Condition], ListMap("type"), Field(description="What holds, each with its reason and what to do.")
+]
 
 
 def name_rules(longest: int) -> tuple[Rule, ...]:

@@ -37,6 +37,8 @@ WORKER_METRICS_PORT = 8081
 EXIT_INVALID = 64
 """A worker's exit code when the manifest can't be run as it is (unknown argument, missing module): retries are vain."""
 
+BEST = "best/"
+"""Begins the names of metrics that are of the best weights."""
 MOST_CHANGES = 100
 MOST_TOP = 100
 MOST_ORDERS = 2000
@@ -220,8 +222,19 @@ class Progress(Open):
 
 
 def headline(metrics: dict[str, float]) -> str | None:
-    """The metric that tells a user most: the final test's, else the newest validation's."""
-    return next((name for name in (*PREFERRED, *sorted(metrics)) if name in metrics), None)
+    """The metric that a user watches: the validation's, which has one meaning while training and after its end. A
+    test's only where there is none, and any other where there is neither."""
+    return min((name for name in metrics if not name.startswith(BEST)), key=_watched, default=None)
+
+
+def of_model(metrics: dict[str, float], name: str) -> float:
+    """What a metric is of the weights that training leaves: the best ones, where they are told apart."""
+    return metrics.get(f"{BEST}{name}", metrics[name])
+
+
+def _watched(name: str) -> tuple[int, int, str]:
+    kind = 0 if name.startswith("val/") else 1 if name.startswith("test/") else 2
+    return kind, PREFERRED.index(name) if name in PREFERRED else len(PREFERRED), name
 
 
 def foremost(metrics: dict[str, float], size: int) -> dict[str, float]:

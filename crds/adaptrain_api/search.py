@@ -82,7 +82,11 @@ class Trial(Model):
 
     model: ModelSource | None = None
     data: DataSource | None = None
-    phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
+    phases: Annotated[
+        list[SupervisedPhase] | None,
+        Field(min_length=1, max_length=1, description="How the model is trained: one phase."),
+        ListMap("name"),
+    ] = None
     callable: Annotated[
         Component | None,
         Field(description="module:callable that takes a trial and returns its metrics, instead of training."),
@@ -184,14 +188,22 @@ class ArchitectureSearchSpec(Model):
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"] | None, Field(description="As in a container.")
     ] = None
-    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16), ListMap("name")] = []
+    image_pull_secrets: Annotated[
+        list[LocalObjectReference],
+        Field(max_length=16, description="Secrets with which the images are pulled."),
+        ListMap("name"),
+    ] = []
     space: SearchSpace
     objectives: Annotated[
         list[Objective],
         Field(min_length=1, max_length=4, description="One, or several that are traded off."),
         ListMap("metric"),
     ]
-    constraints: Annotated[list[Constraint], Field(max_length=16), ListMap("metric")] = []
+    constraints: Annotated[
+        list[Constraint],
+        Field(max_length=16, description="What an architecture must keep to; one that breaks them is never the best."),
+        ListMap("metric"),
+    ] = []
     algorithm: SearchAlgorithm = SearchAlgorithm()
     budget: Budget
     parallelism: Parallelism = Parallelism()

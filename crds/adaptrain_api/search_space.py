@@ -117,7 +117,11 @@ class SearchSpace(Model):
         Field(description="A built-in space, or module:callable of one in the image; absent: parameters alone."),
     ] = None
     args: Annotated[FreeForm, Field(description="Keyword arguments of the space.")] = {}
-    parameters: Annotated[list[Parameter], Field(max_length=64), ListMap("name")] = []
+    parameters: Annotated[
+        list[Parameter],
+        Field(max_length=64, description="What else is chosen for each trial: fields of its phases and model."),
+        ListMap("name"),
+    ] = []
 
     rules = (
         Rule(

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from adaptrain_api.base import ListMap, Open, Readings
-from adaptrain_api.objects import Condition
+from adaptrain_api.objects import Conditions, ObservedGeneration
 from adaptrain_api.search_goals import Budget
 
 
 class TrialSummary(Open):
     """A trial that ended, in few words."""
 
-    trial: int
+    trial: Annotated[int, Field(description="Its number in the study, from 0.")]
     values: Annotated[Readings, Field(max_length=20, description="Of the objectives and constraints.")]
     architecture: Annotated[str, Field(description="What was chosen, as one line of JSON.")]
 
@@ -21,25 +21,28 @@ class TrialSummary(Open):
 class TrialCounts(Open):
     """How many trials there are, by state."""
 
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
+    complete: Annotated[int, Field(description="That ended with all values.")] = 0
+    pruned: Annotated[int, Field(description="That were stopped early, since they promised little.")] = 0
+    failed: Annotated[int, Field(description="That ended without values.")] = 0
+    running: Annotated[int, Field(description="That are under way.")] = 0
 
 
 class OwnJob(Open):
     """A job that the operator made for the search."""
 
-    name: str
-    uid: str
+    name: Annotated[str, Field(description="Of the job.")]
+    uid: Annotated[str, Field(description="Of the job: another one of its name is none of the search.")]
 
 
 class ArchitectureSearchStatus(Open):
     """What is. Written by the operator alone."""
 
-    phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
-    observed_generation: int | None = None
-    conditions: Annotated[list[Condition], ListMap("type")] = []
+    phase: Annotated[
+        Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None,
+        Field(description="What the search is doing, in one word; the conditions say more."),
+    ] = None
+    observed_generation: ObservedGeneration = None
+    conditions: Conditions = []
     evaluators: Annotated[
         str | None, Field(description="Evaluators ready/wanted; with execution Jobs, trials' jobs that run/at most.")
     ] = None
@@ -59,5 +62,7 @@ class ArchitectureSearchStatus(Open):
         Field(description="Jobs that the operator made for the search: no other is believed to be its."),
     ] = []
     promoted_job: Annotated[str | None, Field(description="The job that trains the winner.")] = None
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
+    start_time: Annotated[
+        datetime | None, Field(description="When the search was begun, or begun again after a suspension.")
+    ] = None
+    completion_time: Annotated[datetime | None, Field(description="When the search ended, well or badly.")] = None

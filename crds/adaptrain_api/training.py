@@ -35,7 +35,11 @@ class TrainingJobSpec(Model):
     coordinator: Annotated[Coordinator | None, Field(description="The pod that knows who takes part.")] = None
     model: ModelSource | None = None
     data: DataSource | None = None
-    phases: Annotated[list[SupervisedPhase] | None, Field(min_length=1, max_length=1), ListMap("name")] = None
+    phases: Annotated[
+        list[SupervisedPhase] | None,
+        Field(min_length=1, max_length=1, description="How the model is trained: one phase."),
+        ListMap("name"),
+    ] = None
     initial_weights: InitialWeights | None = None
     script: Script | None = None
     search: Annotated[

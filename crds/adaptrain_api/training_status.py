@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adaptrain_api.base import ListMap, Open, Reading, Readings
-from adaptrain_api.objects import Condition
+from adaptrain_api.base import Open, Reading, Readings
+from adaptrain_api.objects import Conditions, ObservedGeneration
 
 MOST_METRICS = 64
 """Metrics in a status."""
@@ -18,15 +18,15 @@ class TrainedModel(Open):
     path: Annotated[
         str, Field(description="Of the safetensors file: its path in the checkpoint volume, or its whole URI.")
     ]
-    metric: str | None = None
-    value: Reading = None
-    step: int | None = None
+    metric: Annotated[str | None, Field(description="What the best weights were chosen by.")] = None
+    value: Annotated[Reading, Field(description="The metric of these weights.")] = None
+    step: Annotated[int | None, Field(description="Optimizer steps after which the weights were as they are.")] = None
 
 
 class AvoidedNode(Open):
     """A node that went silent: no worker is placed there until its Lease is renewed."""
 
-    name: str
+    name: Annotated[str, Field(description="Of the Node.")]
     since: Annotated[datetime, Field(description="When its silence was noticed.")]
 
 
@@ -34,8 +34,8 @@ class RecentChange(Open):
     """Something that happened to the workers as a group, in words."""
 
     change: Annotated[str, Field(description="Its coordinator's number and its own.")]
-    time: datetime
-    message: str
+    time: Annotated[datetime, Field(description="When, by the coordinator's clock.")]
+    message: Annotated[str, Field(description="What happened, and to which worker.")]
     stall_seconds: Annotated[
         Reading, Field(description="The longest time, seconds, that a worker stood still for it beyond a usual step.")
     ] = None
@@ -44,17 +44,23 @@ class RecentChange(Open):
 class TrainingJobStatus(Open):
     """What is. Written by the operator alone."""
 
-    phase: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None = None
-    observed_generation: int | None = None
-    conditions: Annotated[list[Condition], ListMap("type")] = []
+    phase: Annotated[
+        Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] | None,
+        Field(description="What the job is doing, in one word; the conditions say more."),
+    ] = None
+    observed_generation: ObservedGeneration = None
+    conditions: Conditions = []
     replicas: Annotated[int | None, Field(description="Worker pods that exist (what /scale reads).")] = None
     ready_replicas: Annotated[int | None, Field(description="Workers that take part in training.")] = None
     selector: Annotated[str | None, Field(description="Label selector of the worker pods, for /scale.")] = None
-    workers: Annotated[str | None, Field(description="Workers ready/wanted.")] = None
+    workers: Annotated[str | None, Field(description="Workers ready/wanted, while the job is not finished.")] = None
     step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
     epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
     loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
-    metric: Annotated[str | None, Field(description="Newest validation metric; at the end the test's.")] = None
+    metric: Annotated[
+        str | None,
+        Field(description="The validation metric: the newest; once training is complete, that of the model."),
+    ] = None
     metrics: Annotated[
         Readings,
         Field(
@@ -62,10 +68,12 @@ class TrainingJobStatus(Open):
             description="What training had reached when it was complete; best/NAME is of the best epoch.",
         ),
     ] = {}
-    eta: Annotated[str | None, Field(description="Time left, estimated.")] = None
+    eta: Annotated[str | None, Field(description="Time left, estimated, for people.")] = None
+    eta_seconds: Annotated[int | None, Field(description="Time left, estimated, seconds.")] = None
     goodput: Annotated[
         str | None, Field(description="Part of the time since the first step that was spent on steps that count.")
     ] = None
+    goodput_ratio: Annotated[Reading, Field(description="The same as a number, 0 to 1.")] = None
     skipped_steps: Annotated[
         int | None, Field(description="Steps passed over since their loss or gradient was not finite; absent: none.")
     ] = None
@@ -82,8 +90,10 @@ class TrainingJobStatus(Open):
     ] = []
     avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
     source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
-    start_time: datetime | None = None
+    start_time: Annotated[
+        datetime | None, Field(description="When the job was begun, or begun again after a suspension.")
+    ] = None
     running_time: Annotated[
         datetime | None, Field(description="When training began after startTime; absent: it has not begun.")
     ] = None
-    completion_time: datetime | None = None
+    completion_time: Annotated[datetime | None, Field(description="When the job ended, well or badly.")] = None

@@ -1,5 +1,6 @@
 """The converter from models to structural schemas, and the files made from it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -156,3 +157,27 @@ def patterns(schema: dict[str, Any]) -> set[str]:
     for sub in [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]:
         found |= patterns(sub) if sub else set()
     return found
+
+
+def test_every_field_has_a_description() -> None:
+    def without(schema: dict[str, Any], path: str) -> Iterator[str]:
+        for name, sub in schema.get("properties", {}).items():
+            if not sub.get("description"):
+                yield f"{path}.{name}"
+            yield from without(sub, f"{path}.{name}")
+        for key in ("items", "additionalProperties"):
+            if isinstance(schema.get(key), dict):
+                yield from without(schema[key], f"{path}[]")
+
+    for resource in crd.RESOURCES:
+        root = crd.custom_resource_definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        parts = [name for part in ("spec", "status") for name in without(root["properties"][part], part)]
+        assert parts == [], resource.kind
+
+
+def test_jobs_can_be_chosen_by_phase_and_wide_columns_are_not_the_usual_ones() -> None:
+    for resource in crd.RESOURCES:
+        version = crd.custom_resource_definition(resource)["spec"]["versions"][0]
+        assert {"jsonPath": ".status.phase"} in version["selectableFields"]
+        columns = version["additionalPrinterColumns"]
+        assert [c["name"] for c in columns if c.get("priority")] == [name for name, *_ in resource.wide]

@@ -294,6 +294,8 @@ def tell_progress(draft: Draft) -> None:
     fields["epoch"] = progress.data_epoch
     fields["loss"] = None if progress.loss is None else float(f"{progress.loss:.4g}")
     fields["eta"] = None if progress.eta_seconds is None else duration(progress.eta_seconds)
+    fields["eta_seconds"] = None if progress.eta_seconds is None else round(progress.eta_seconds)
+    fields["goodput_ratio"] = None if progress.goodput is None else float(f"{progress.goodput:.3f}")
     fields["goodput"] = None if progress.goodput is None else f"{progress.goodput:.1%}"
     fields["skipped_steps"] = progress.skipped_steps or None
     metric = headline(progress.metrics)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
-from adaptrain_api.progress import Result, headline
+from adaptrain_api.progress import Result, headline, of_model
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
 from adaptrain_operator.core import children, conditions, drain, failures, naming, pods
@@ -193,6 +193,7 @@ def _suspend(draft: Draft) -> None:
         "start_time": None,
         "running_time": None,
         "eta": None,
+        "eta_seconds": None,
         "workers": f"{len(left)}/0",
         "ready_replicas": len(draft.ready) if left else 0,
     }
@@ -225,7 +226,7 @@ def _is_invalid(pod: Pod) -> bool:
 def _succeed(draft: Draft, result: Result) -> None:
     job = draft.job
     metric = headline(result.metrics)
-    value = None if metric is None else result.metrics[metric]
+    value = None if metric is None else of_model(result.metrics, metric)
     words = result.message or f"training is complete after {result.step} steps"
     draft.conditions.set("Complete", True, "TrainingComplete", words)
     draft.conditions.clear("Rescaling", "Complete", "training is complete")
@@ -244,6 +245,8 @@ def _succeed(draft: Draft, result: Result) -> None:
         "step": None if job.spec.torchrun else result.step,
         "epoch": None if job.spec.torchrun else result.epoch,
         "eta": None,
+        "eta_seconds": None,
+        "workers": None,
     }
     if metric is not None:
         draft.fields["metric"] = f"{metric}={value:.4g}"
@@ -260,7 +263,8 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
     for type in ("Rescaling", "Restarting", "PodsReady"):
         draft.conditions.clear(type, "Failed", "the job has failed")
     conditions.tell_changes(draft)
-    draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now), "eta": None, "ready_replicas": 0}
+    draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now)}
+    draft.fields |= {"eta": None, "eta_seconds": None, "workers": None, "ready_replicas": 0}
     _after_end(draft)
 
 

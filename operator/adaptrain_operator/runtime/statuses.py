@@ -4,7 +4,7 @@ from typing import Any
 
 Object = dict[str, Any]
 
-FAST = frozenset({"step", "epoch", "loss", "metric", "eta", "goodput", "skippedSteps"})
+FAST = frozenset({"step", "epoch", "loss", "metric", "eta", "etaSeconds", "goodput", "goodputRatio", "skippedSteps"})
 """Status fields that change all the time while a job trains."""
 STATUS_PER_SECOND, STATUS_AT_ONCE = 0.5, 20
 """Writes of one job's status in the long run, and at once: what its coordinator says may change all the time."""
