@@ -1,6 +1,7 @@
 """A script as a user would write it, with a small model whose steps take a while: ``script.py map|stream PASSES``.
 
-``WIDTH`` makes another model, and ``LEAVE`` a worker that leaves its loop after so many passes.
+``WIDTH`` makes another model, ``LEAVE`` a worker that leaves its loop after so many passes, and ``COMPILES`` one whose
+first step takes so many seconds.
 """
 
 import os
@@ -33,11 +34,14 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
 scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 data = TensorDataset(x, y) if kind == "map" else Stream()
 
+compiles = float(os.environ.get("COMPILES", "0"))
+
 with Elastic(model, optimizer, data, batch_size=48, scheduler=scheduler) as elastic:
     # Either the number of passes ends training, or the script's own break.
     for _ in elastic.epochs(passes if kind == "stream" else 10 * passes):
         for inputs, classes in elastic:
-            time.sleep(0.002)
+            time.sleep(0.002 + compiles)
+            compiles = 0.0
             elastic.step(F.cross_entropy(model(inputs), classes), clip_norm=1.0)
         scheduler.step()
         elastic.memory["passes"] = elastic.memory.get("passes", 0) + 1

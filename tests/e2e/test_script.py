@@ -113,6 +113,28 @@ def test_workers_that_disagree_on_the_end_say_so() -> None:
             assert "1 of 2 workers left the loop at step" in result.message
 
 
+def test_others_go_on_while_one_compiles_its_first_step() -> None:
+    with LocalJob(script("script.py", "map", "100000"), source=HERE) as local:
+        local.start_coordinator()
+        local.start_worker()
+        running(local, 1)
+        slow = local.start_worker(COMPILES="15")
+
+        def told() -> bool:
+            progress = local.progress()
+            changes = [] if progress is None else progress.recent_changes
+            return any("still works on the first step" in change.message for change in changes)
+
+        wait_for("the others to go on", told, local)
+        step = step_of(local)
+        wait_for("steps meanwhile", lambda: step_of(local) > step + 20, local)
+        progress = local.progress()
+        assert progress is not None
+        assert (len(progress.members), progress.joining, progress.silent) == (1, [str(slow)], [])
+        running(local, 2)
+        assert sorted(local.alive()) == [0, slow], "it is the same one"
+
+
 def test_workers_with_different_models_say_so() -> None:
     with LocalJob(script("script.py", "map", "1000"), source=HERE) as local:
         local.start_coordinator()

@@ -1,7 +1,7 @@
 """Workers that are silent, missed or hung: who is dropped, when, and who isn't."""
 
 import pytest
-from adaptrain.elastic.membership import MISSED_SECONDS, Action, Activity, Doing, Drop
+from adaptrain.elastic.membership import ASIDE_SECONDS, MISSED_SECONDS, Action, Activity, Doing, Drop, Membership
 from adaptrain.elastic.wire import SILENCE_SECONDS
 
 from tests.unit.memberships import arrive, frames, ready, running
@@ -114,4 +114,81 @@ def test_an_announced_section_may_take_longer() -> None:
         now = i * 0.1
         m.beat(now, "a", Activity("waiting", 0.0), 0, 0)
         m.beat(now, "b", Activity("section", 0.0, bound=600), 0, 0)
+        assert m.tick(now) == []
+
+
+def beats(m: Membership, now: float, **doing: tuple[Doing, float]) -> list[Action]:
+    for id, (what, since) in doing.items():
+        m.beat(now, id, Activity(what, since, 1800.0 if what == "warming" else 30.0), 0, 0)
+    return m.tick(now)
+
+
+def test_who_compiles_its_first_step_is_set_aside_and_joins_when_it_is_done() -> None:
+    m = running("a", "b", "c")
+    actions: list[Action] = []
+    now = 0.0
+    while now < 45.0:
+        now += 0.1
+        for to in frames(actions):
+            if to != "c":
+                m.ready(now, to, m.epoch)
+        waits = ("waiting", 0.0) if len(m.group) == 3 else ("computing", now)
+        actions = beats(m, now, a=waits, b=waits, c=("warming", 0.0))
+        assert not any(isinstance(action, Drop) for action in actions)
+        if now > ASIDE_SECONDS + 1:
+            assert [member.id for member in m.group] == ["a", "b"], "they go on"
+            assert m.joining == ["c"], "and the operator is told that it is still there"
+    opened = m.ready(now, "c", m.epoch - 1)
+    assert frames(opened) == {"a": "plan", "b": "plan", "c": "leave"}
+    assert set(frames([action for id in ("a", "b", "c") for action in m.ready(now, id, m.epoch)])) == {"a", "b", "c"}
+    assert len(m.group) == 3
+    assert m.silent == {}
+    assert m._losses == {}, "nobody was lost"
+
+
+@pytest.mark.parametrize("end", ["silent", "gone", "leaving", "too long"])
+def test_who_was_set_aside_may_be_lost_or_leave(end: str) -> None:
+    m = running("a", "b")
+    now, actions = 0.0, []
+    while not m._aside:
+        now += 0.1
+        actions = beats(m, now, a=("waiting", 0.0), b=("warming", 0.0))
+    assert frames(actions) == {"a": "leave", "b": "leave"}
+    ready(m, "a")
+    assert len(m.group) == 1
+    match end:
+        case "gone":
+            m.gone(now, "b")
+        case "leaving":
+            assert frames(m.leaving(now, "b")) == {"b": "go"}
+        case "silent":
+            while m._aside:
+                now += 0.1
+                actions = beats(m, now, a=("computing", now))
+            assert [action.id for action in actions if isinstance(action, Drop)] == ["b"]
+        case "too long":
+            while m._aside:
+                now += 1
+                actions = beats(m, now, a=("computing", now), b=("warming", 0.0))
+            assert 1800 < now < 1810
+            assert [action.id for action in actions if isinstance(action, Drop)] == ["b"]
+    assert m.joining == []
+    assert len(m.group) == 1, "the others go on"
+
+
+def test_a_first_step_that_all_work_on_or_that_too_few_are_left_without_is_waited_for() -> None:
+    m = running("a", "b")
+    for i in range(1, 600):
+        assert beats(m, i * 0.1, a=("warming", 0.0), b=("warming", 0.0)) == []
+    m = running("a", "b", minimum=2)
+    for i in range(1, 600):
+        assert beats(m, i * 0.1, a=("waiting", 0.0), b=("warming", 0.0)) == []
+
+
+def test_a_long_operation_is_waited_for_as_long_as_it_was_said_to_take() -> None:
+    m = running("a", "b")
+    for i in range(1, 600):
+        now = i * 0.1
+        m.beat(now, "a", Activity("waiting", 0.0), 0, 0)
+        m.beat(now, "b", Activity("section", 0.0, 300.0), 0, 0)
         assert m.tick(now) == []

@@ -27,6 +27,8 @@ from adaptrain.errors import Refused
 REPORT_SECONDS = 0.5
 METRICS_SIZE = 12 * 1024
 """Bytes of metrics, as JSON, in a report and in a result: a frame holds both (``wire.MAX_FRAME``)."""
+FIRST_SECONDS = 1800.0
+"""Longest first step: a compiler may be at work, or an accelerator's kernels are made."""
 LAST_SAVE_SECONDS = 20.0
 """Shorter than the grace that a pod has by default."""
 
@@ -187,7 +189,8 @@ class ElasticLoop:
     def _unit(self, group: Group) -> Iterator[Group]:
         began = time.monotonic()
         step, skipped = self._task.state.counters.step, self._task.state.counters.skipped
-        with self._control.doing("computing"):
+        first = self._applied is None
+        with self._control.doing("warming" if first else "computing", FIRST_SECONDS if first else 0.0):
             yield group
         if self._broken is not None:
             error, self._broken = self._broken, None

@@ -24,6 +24,9 @@ MISSED_SECONDS = 1.5
 """Who is not heard for this long while all others of its group wait for it loses its place; it may come back."""
 HUNG_SECONDS = 30.0
 """A member that computes this long while all others wait for it is hung, unless it announced a longer section."""
+ASIDE_SECONDS, ASIDES = 5.0, 3
+"""A member that works so long on its first step (a compiler, a GPU's kernels) while all others wait for it is set
+aside: they go on, and it joins again when it is done. So often at most; after that it is as any other one."""
 STUCK_SECONDS = 120.0
 """When all members of a group wait this long for one another, their group is broken and none of them noticed."""
 
@@ -38,7 +41,7 @@ HELD_SECONDS = (2.0, 10.0)
 COUNT_BITS = 32
 CHANGES_KEPT = 50
 SILENT_KEPT = 256
-BUSY = ("computing", "section")
+BUSY = ("computing", "warming", "section")
 
 
 def coordinator_of(epoch: int) -> int:
@@ -61,7 +64,8 @@ class Drop:
 
 
 Action = Send | Drop
-Doing = Literal["idle", "computing", "waiting", "section"]
+Doing = Literal["idle", "computing", "warming", "waiting", "section"]
+"""Warming: computing its first step."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,14 @@ class Member:
     """Whether the script that it launched for the running group has ended well."""
     away: float | None = None
     """Since when it has no connection."""
+    asides: int = 0
+    """How often it was set aside."""
     activity: Activity = field(default_factory=Activity)
+
+    @property
+    def impatient(self) -> bool:
+        """Whether others wait for its first step no longer than for any other: it was set aside too often."""
+        return self.activity.doing == "warming" and self.asides >= ASIDES
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,8 @@ class Membership:
         self._changed = 0.0
         self._losses: dict[str, list[float]] = {}
         self._held: dict[str, tuple[float, Member]] = {}
+        self._aside: dict[str, Member] = {}
+        """Who still works on its first step, which nobody waits for any more."""
 
     @property
     def state(self) -> Literal["waiting", "forming", "running", "done"]:
@@ -171,6 +184,7 @@ class Membership:
         actions = self._lose(now, id, "came back on another connection") if known is not None else []
         self.silent.pop(id, None)
         self._missing.pop(id, None)
+        self._aside.pop(id, None)
         member = Member(id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers)
         if not self.finished and (held := self._hold(now, id)) > 0:
             self._held[id] = now + held, member
@@ -180,6 +194,10 @@ class Membership:
 
     def ready(self, now: float, id: str, epoch: int, port: int | None = None) -> list[Action]:
         """A worker has left every group and waits for this epoch's."""
+        if (aside := self._aside.pop(id, None)) is not None:
+            aside.joined, aside.group, aside.peers = now, 0, frozenset()
+            aside.port = aside.port if port is None else port
+            return self._admit(now, aside)
         member = self.members.get(id)
         if member is None or epoch != self.epoch or self._formed:
             return []
@@ -203,6 +221,8 @@ class Membership:
 
     def leaving(self, now: float, id: str) -> list[Action]:
         """A worker was asked to end (SIGTERM) and leaves at its step's end."""
+        if self._aside.pop(id, None) is not None:
+            return [Send(id, {"do": "go", "save": False})]
         member = self.members.get(id)
         if member is None or member.leaving:
             return []
@@ -237,6 +257,7 @@ class Membership:
     def gone(self, now: float, id: str) -> list[Action]:
         """A worker's connection closed."""
         self._held.pop(id, None)
+        self._aside.pop(id, None)
         member = self.members.get(id)
         if member is not None and self._formed and member.group == self.epoch:
             member.away = now
@@ -245,7 +266,7 @@ class Membership:
 
     def beat(self, now: float, id: str, activity: Activity, version: int, step: int) -> None:
         """A worker is alive, and says what it does."""
-        if (member := self.members.get(id)) is not None:
+        if (member := self.members.get(id) or self._aside.get(id)) is not None:
             member.heard, member.activity, member.version, member.step = now, activity, version, step
 
     def note(self, now: float, id: str, message: str) -> None:
@@ -260,7 +281,7 @@ class Membership:
         if pause > MISSED_SECONDS / 3:
             # The coordinator itself was stopped or starved, and what was said meanwhile waits in its sockets: that is
             # nobody else's silence.
-            for member in self.members.values():
+            for member in (*self.members.values(), *self._aside.values()):
                 member.heard += pause
                 member.activity = replace(member.activity, since=member.activity.since + pause)
             self._changed += pause
@@ -280,6 +301,13 @@ class Membership:
             elif quiet > MISSED_SECONDS and self._keeps_all_waiting(member):
                 why = f"was not heard for {quiet:.1f} s while all others waited for it"
                 actions += self._miss(now, member, why, member.heard)
+        for member in list(self._aside.values()):
+            if (quiet := now - member.heard) > SILENCE_SECONDS:
+                actions += self._miss(now, member, f"was not heard for {quiet:.1f} s", member.heard)
+            elif now - member.activity.since > member.activity.bound:
+                why = f"did not finish its first step within {member.activity.bound:.0f} s"
+                actions += self._miss(now, member, why, member.activity.since)
+        actions += self._set_aside(now)
         if (hung := self._hung(now)) is not None:
             why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
             actions += self._miss(now, hung, why, now - self._busy(now, hung))
@@ -304,7 +332,7 @@ class Membership:
     def joining(self) -> list[str]:
         """Ids of those who are here and not in the running group."""
         inside = {m.id for m in self.group}
-        return [id for id in (*self.members, *self._held) if id not in inside]
+        return [id for id in (*self.members, *self._held, *self._aside) if id not in inside]
 
     @property
     def _opened(self) -> bool:
@@ -358,14 +386,37 @@ class Membership:
             late = [m for m in members if not m.ready]
             others = [m for m in members if m.ready]
         waited = max((self._busy(now, m) for m in others), default=0.0)
-        over = [m for m in late if min(waited, self._busy(now, m)) > m.activity.bound]
+        over = [
+            m for m in late if min(waited, self._busy(now, m)) > (HUNG_SECONDS if m.impatient else m.activity.bound)
+        ]
         return min(over, key=lambda m: m.activity.since, default=None)
+
+    def _set_aside(self, now: float) -> list[Action]:
+        """Whoever still works on its first step is not waited for: the others go on, and it joins when it is done."""
+        inside = [m for m in self.members.values() if m.group] if self._formed or self._planned else []
+        slow = [m for m in inside if m.activity.doing == "warming" and m.asides < ASIDES]
+        others = [m for m in self.members.values() if m not in slow]
+        stand = [m for m in others if m.left or m.activity.doing == "waiting"]
+        waited = min((self._busy(now, m) for m in (*slow, *stand)), default=0.0)
+        if not slow or not others or waited <= ASIDE_SECONDS or any(m.group and m not in stand for m in others):
+            return []
+        if len(others) < self.minimum:
+            return []
+        for member in slow:
+            del self.members[member.id]
+            member.asides += 1
+            self._aside[member.id] = member
+        names = ", ".join(m.name for m in slow)
+        actions = self._open(now, f"{names} still works on the first step: the others go on meanwhile", planned=False)
+        return [*actions, *(Send(m.id, {"do": "leave", "epoch": self.epoch}) for m in slow)]
 
     def _busy(self, now: float, member: Member) -> float:
         """Seconds for which a member has done what it does, since the last change of membership."""
         return now - max(member.activity.since, self._changed)
 
     def _miss(self, now: float, member: Member, why: str, since: float) -> list[Action]:
+        if self._aside.pop(member.id, None) is not None:
+            self._tell(now, f"{member.name} {why}")
         self._missing[member.id] = Silence(member.id, member.name, since)
         return [Drop(member.id, why), *self._lose(now, member.id, why)]
 

@@ -21,6 +21,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +51,9 @@ from adaptrain.seeds import derive, seed_global
 
 PLACES = 4096
 """Places in the data are told apart by so many numbers: sums of them over 4,096 workers are exact in float32."""
+
+
+LONGEST_OPERATION = 86400
 
 
 class Disagreement(Exception):
@@ -276,6 +280,30 @@ class Elastic:
         decides, since others may have rounded in another way.
         """
         self._best_wanted = True
+
+    @contextmanager
+    def long_operation(self, seconds: float) -> Iterator[None]:
+        """Around what may take this worker longer than half a minute while others wait for it, such as compiling for
+        another shape, or a download: ``with elastic.long_operation(600): …``. Without it a worker that keeps all
+        others waiting is taken for hung after 30 s, and replaced.
+
+        The first step may take long anyway, and so may whatever comes before the loop.
+
+        Args:
+            seconds: at most; up to a day. After that it is taken for hung.
+
+        Raises:
+            ValueError: no such number of seconds.
+        """
+        if not 0 < seconds <= LONGEST_OPERATION:
+            raise ValueError(
+                f"elastic.long_operation({seconds}): must be more than 0 and at most {LONGEST_OPERATION} s"
+            )
+        if "_session" not in self.__dict__:  # nobody waits for it yet
+            yield
+            return
+        with self._session.control.doing("section", seconds):
+            yield
 
     @property
     def steps(self) -> int:
