@@ -44,6 +44,8 @@ class World:
     def __init__(self, **spec: Any) -> None:
         self.now = T0
         self.spec = make_spec(**spec)
+        self._made: tuple[TrainingJobSpec, Object] = self.spec, {}
+        """What the operator made of this spec."""
         self.status = TrainingJobStatus()
         self.pods: dict[str, Object] = {}
         self.children: dict[tuple[str, str], Object] = {}
@@ -72,7 +74,10 @@ class World:
 
     @property
     def job(self) -> Job:
-        return Job("job", "ns", "uid-job", self.generation, T0, self.deleting, self.spec, self.status)
+        if self._made[0] is not self.spec:
+            self._made = self.spec, {}
+        made = self._made[1]
+        return Job("job", "ns", "uid-job", self.generation, T0, self.deleting, self.spec, self.status, made)
 
     def observed(self) -> Observed:
         pods = [Pod.read(pod) for pod in self.pods.values()]

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from adaptrain_operator.core import children, pods
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube import lease as leases
 from adaptrain_operator.kube.errors import error
@@ -13,7 +14,7 @@ from adaptrain_operator.runtime.events import AT_ONCE, WAITING, Events
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.statuses import only_fast, progress_every
 
-from tests.unit.operator_world import Object
+from tests.unit.operator_world import Object, World
 
 
 def test_a_far_deadline_costs_one_entry_however_often_it_is_said() -> None:
@@ -197,3 +198,25 @@ def test_a_process_that_was_stopped_knows_that_it_no_longer_leads(monkeypatch: p
     assert election.leads()
     Hurried.now += 11
     assert not election.leads()
+
+
+def test_a_large_spec_is_worked_on_once_for_each_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.settle()
+    built: list[str] = []
+    monkeypatch.setattr(children, "_config_map", lambda job: built.append("again"))
+    monkeypatch.setattr(pods, "_template_hash", lambda job: built.append("again"))
+    first = children.config_map(world.job)
+    for _ in range(5):
+        world.now += 1
+        world.answer(step=int(world.now))
+        world.step()
+    assert children.config_map(world.job) is first
+    assert not built
+    world.spec = world.spec.model_copy(update={"seed": 7})
+    children.config_map(world.job)
+    assert built
+
+
+def test_a_large_specs_progress_is_written_seldom() -> None:
+    assert progress_every(1, 1_400_000) > 20 * progress_every(1, 2000)

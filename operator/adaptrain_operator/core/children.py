@@ -1,5 +1,6 @@
 """Builders of the objects that a job becomes, beside its pods."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -24,7 +25,22 @@ def metadata(job: Job, name: str, component: str) -> Object:
 
 
 def config_map(job: Job) -> Object:
-    """The resolved manifest, which coordinator and workers read."""
+    """The resolved manifest, which coordinator and workers read. Always the same object: it is not to be changed."""
+    return job.once("config map", _config_map)
+
+
+def digest(job: Job, child: Object) -> str:
+    """A digest of one of the job's objects."""
+    if child is config_map(job):
+        return job.once("digest", lambda job: _digest(config_map(job)))
+    return _digest(child)
+
+
+def _digest(child: Object) -> str:
+    return hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+
+
+def _config_map(job: Job) -> Object:
     resolved = AdaptiveTrainingJob(
         metadata=ObjectMeta(name=job.name, namespace=job.namespace, uid=job.uid), spec=job.spec
     )

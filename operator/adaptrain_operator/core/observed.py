@@ -1,10 +1,10 @@
 """What is: typed views of the objects that the API server returned. The rest of the core never reads a raw pod."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import KIND, TrainingJobSpec
@@ -15,6 +15,7 @@ from adaptrain_operator.core.containers import TERMINAL, Exit, timestamp
 from adaptrain_operator.core.defaults import Defaults
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 
 def moment(seconds: float) -> datetime:
@@ -228,6 +229,15 @@ class Job:
     deleting: bool
     spec: TrainingJobSpec
     status: TrainingJobStatus
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was made of its name, uid and spec alone, kept for as long as they are the same."""
+
+    def once(self, what: str, make: Callable[["Job"], T]) -> T:
+        """What depends on nothing but name, uid and spec: a spec may have a megabyte, and decisions are frequent."""
+        if what not in self.made:
+            self.made[what] = make(self)
+        found: T = self.made[what]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,10 @@ def template_hash(job: Job) -> str:
     Only what the user gave counts: fields at their default are left out, and neither the default image nor anything
     else that comes with the operator is part of it. So upgrading the operator restarts nobody's training.
     """
+    return job.once("template", _template_hash)
+
+
+def _template_hash(job: Job) -> str:
     spec = job.spec
     given: Object = {
         "image": spec.image,
@@ -154,6 +158,10 @@ def _tolerations(job: Job, defaults: Defaults) -> list[Object]:
 
 def coordinator_hash(job: Job) -> str:
     """A hash of the user's fields that make the coordinator."""
+    return job.once("coordinator", _coordinator_hash)
+
+
+def _coordinator_hash(job: Job) -> str:
     spec = job.spec
     own = [_given(spec.coordinator)] if spec.coordinator else []
     given = [spec.image, spec.image_pull_policy, *([spec.search] if spec.search else []), *own]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import secrets
@@ -86,6 +85,10 @@ class _Memory:
     claim: Claim | None = None
     claim_name: str = ""
     claim_read: float = 0.0
+    made: dict[str, Any] = field(default_factory=dict)
+    """What was made of the spec."""
+    size: int = 0
+    """Bytes of the spec."""
     status_written: float = 0.0
     writes: Bucket = field(default_factory=lambda: Bucket(STATUS_PER_SECOND, STATUS_AT_ONCE))
 
@@ -154,8 +157,10 @@ class Reconciler:
     def until_progress(self, key: Key) -> float:
         """Seconds until it may be written again how far a job has come."""
         memory = self._memories.get(key)
-        written = 0.0 if memory is None else memory.status_written
-        return max(0.0, written + progress_every(self._contacts.asked) - clock.now())
+        if memory is None:
+            return 0.0
+        every = progress_every(self._contacts.asked, memory.size)
+        return max(0.0, memory.status_written + every - clock.now())
 
     def forget_applied(self) -> None:
         """Apply once more what isn't watched, the next time that each job is decided."""
@@ -193,6 +198,7 @@ class Reconciler:
             deleting="deletionTimestamp" in meta,
             spec=spec,
             status=read_status(raw["status"]),
+            made=memory.made,
         )
         return memory.job
 
@@ -201,6 +207,7 @@ class Reconciler:
         meta = raw["metadata"]
         generation = meta.get("generation", 0)
         if memory.spec is None or memory.spec[0] != generation:
+            memory.made, memory.size = {}, len(json.dumps(raw["spec"]))
             try:
                 memory.spec = generation, _spec(raw), ""
             except ValidationError as problem:
@@ -395,7 +402,7 @@ class Reconciler:
 
     async def _apply(self, memory: _Memory, job: Job, child: Object) -> None:
         name = (child["kind"], child["metadata"]["name"])
-        digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+        digest = children.digest(job, child)
         kind = APPLIED[child["kind"]]
         if kind not in CHILDREN and memory.applied.get(name) == digest:
             return

@@ -9,6 +9,8 @@ FAST = frozenset({"step", "epoch", "loss", "metric", "eta", "etaSeconds", "goodp
 STATUS_PER_SECOND, STATUS_AT_ONCE = 0.5, 20
 """Writes of one job's status in the long run, and at once: what its coordinator says may change all the time."""
 PROGRESS_EVERY, MANY_JOBS = 3.0, 100
+LARGE = 64 * 1024
+"""Bytes of a spec from which on a job's progress is written less often."""
 RESERVES = frozenset({"nextWorker", "coordinator"})
 """Status fields that keep a number from being used twice."""
 URGENT = RESERVES | {"restarts", "failedWorkers", "completionTime"}
@@ -19,13 +21,17 @@ def without_empty(status: Object) -> Object:
     return {name: value for name, value in status.items() if value not in ([], {}, None)}
 
 
-def progress_every(jobs: int) -> float:
+def progress_every(jobs: int, size: int = 0) -> float:
     """Seconds from one status write to the next of a job of which only its progress is new.
 
     A hundred jobs take 33 writes a second. More jobs have more of all else that the API server has to do, so they take
     fewer together: a thousand 17.
+
+    Args:
+        jobs: how many train.
+        size: bytes of the job's spec. With each write all of it goes to and fro.
     """
-    return PROGRESS_EVERY * float(max(1.0, jobs / MANY_JOBS) ** 1.3)
+    return PROGRESS_EVERY * float(max(1.0, jobs / MANY_JOBS) ** 1.3) * max(1.0, size / LARGE)
 
 
 def only_fast(change: Object, before: Object) -> bool:
