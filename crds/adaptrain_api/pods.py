@@ -247,6 +247,20 @@ class Coordinator(Model):
     ] = None
 
 
+class RollingUpdate(Model):
+    """How workers are replaced one after the other when their template changes."""
+
+    max_unavailable: Annotated[
+        Integer,
+        Field(
+            ge=0,
+            le=1000,
+            description="Workers that may leave before their successors take part, down to none, where there is no room"
+            " for both at once; 0: there must be room for one more, or more than min.",
+        ),
+    ] = 0
+
+
 class Workers(PodTemplate):
     """The elastic worker pods."""
 
@@ -266,6 +280,7 @@ class Workers(PodTemplate):
         Integer,
         Field(ge=1, le=64, description="Processes of each worker: its model is sharded among them (FSDP)."),
     ] = 1
+    rolling_update: RollingUpdate | None = None
 
     rules = (
         Rule(
@@ -286,3 +301,8 @@ class Workers(PodTemplate):
     def wanted(self) -> int:
         """The number of workers to run now."""
         return self.min if self.replicas is None else self.replicas
+
+    @property
+    def max_unavailable(self) -> int:
+        """Workers that a change of their template may cost for a while."""
+        return 0 if self.rolling_update is None else self.rolling_update.max_unavailable

@@ -57,6 +57,8 @@ class Member(Open):
     """Unix time, seconds."""
     idle: bool = False
     """It has nothing to do, so that nothing is lost if it leaves."""
+    trained: bool | None = None
+    """Whether it has applied a step itself, or its script has run for a while; None: nobody knows."""
 
 
 class Silent(Open):

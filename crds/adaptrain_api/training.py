@@ -9,6 +9,7 @@ from adaptrain_api.base import dump as dump
 from adaptrain_api.checkpoints import Checkpoint, InitialWeights
 from adaptrain_api.components import DataSource, ModelSource
 from adaptrain_api.containers import IMAGE
+from adaptrain_api.failures import PodFailurePolicy
 from adaptrain_api.objects import MANAGER, MAX_NAME, OPERATOR, LocalObjectReference, ObjectMeta, immutable, name_rules
 from adaptrain_api.phases import SupervisedPhase
 from adaptrain_api.pods import Coordinator, Workers
@@ -52,6 +53,7 @@ class TrainingJobSpec(Model):
         Integer,
         Field(ge=0, le=1000, description="Failures of the workers' own (not disruptions) before the job fails."),
     ] = 10
+    pod_failure_policy: PodFailurePolicy | None = None
     suspend: Annotated[Boolean, Field(description="Remove the workers and keep the progress.")] = False
     active_deadline_seconds: Annotated[
         Integer | None, Field(ge=1, le=2**31 - 1, description="Seconds that the job may run before it fails.")
@@ -112,6 +114,14 @@ class TrainingJobSpec(Model):
             message="a script with launcher torchrun saves files of its own: give it checkpoint.volume, not a uri",
             check=lambda self: not self.torchrun or self.checkpoint is None or self.checkpoint.uri is None,
             path=".checkpoint.uri",
+        ),
+        Rule(
+            cel="has(self.checkpoint) || !has(self.workers) || !has(self.workers.rollingUpdate)"
+            " || self.workers.rollingUpdate.maxUnavailable < self.workers.min",
+            message="a job whose workers may all leave at once needs checkpoints to go on from: give checkpoint, or"
+            " lower workers.rollingUpdate.maxUnavailable below workers.min",
+            check=lambda self: self.checkpoint is not None or self.workers.max_unavailable < self.workers.min,
+            path=".workers.rollingUpdate.maxUnavailable",
         ),
         *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed", "managedBy")),
     )

@@ -41,6 +41,14 @@ class RecentChange(Open):
     ] = None
 
 
+class FailedStarts(Open):
+    """Workers of one template that failed before any of them had trained."""
+
+    template: Annotated[str, Field(description="Hash of the template.")]
+    count: Annotated[int, Field(description="How many failed in a row.")] = 0
+    error: Annotated[str, Field(description="What the last one said last.")] = ""
+
+
 class TrainingJobStatus(Open):
     """What is. Written by the operator alone."""
 
@@ -88,6 +96,10 @@ class TrainingJobStatus(Open):
     failed_workers: Annotated[
         list[int], Field(description="Numbers of failed workers that were counted; of those that are gone, the newest.")
     ] = []
+    trained_template: Annotated[
+        str | None, Field(description="Hash of the newest template whose workers have trained.")
+    ] = None
+    failed_starts: FailedStarts | None = None
     avoided_nodes: Annotated[list[AvoidedNode], Field(description="Nodes that get no worker for now.")] = []
     source_commit: Annotated[str | None, Field(description="Commit of script.source.git that all workers run.")] = None
     start_time: Annotated[

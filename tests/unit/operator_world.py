@@ -69,6 +69,8 @@ class World:
         self.sighted: dict[str, Pod] = {}
         """Pods as the operator sees them, by uid."""
         self.injected: tuple[str, ...] = ()
+        self.untrained: set[str] = set()
+        """Members that have not applied a step yet."""
         self.ended: set[str] = set()
         """Pods whose own container has ended."""
 
@@ -177,7 +179,10 @@ class World:
                 "number": number,
                 "state": "running",
                 "step": 10,
-                "members": [{"id": uid, "name": uid, "step": 10, "joined": T0} for uid in sorted(self.members)],
+                "members": [
+                    {"id": uid, "name": uid, "step": 10, "joined": T0, "trained": uid not in self.untrained}
+                    for uid in sorted(self.members)
+                ],
                 "silent": [{"id": uid, "name": uid, "since": since} for uid, since in self.silent.items()],
                 **self.extra,
             }

@@ -241,22 +241,6 @@ def _known(draft: Draft) -> bool:
     return draft.seen.contact.progress is not None
 
 
-def tell_rescaling(draft: Draft, stale: int) -> None:
-    """The Rescaling condition: whether the number or the make of the workers is on its way to what is wanted."""
-    wanted, now = draft.job.spec.wanted_workers, len(draft.ready)
-    conditions = draft.conditions
-    if draft.unheard or (draft.job.status.phase != "Running" and not conditions.true("Rescaling")):
-        return
-    if stale:
-        conditions.set("Rescaling", True, "RollingUpdate", f"{stale} workers are still of the old template")
-    elif now < wanted:
-        conditions.set("Rescaling", True, "ScalingUp", f"{now} of {wanted} workers take part; training goes on")
-    elif now > wanted or len(draft.active) > wanted:
-        conditions.set("Rescaling", True, "ScalingDown", f"{now} workers take part, {wanted} are wanted")
-    else:
-        conditions.clear("Rescaling", "Done", f"{wanted} workers are wanted and take part")
-
-
 def tell_checkpoint(draft: Draft) -> None:
     """The CheckpointAvailable condition."""
     progress = draft.seen.contact.progress

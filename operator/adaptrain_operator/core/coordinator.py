@@ -86,12 +86,15 @@ def _outdated(draft: Draft, current: Pod) -> bool:
     at the first worker and training goes on."""
     if current.template_hash == coordinator_hash(draft.job):
         return False
-    if draft.job.spec.search is not None:
-        return True  # evaluators go on while it is replaced: a new budget is heard at once
     wanted = template_hash(draft.job)
+    tried = draft.value("trained_template") in (None, wanted)
+    if draft.job.spec.search is not None:
+        # Evaluators go on while it is replaced: a new budget is heard at once, a new image once they have tried it.
+        return tried or current.image == draft.job.spec.image
     ready = draft.ready
     return (
         draft.fresh
+        and tried
         and len(ready) >= draft.job.spec.workers.wanted
         and all(pod.template_hash == wanted for pod in draft.active)
     )

@@ -8,13 +8,15 @@ from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.progress import Result, headline, of_model
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
-from adaptrain_operator.core import children, conditions, drain, failures, naming, pods
+from adaptrain_operator.core import children, conditions, drain, failures, naming
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
 from adaptrain_operator.core.draft import Conditions, Draft
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Job, Observed, Pod, moment
 from adaptrain_operator.core.plan import Plan
-from adaptrain_operator.core.restarts import backoff_until, count_failures, tell_restarts
+from adaptrain_operator.core.restarts import backoff_until, count_failures, tell_restarts, too_many
+from adaptrain_operator.core.rollouts import STOPPED, tell_rescaling
+from adaptrain_operator.core.starts import note_training, of_no_account
 from adaptrain_operator.core.workers import decide_workers, remove_workers
 
 LINGER = 60.0
@@ -56,15 +58,11 @@ def _run(draft: Draft) -> None:
     if job.status.start_time is None:
         draft.fields["start_time"] = moment(draft.now)
     draft.conditions.clear("Suspended", "Resumed", "the job runs again")
+    note_training(draft)
     failed = count_failures(draft)
     until = backoff_until(draft)
-    if draft.value("restarts") > job.spec.max_restarts and failed is not None:
-        _fail(
-            draft,
-            "TooManyFailures",
-            f"workers failed {draft.value('restarts')} times, and maxRestarts is {job.spec.max_restarts};"
-            f" the last one, {failed.name}: {failures.explain(failed)}",
-        )
+    if failed is not None and (why := too_many(draft, failed)) is not None:
+        _fail(draft, *why)
         return
     deadline = _deadline(draft)
     if deadline is not None and draft.now >= deadline:
@@ -84,8 +82,7 @@ def _run(draft: Draft) -> None:
     blocked = claim or ((seen.problem.reason, seen.problem.message) if seen.problem is not None else None)
     conditions.tell_progress(draft)
     conditions.tell_pods(draft, blocked)
-    wanted = pods.template_hash(job)
-    conditions.tell_rescaling(draft, sum(pod.template_hash != wanted for pod in draft.active))
+    tell_rescaling(draft)
     drain.tell(draft)
     conditions.tell_checkpoint(draft)
     conditions.tell_changes(draft)
@@ -204,12 +201,19 @@ def _end(draft: Draft) -> bool:
     completed = draft.ended(Ending.COMPLETED)
     progress = draft.seen.contact.progress
     result = None if progress is None else progress.result
-    if completed:
+    if completed and (result is None or result.outcome != "completed"):
         result = failures.parse_result(completed[0]) or result
     if result is not None and result.outcome == "completed":
         _succeed(draft, result)
         return True
-    invalid = [*draft.ended(Ending.INVALID), *filter(_is_invalid, draft.seen.coordinators)]
+    workers = [pod for pod in draft.ended(Ending.FATAL, Ending.INVALID) if not of_no_account(draft, pod)]
+    fatal = [pod for pod in workers if failures.ending(pod, draft.job.spec.pod_failure_policy) is Ending.FATAL]
+    if fatal:
+        _fail(
+            draft, "PodFailurePolicy", f"podFailurePolicy ends the job: {fatal[0].name}: {failures.explain(fatal[0])}"
+        )
+        return True
+    invalid = [*workers, *filter(_is_invalid, draft.seen.coordinators)]
     if invalid:
         _fail(draft, "InvalidManifest", f"{invalid[0].name} can't run the job: {failures.explain(invalid[0])}")
         return True
@@ -307,6 +311,9 @@ def _finish(draft: Draft) -> Plan:
         problem = condition is not None and (condition.status == "True") == warns
         if condition is not None and problem and condition.reason not in QUIET:
             draft.event("Warning", condition.reason, condition.message)
+    rescaling = draft.conditions.changed("Rescaling")
+    if rescaling is not None and rescaling.reason in STOPPED:
+        draft.event("Warning", rescaling.reason, rescaling.message)
     suspended = draft.conditions.changed("Suspended")
     if suspended is not None:
         draft.event("Normal", suspended.reason, suspended.message)

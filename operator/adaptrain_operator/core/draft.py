@@ -131,6 +131,13 @@ class Draft:
         return frozenset() if progress is None else frozenset(member.id for member in progress.members)
 
     @property
+    def trained(self) -> frozenset[str]:
+        """Uids of those of them of which nobody says that they have not trained yet."""
+        progress = self.seen.contact.progress
+        members = [] if progress is None else progress.members
+        return frozenset(member.id for member in members if member.trained is not False)
+
+    @property
     def idle(self) -> frozenset[str]:
         """Uids of those of them that have nothing to do."""
         progress = self.seen.contact.progress
@@ -150,7 +157,11 @@ class Draft:
 
     def ended(self, *classes: failures.Ending) -> list[Pod]:
         """Workers that have ended in one of these ways, the newest end first."""
-        ended = [pod for pod in self.seen.workers if pod.terminal and failures.ending(pod) in classes]
+        ended = [
+            pod
+            for pod in self.seen.workers
+            if pod.terminal and failures.ending(pod, self.job.spec.pod_failure_policy) in classes
+        ]
         return sorted(ended, key=finished, reverse=True)
 
 

@@ -54,7 +54,7 @@ def _template_hash(job: Job) -> str:
         "image": spec.image,
         "imagePullPolicy": spec.image_pull_policy,
         "imagePullSecrets": [_given(secret) for secret in spec.image_pull_secrets],
-        "workers": _given(spec.workers, exclude={"min", "max", "replicas"}),
+        "workers": _given(spec.workers, exclude={"min", "max", "replicas", "rolling_update"}),
         "checkpoint": None if spec.checkpoint is None else _given(spec.checkpoint),
     }
     text = json.dumps({key: value for key, value in given.items() if value}, sort_keys=True)

@@ -1,8 +1,7 @@
 """A worker's own failures: counted against ``maxRestarts`` and backed off, so that a bug is not retried for ever."""
 
-from adaptrain_operator.core import failures
+from adaptrain_operator.core import failures, starts
 from adaptrain_operator.core.draft import Draft, finished
-from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod, moment
 
 SAME_INCIDENT = 5.0
@@ -25,7 +24,7 @@ def count_failures(draft: Draft) -> Pod | None:
     training = draft.fresh and progress is not None and progress.state == "running"
     if restarts and last is not None and training and draft.now - last > FORGIVEN_AFTER:
         restarts = 0
-    failed = draft.ended(Ending.FAILED)
+    failed = draft.ended(*failures.BAD)
     counted = set(draft.job.status.failed_workers)
     if not counted and last is not None:
         counted |= {pod.number for pod in failed}  # by an operator that did not keep the numbers
@@ -33,14 +32,25 @@ def count_failures(draft: Draft) -> Pod | None:
         if pod.number in counted:
             continue
         if not any(_one_incident(pod, other) for other in failed if other.number in counted):
-            restarts += 1
+            restarts += _count(draft, pod)
             last = finished(pod)
         counted.add(pod.number)
     newest = {max(counted)} if counted else set()
     draft.fields["failed_workers"] = sorted(counted & {pod.number for pod in failed} | newest)
     draft.fields["restarts"] = restarts
     draft.fields["last_failure_time"] = None if last is None else moment(last)
-    return failed[0] if failed else None
+    return next((pod for pod in failed if not starts.of_no_account(draft, pod)), None)
+
+
+def _count(draft: Draft, pod: Pod) -> int:
+    """What a failure costs of ``maxRestarts``."""
+    policy = draft.job.spec.pod_failure_policy
+    if starts.of_no_account(draft, pod):
+        starts.count_start(draft, pod)
+        return 0
+    if starts.never_trained(draft) and (policy is None or pod.exit is None or policy.action(pod.exit.code) is None):
+        starts.count_start(draft, pod)
+    return 1
 
 
 def _one_incident(pod: Pod, counted: Pod) -> bool:
@@ -49,11 +59,22 @@ def _one_incident(pod: Pod, counted: Pod) -> bool:
 
 def backoff_until(draft: Draft) -> float:
     """When failed workers may be replaced: after 1, 2, 4, … seconds."""
-    restarts, last = draft.value("restarts"), draft.value("last_failure_time")
-    if not restarts or last is None:
+    times, last = max(draft.value("restarts"), starts.failed_starts(draft)), draft.value("last_failure_time")
+    if not times or last is None:
         return 0.0
     # Ends are kept in whole seconds, so a second is added for what was cut off.
-    return float(last.timestamp() + 1.0 + min(LONGEST_BACKOFF, 2.0 ** min(restarts - 1, 10)))
+    return float(last.timestamp() + 1.0 + min(LONGEST_BACKOFF, 2.0 ** min(times - 1, 10)))
+
+
+def too_many(draft: Draft, failed: Pod) -> tuple[str, str] | None:
+    """Why no other worker is tried: reason and message."""
+    restarts, most = draft.value("restarts"), draft.job.spec.max_restarts
+    last = f"the last one, {failed.name}: {failures.explain(failed)}"
+    if restarts > most:
+        return "TooManyFailures", f"workers failed {restarts} times, and maxRestarts is {most}; {last}"
+    if starts.never_trained(draft) and (count := starts.failed_starts(draft)) >= starts.MOST_STARTS:
+        return "StartFailed", f"no worker came so far as to train: {count} in a row failed alike; {last}"
+    return None
 
 
 def tell_restarts(draft: Draft, failed: Pod | None, until: float) -> None:

@@ -1,6 +1,6 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
-from adaptrain_operator.core import conditions, coordinator, drain, pods
+from adaptrain_operator.core import conditions, coordinator, drain, failures, pods, starts
 from adaptrain_operator.core.draft import PATIENCE, Draft, finished
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
@@ -28,7 +28,8 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     stale, impatient = _stale(draft)
     wanted = draft.job.spec.wanted_workers
     active = draft.active
-    surplus = len(active) - wanted - bool(stale)
+    surge = _surge(draft, stale, impatient)
+    surplus = len(active) - wanted - surge
     if surplus > 0 and (draft.job.spec.search is None or _knows_who_is_idle(draft)):
         for pod in _victims(draft, stale)[:surplus]:
             draft.delete(pod)
@@ -38,7 +39,13 @@ def decide_workers(draft: Draft, blocked: bool, backoff_until: float) -> None:
     _clean_ended(draft, backoff_until)
     if not blocked and not hindered:
         left = stale & {pod.uid for pod in draft.active}
-        _create(draft, wanted + bool(left), backoff_until)
+        _create(draft, wanted + (surge if left else 0), backoff_until)
+
+
+def _surge(draft: Draft, stale: set[str], impatient: bool) -> int:
+    """Workers beyond those that are wanted, while others are replaced by them."""
+    old_leave_first = impatient and (draft.job.spec.workers.max_unavailable or starts.stopped(draft))
+    return int(bool(stale) and not old_leave_first)
 
 
 def remove_workers(draft: Draft) -> None:
@@ -201,7 +208,14 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
     new = [pod for pod in draft.active if pod.uid not in stale]
     old = [pod for pod in draft.active if pod.uid in stale]
     ready = [pod for pod in draft.active if pod.uid in members]
-    if len(ready) > spec.wanted:
+    trial = starts.on_trial(draft)
+    if trial and starts.failed_starts(draft):
+        return
+    if spec.max_unavailable and impatient:
+        for _ in range(len(ready) - max(0, spec.wanted - spec.max_unavailable)):
+            _replace(draft, old)
+        return
+    if len(ready) > spec.wanted and not trial:
         _replace(draft, old)
         return
     waiting = [pod for pod in new if pod.uid not in members]
@@ -210,7 +224,7 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
     since = [pod.created for pod in waiting if pod.node is None]
     if problem is not None:
         since.append(problem.since)
-    if not impatient or not since or len(ready) <= spec.min:
+    if not impatient or not since or len(ready) <= spec.min or (trial and len(ready) < spec.wanted):
         return
     left = min(since) + PATIENCE - now
     if left > 0:
@@ -221,6 +235,9 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
 
 def _replace(draft: Draft, old: list[Pod]) -> None:
     members = draft.members
+    old = [pod for pod in old if pod.uid not in draft.gone]
+    if not old:
+        return
     first = min(old, key=lambda pod: (pod.uid in members, drain.leaving(draft, pod.node) is None, pod.number))
     draft.delete(first)
     why = drain.leaving(draft, first.node)
@@ -243,7 +260,7 @@ def _clean_ended(draft: Draft, backoff_until: float) -> None:
         if not _quick(pod) or draft.now - finished(pod) > 60:
             draft.clear_away(pod)
     if draft.now >= backoff_until:
-        for index, pod in enumerate(draft.ended(Ending.FAILED)):
+        for index, pod in enumerate(draft.ended(*failures.BAD)):
             if index >= KEEP_FAILED or pod.lingers:
                 draft.clear_away(pod)
 
@@ -258,7 +275,7 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
     if now < backoff_until:
         failed = draft.value("last_failure_time")
         since = now if failed is None else failed.timestamp()
-        missing -= sum(finished(pod) >= since for pod in draft.ended(Ending.FAILED))
+        missing -= sum(finished(pod) >= since for pod in draft.ended(*failures.BAD))
         draft.plan.wake(backoff_until - now)
     if missing <= 0:
         return
