@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from adaptrain.display import Display, Follow
+from adaptrain.elastic.loop import in_one_line
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
 from adaptrain.run import share_gpus
@@ -112,3 +113,9 @@ def test_each_worker_has_a_gpu_of_its_own(
     shown, written = display(width=200)
     assert share_gpus(workers, shown) == given
     assert written.getvalue().strip() == says
+
+
+def test_a_line_of_the_log_says_how_training_goes() -> None:
+    report = {"step": 12, "data_epoch": 3, "loss": 0.1234, "metrics": {"val/accuracy": 0.9}, "eta_seconds": 7.6}
+    assert in_one_line(report, 2) == "epoch 3, step 12, loss 0.1234, val/accuracy=0.9, about 8 s left, 2 workers"
+    assert in_one_line({"step": 0, "loss": None}, 1) == "epoch 0, step 0, 1 worker"

@@ -4,6 +4,7 @@ A *unit* is whatever is applied as a whole (a step, an evaluation): all of its c
 changes, so a unit that fails can be taken again in the next group, by other members, with the same outcome.
 """
 
+import logging
 import statistics
 import time
 from collections import deque
@@ -24,11 +25,18 @@ from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
 from adaptrain.errors import Refused
 
+log = logging.getLogger(__name__)
+
 REPORT_SECONDS = 0.5
+LOG_SECONDS = 30.0
+"""The group's first worker writes a line to its log this often, and at each new epoch."""
+EPOCH_LOG_SECONDS = 1.0
+"""Epochs may be shorter than this, and get no line each then."""
 METRICS_SIZE = 12 * 1024
 """Bytes of metrics, as JSON, in a report and in a result: a frame holds both (``wire.MAX_FRAME``)."""
 FIRST_SECONDS = 1800.0
 """Longest first step: a compiler may be at work, or an accelerator's kernels are made."""
+LOGGED_METRICS = 8
 LAST_SAVE_SECONDS = 20.0
 """Shorter than the grace that a pod has by default."""
 
@@ -64,6 +72,19 @@ class Task(Protocol):
         """What the coordinator publishes of the training."""
 
 
+def in_one_line(report: dict[str, Any], workers: int) -> str:
+    """What is reported of the training, for a log."""
+    parts = [f"epoch {report.get('data_epoch', 0)}, step {report.get('step', 0)}"]
+    if (loss := report.get("loss")) is not None:
+        parts.append(f"loss {loss:.4g}")
+    parts += [f"{name}={value:.4g}" for name, value in sorted((report.get("metrics") or {}).items())[:LOGGED_METRICS]]
+    if (rate := report.get("samples_per_second")) is not None:
+        parts.append(f"{rate:.0f} samples/s")
+    if (left := report.get("eta_seconds")) is not None:
+        parts.append(f"about {left:.0f} s left")
+    return ", ".join([*parts, f"{workers} worker" + ("" if workers == 1 else "s")])
+
+
 class ElasticLoop:
     """Runs a task with whoever is a member.
 
@@ -86,6 +107,8 @@ class ElasticLoop:
         self._applied: float | None = None
         self._measured = 0
         self._reported = 0.0
+        self._logged = -LOG_SECONDS
+        self._logged_epoch = -1
         self._broken: GroupBroken | None = None
         self.complete = False
         """Whether the task is finished, and what it leaves behind is saved."""
@@ -223,9 +246,15 @@ class ElasticLoop:
         counters = self._task.state.counters
         self._control.version, self._control.step = counters.version, counters.step
         now = time.monotonic()
-        if group.rank == 0 and self._mates.rank == 0 and (force or now - self._reported >= REPORT_SECONDS):
+        if group.rank != 0 or self._mates.rank != 0:
+            return
+        if force or now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._control.say({"is": "report", **self.report()})
+        pause = LOG_SECONDS if counters.epoch == self._logged_epoch else EPOCH_LOG_SECONDS
+        if now - self._logged >= pause:
+            self._logged, self._logged_epoch = now, counters.epoch
+            log.info("%s", in_one_line(self.report(), group.size))
 
     def _save_last(self) -> None:
         """Save what nobody else has: the last of all leaves. A disk that is full may have room again in a moment."""
