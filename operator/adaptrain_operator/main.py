@@ -116,7 +116,15 @@ class Operator:
             moved=lambda key: self._moved(key, reconciler),
         )
         reconciler = Reconciler(
-            self._client, self._cache, self._queue, puller, leases, events, settings.default_image, settings.defaults
+            self._client,
+            self._cache,
+            self._queue,
+            puller,
+            leases,
+            events,
+            settings.default_image,
+            settings.defaults,
+            trust=settings.resync_seconds,
         )
         searches = SearchReconciler(self._client, self._cache, self._searches, self._queue, puller, events)
         tasks = {asyncio.create_task(self._election.hold(), name="lease"), asyncio.create_task(self._stop.wait())}

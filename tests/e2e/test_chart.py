@@ -89,18 +89,19 @@ BAD_VALUES = {
 }
 
 NAMESPACED = {
-    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "create", "update", "patch", "delete"},
     ("adaptrain.io", "architecturesearches"): {"get", "list", "watch", "delete"},
     ("adaptrain.io", "adaptivetrainingjobs/status"): {"patch"},
     ("adaptrain.io", "architecturesearches/status"): {"patch"},
     ("", "pods"): {"get", "list", "watch", "create", "delete"},
-    ("", "services"): {"list", "watch", "create", "patch", "delete"},
-    ("policy", "poddisruptionbudgets"): {"list", "watch", "create", "patch", "delete"},
-    ("networking.k8s.io", "networkpolicies"): {"list", "watch", "create", "patch", "delete"},
-    ("", "configmaps"): {"create", "patch", "delete"},
-    ("", "serviceaccounts"): {"create", "patch", "delete"},
+    ("", "services"): {"get", "list", "watch", "create", "update"},
+    ("policy", "poddisruptionbudgets"): {"get", "list", "watch", "create", "update"},
+    ("networking.k8s.io", "networkpolicies"): {"get", "list", "watch", "create", "update"},
+    ("", "configmaps"): {"get", "create", "update"},
+    ("", "serviceaccounts"): {"get", "create", "update"},
     ("", "secrets"): {"create", "get"},
     ("", "persistentvolumeclaims"): {"get"},
+    ("", "limitranges"): {"list"},
     ("", "events"): {"create"},
 }
 """What the operator does where its jobs are, and so all that it may do."""

@@ -86,7 +86,7 @@ seccompProfile:
 {{- define "adaptrain.rules" -}}
 - apiGroups: [adaptrain.io]
   resources: [adaptivetrainingjobs]
-  verbs: [get, list, watch, create, patch, delete] # it makes those of a search
+  verbs: [get, list, watch, create, update, patch, delete] # it makes those of a search
 - apiGroups: [adaptrain.io]
   resources: [architecturesearches]
   verbs: [get, list, watch, delete]
@@ -98,16 +98,16 @@ seccompProfile:
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, update] # only those that their job controls
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, update] # only those that their job controls
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, update] # only those that their job controls
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]
-  verbs: [create, patch, delete]
+  verbs: [get, create, update]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, get]

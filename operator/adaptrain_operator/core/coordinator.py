@@ -1,6 +1,6 @@
 """Which coordinator the job has. It is no part of a step, so it is replaced on suspicion, and its number only grows."""
 
-from adaptrain_operator.core import children, conditions, drain, failures
+from adaptrain_operator.core import children, conditions, drain, failures, ownership
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash
@@ -31,7 +31,7 @@ def decide_coordinator(draft: Draft) -> None:
     if number:
         service = children.coordinator_service(draft.job, number)
         found = draft.seen.children.get(("Service", service["metadata"]["name"]))
-        if not children.contained(service, found):
+        if not ownership.right(service, found):
             draft.plan.apply.append(service)
     # Asking before it is ready would be in vain; once it has answered, being ready is no longer what counts.
     answers = current is not None and (current.ready or draft.seen.contact.answered is not None)

@@ -8,7 +8,7 @@ from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.progress import Result, headline, of_model
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
-from adaptrain_operator.core import children, conditions, drain, failures, naming
+from adaptrain_operator.core import children, conditions, drain, failures, naming, ownership
 from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
 from adaptrain_operator.core.draft import Conditions, Draft
 from adaptrain_operator.core.failures import Ending
@@ -133,7 +133,7 @@ def _apply_children(draft: Draft) -> None:
     draft.plan.apply += [children.service_account(job), children.config_map(job)]
     for child in (children.disruption_budget(job), *children.network_policies(job)):
         found = draft.seen.children.get((child["kind"], child["metadata"]["name"]))
-        if not children.contained(child, found):
+        if not ownership.right(child, found):
             draft.plan.apply.append(child)
 
 
@@ -320,5 +320,5 @@ def _finish(draft: Draft) -> Plan:
     return plan
 
 
-QUIET = ("WorkersStarting", "CoordinatorNotReached", "Complete", "Failed", "Suspended")
+QUIET = ("WorkersStarting", "CoordinatorNotReached", "Complete", "Failed", "Suspended", ownership.LEAVING)
 """Reasons that every job passes through: no news."""

@@ -56,10 +56,10 @@ class Client:
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object:
         return await self._request("GET", kind, kind.path(namespace, name))
 
-    async def list(
+    async def pages(
         self, kind: Kind, namespace: str | None = None, selector: str | None = None
-    ) -> AsyncIterator[tuple[Object, int]]:
-        """Every object with the version of the listing that it comes from, page by page."""
+    ) -> AsyncIterator[tuple[list[Object], int]]:
+        """The pages of a listing with its version: at least one, perhaps empty."""
         token: str | None = None
         while True:
             query = {"limit": str(PAGE)}
@@ -69,11 +69,18 @@ class Client:
                 query["continue"] = token
             page = await self._request("GET", kind, kind.path(namespace), query, timeout=60)
             version = int(page["metadata"].get("resourceVersion") or 0)
-            for item in page.get("items") or []:
-                yield item, version
+            yield page.get("items") or [], version
             token = page["metadata"].get("continue")
             if not token:
                 return
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, selector: str | None = None
+    ) -> AsyncIterator[tuple[Object, int]]:
+        """Every object with the version of the listing that it comes from, page by page."""
+        async for page, version in self.pages(kind, namespace, selector):
+            for item in page:
+                yield item, version
 
     async def create(self, kind: Kind, namespace: str | None, body: Object) -> Object:
         return await self._request("POST", kind, kind.path(namespace), {"fieldManager": self._field_manager}, body)
@@ -90,7 +97,8 @@ class Client:
 
     async def replace(self, kind: Kind, namespace: str, body: Object, timeout: float = 15) -> Object:
         path = kind.path(namespace, body["metadata"]["name"])
-        return await self._request("PUT", kind, path, body=body, timeout=timeout)
+        query = {"fieldManager": self._field_manager}
+        return await self._request("PUT", kind, path, query, body, timeout=timeout)
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, grace: int | None = None, background: bool = False

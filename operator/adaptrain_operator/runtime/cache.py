@@ -62,6 +62,15 @@ class Cache:
             return set() if known is None else self._jobs_on(meta["name"])
         return set() if job is None else {job}
 
+    def restore(self, kind: Kind, obj: Object) -> set[Key]:
+        """Take in what the API server just answered of an object, though a watch said that it is gone.
+
+        To a watch that selects by labels, one whose labels are changed is gone.
+        """
+        if "deletionTimestamp" not in obj["metadata"]:
+            self._deleted.pop(obj["metadata"]["uid"], None)
+        return self.put(kind, obj)
+
     def _jobs_on(self, node: str) -> set[Key]:
         pods = self._objects[POD.name].values()
         return {entry.job for entry in pods if entry.job is not None and entry.value[1].node == node}

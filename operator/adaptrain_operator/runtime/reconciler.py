@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
-from base64 import b64decode
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,7 +17,7 @@ from pydantic import ValidationError
 
 from adaptrain_operator import clock, metrics
 from adaptrain_operator.budget import Bucket
-from adaptrain_operator.core import children, naming
+from adaptrain_operator.core import naming, ownership
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.decide import decide
@@ -30,11 +28,12 @@ from adaptrain_operator.core.plan import Deletion, Plan
 from adaptrain_operator.core.quantities import smallest
 from adaptrain_operator.core.refusals import refusal
 from adaptrain_operator.kube.client import Client
-from adaptrain_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound, Refused
-from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, CLAIM, JOB, LIMIT_RANGE, POD, SECRET, Kind
+from adaptrain_operator.kube.errors import Conflict, NotFound, Refused
+from adaptrain_operator.kube.kinds import CLAIM, JOB, LIMIT_RANGE, POD
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.leases import NodeLeases
+from adaptrain_operator.runtime.maker import TRUST, Made, Maker, Taken
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.statuses import (
     RESERVES,
@@ -51,6 +50,8 @@ logger = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 CLAIM_EVERY = 4.0
+REFUSED_AGAIN, LEAVING_AGAIN = 30.0, 4.0
+"""Longest seconds until a refused request is tried again, and until a name is looked at that is about to be free."""
 DECIDE_AGAIN = 30.0
 """Seconds until a job is decided again whose decision failed."""
 
@@ -75,8 +76,7 @@ class _Memory:
     job: Job | None = None
     spec: tuple[int, TrainingJobSpec | None, str] | None = None
     """As it was read last: its generation, and why it can't be read if that is so."""
-    token: str | None = None
-    applied: dict[tuple[str, str], str] = field(default_factory=dict)
+    objects: Made = field(default_factory=Made)
     problem: Problem | None = None
     refusals: int = 0
     minima: dict[str, str] = field(default_factory=dict)
@@ -92,6 +92,11 @@ class _Memory:
     status_written: float = 0.0
     writes: Bucket = field(default_factory=lambda: Bucket(STATUS_PER_SECOND, STATUS_AT_ONCE))
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it is too early to try again what was refused."""
+        return self.problem is not None and clock.now() < self.problem.retry_at
+
 
 class Reconciler:
     """One per process; jobs are worked on concurrently, each by one worker at a time."""
@@ -106,8 +111,14 @@ class Reconciler:
         events: Events,
         default_image: str,
         defaults: Defaults = OURS,
+        trust: float = TRUST,
     ) -> None:
+        """
+        Args:
+            trust: seconds that an object which isn't watched is taken to be as it was.
+        """
         self._client = client
+        self._maker = Maker(client, cache, trust)
         self._cache = cache
         self._queue = queue
         self._contacts = contacts
@@ -132,15 +143,25 @@ class Reconciler:
             await self._carry_out_essentials(key, memory, raw)
             return
         await self._look_at_claim(memory, job)
-        plan, left_out = decide_anyhow(decide, job, self._observe(key, memory, job), clock.now())
-        if left_out:
-            metrics.DECISIONS_REDUCED.labels(left_out[-1]).inc()
-            plan.wake(DECIDE_AGAIN)
+        plan = self._decide(key, memory, job)
+        if not await self._make_children(key, memory, job, plan):
+            # No pod's number is used up for a pod that can't be made.
+            plan = self._decide(key, memory, job)
         await self._carry_out(key, memory, raw, job, plan)
         if plan.suspects:
             await self._leases.refresh(plan.suspects)
         if plan.requeue_after is not None:
             self._queue.add(key, plan.requeue_after)
+
+    def _decide(self, key: Key, memory: _Memory, job: Job) -> Plan:
+        plan, left_out = decide_anyhow(decide, job, self._observe(key, memory, job), clock.now())
+        if left_out:
+            metrics.DECISIONS_REDUCED.labels(left_out[-1]).inc()
+            plan.wake(DECIDE_AGAIN)
+        if plan.apply:
+            # Nobody tells us of a change of what isn't watched.
+            plan.wake(self._maker.trust)
+        return plan
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
@@ -151,7 +172,7 @@ class Reconciler:
         """The coordinator refused our token: read it again."""
         memory = self._memories.get(key)
         if memory is not None:
-            memory.token = None
+            memory.objects.token = None
         self._queue.add(key, 1.0)
 
     def until_progress(self, key: Key) -> float:
@@ -161,11 +182,6 @@ class Reconciler:
             return 0.0
         every = progress_every(self._contacts.asked, memory.size)
         return max(0.0, memory.status_written + every - clock.now())
-
-    def forget_applied(self) -> None:
-        """Apply once more what isn't watched, the next time that each job is decided."""
-        for memory in self._memories.values():
-            memory.applied.clear()
 
     def _memory(self, key: Key, raw: Object) -> _Memory:
         uid = raw["metadata"]["uid"]
@@ -288,55 +304,73 @@ class Reconciler:
             await self._remove_job(key, job.uid)
             return
         await _all(self._delete(key, deletion) for deletion in plan.delete)
-        waiting, refused = memory.problem is not None and clock.now() < memory.problem.retry_at, False
-        if not waiting and (plan.apply or plan.create):
+        refused = False
+        if plan.create and not memory.waiting:
             try:
-                await self._make(key, memory, job, plan)
+                await self._make_pods(job, plan)
             except Refused as problem:
                 refused = True
                 self._refused(key, memory, problem)
                 if memory.problem is not None and memory.problem.reason == "OutsideLimitRange":
                     await self._look_at_limits(memory, job)
             else:
-                if plan.create:
-                    memory.problem, memory.refusals = None, 0
-        if plan.ask is not None:
+                memory.problem, memory.refusals = None, 0
+        if plan.ask is not None and memory.objects.token is not None:
             number, address = plan.ask
             node = next((pod.node for _, pod in self._cache.pods(key, job.uid) if pod.ip == address), None)
             calm = not plan.create and not plan.delete
             settled = calm and plan.status.phase == "Running" and plan.status.ready_replicas == job.spec.wanted_workers
-            self._contacts.ask(key, number, address, node, await self._token(memory, job), settled)
+            self._contacts.ask(key, number, address, node, memory.objects.token, settled)
         elif plan.status.phase in ("Succeeded", "Failed", "Suspended"):
             self._contacts.stop(key)
         for event in plan.events:
             if not (refused and event.made):
                 self._events.tell(job, event)
 
-    async def _make(self, key: Key, memory: _Memory, job: Job, plan: Plan) -> None:
-        # What a pod can't start without comes first, then pods and everything else side by side.
-        unwatched = [child for child in plan.apply if child["kind"] not in _WATCHED]
-        others = [child for child in plan.apply if child["kind"] in _WATCHED]
-        needed = [self._apply(memory, job, child) for child in unwatched]
-        if plan.create:
+    async def _make_children(self, key: Key, memory: _Memory, job: Job, plan: Plan) -> bool:
+        """All that a pod can't do without, before any pod; whether that is there."""
+        if memory.waiting:
+            return True
+        needed = [self._maker.child(memory.objects, job, child) for child in plan.apply]
+        if plan.create or plan.ask is not None:
             needed.append(self._ensure_token(memory, job))
-        await _all(needed)
+        try:
+            await _all(needed)
+        except Taken as problem:
+            leaving = problem.reason == ownership.LEAVING
+            self._put_off(key, memory, problem.reason, str(problem), LEAVING_AGAIN if leaving else REFUSED_AGAIN)
+        except Refused as problem:
+            self._refused(key, memory, problem)
+        else:
+            if memory.problem is not None and memory.problem.reason in (ownership.TAKEN, ownership.LEAVING):
+                memory.problem, memory.refusals = None, 0
+            return True
+        return False
+
+    async def _ensure_token(self, memory: _Memory, job: Job) -> None:
+        await self._maker.token(memory.objects, job)
+
+    async def _make_pods(self, job: Job, plan: Plan) -> None:
         # Workers hold what they are given, so they come only after the coordinator that they can't do without.
         first, rest = plan.create[:1], plan.create[1:]
         if first and first[0]["metadata"]["labels"][naming.ROLE] == naming.COORDINATOR:
-            await self._create_pod(key, job, first[0])
+            await self._create_pod(job, first[0])
         else:
             rest = plan.create
-        pods = [self._create_pod(key, job, pod) for pod in rest]
-        await _all([*pods, *(self._apply(memory, job, child) for child in others)])
+        await _all(self._create_pod(job, pod) for pod in rest)
 
     def _refused(self, key: Key, memory: _Memory, problem: Refused) -> None:
+        reason, message = refusal(problem.status, problem.message)
+        self._put_off(key, memory, reason, message, REFUSED_AGAIN)
+
+    def _put_off(self, key: Key, memory: _Memory, reason: str, message: str, longest: float) -> None:
+        """Try again ever more seldom."""
         now = clock.now()
-        delay = min(30.0, 2.0 ** min(memory.refusals, 10))
+        delay = min(longest, 2.0 ** min(memory.refusals, 10))
         memory.refusals += 1
         since = now if memory.problem is None else memory.problem.since
-        reason, message = refusal(problem.status, problem.message)
         memory.problem = Problem(reason, message, since, now + delay)
-        logger.warning("refused: %s", problem, extra={"job": "/".join(key)})
+        logger.warning("%s: %s", reason, message, extra={"job": "/".join(key)})
         self._queue.add(key)
 
     async def _write_status(self, key: Key, memory: _Memory, raw: Object, wanted: TrainingJobStatus) -> None:
@@ -353,10 +387,11 @@ class Reconciler:
         elif not change.keys() & URGENT and not memory.writes.take():
             self._queue.add(key, memory.writes.wait(), aside=True)
             return
-        body: Object = {"status": change}
+        uid = raw["metadata"]["uid"]
+        body: Object = {"metadata": {"uid": uid}, "status": change}
         if change.keys() & RESERVES:
             # Numbers are reserved: from what we read, or not at all.
-            body["metadata"] = {"resourceVersion": raw["metadata"]["resourceVersion"]}
+            body["metadata"]["resourceVersion"] = raw["metadata"]["resourceVersion"]
         try:
             answer = await self._client.patch_status(JOB, key[0], key[1], body)
         except Conflict:
@@ -390,75 +425,20 @@ class Reconciler:
             self._cache.gone(POD, pod, deletion.uid)
             self._queue.add(key)
 
-    async def _create_pod(self, key: Key, job: Job, pod: Object) -> None:
-        try:
-            made = await self._client.create(POD, job.namespace, pod)
-        except AlreadyExists:
-            # By an earlier life of ours, whose answer was lost. One of another job is skipped: its number is used up.
-            made = await self._client.get(POD, job.namespace, pod["metadata"]["name"])
-        else:
+    async def _create_pod(self, job: Job, pod: Object) -> None:
+        if await self._maker.pod(job, pod):
             metrics.PODS_CREATED.labels(pod["metadata"]["labels"][naming.ROLE]).inc()
-        self._cache.put(POD, made)
-
-    async def _apply(self, memory: _Memory, job: Job, child: Object) -> None:
-        name = (child["kind"], child["metadata"]["name"])
-        digest = children.digest(job, child)
-        kind = APPLIED[child["kind"]]
-        if kind not in CHILDREN and memory.applied.get(name) == digest:
-            return
-        made = await self._create_or_apply(kind, child, known=name in memory.applied)
-        strangers = [owner for owner in made["metadata"].get("ownerReferences") or [] if owner["uid"] != job.uid]
-        if strangers:
-            # Left by a job of the same name that was deleted just now: the collector will take it, so make our own.
-            await self._client.delete(kind, job.namespace, name[1], made["metadata"]["uid"])
-            made = await self._client.apply(kind, child)
-        memory.applied[name] = digest
-        if kind in CHILDREN:
-            self._cache.put(kind, made)
-
-    async def _create_or_apply(self, kind: Kind, child: Object, known: bool) -> Object:
-        """Where nothing was yet, creating costs the API server half of what applying does."""
-        if not known:
-            with contextlib.suppress(AlreadyExists):
-                return await self._client.create(kind, child["metadata"]["namespace"], child)
-        return await self._client.apply(kind, child)
-
-    async def _ensure_token(self, memory: _Memory, job: Job) -> None:
-        if memory.token is None:
-            await self._token(memory, job)
-
-    async def _token(self, memory: _Memory, job: Job) -> str:
-        """The job's token: made once, and from then on only ever read.
-
-        Raises:
-            ApiError: somebody else made a Secret of its name.
-        """
-        if memory.token is not None:
-            return memory.token
-        name = naming.token_secret(job.name, job.uid)
-        made = children.token_secret(job, secrets.token_hex(32))
-        try:
-            secret = await self._client.create(SECRET, job.namespace, made)
-        except AlreadyExists:
-            secret = await self._client.get(SECRET, job.namespace, name)
-        if job.uid not in [owner["uid"] for owner in secret["metadata"].get("ownerReferences") or []]:
-            raise ApiError(409, "Conflict", f"Secret {name} is not the job's: delete it")
-        memory.token = b64decode(secret["data"]["token"]).decode()
-        return memory.token
 
 
 def _coordinators(pods: list[tuple[str, Pod]]) -> tuple[Pod, ...]:
     return tuple(pod for role, pod in pods if role == naming.COORDINATOR)
 
 
-_WATCHED = {kind.name for kind in CHILDREN}
-
-
 async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Everything gets its try; then the first failure counts, one that a retry won't cure before others."""
     results = await asyncio.gather(*work, return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
-    failures.sort(key=lambda failure: not isinstance(failure, Refused))
+    failures.sort(key=lambda failure: not isinstance(failure, Taken | Refused))
     if failures:
         raise failures[0]
 

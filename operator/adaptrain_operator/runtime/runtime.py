@@ -80,12 +80,13 @@ class Runtime:
         for namespace in where:
             seen: set[Key] = set()
             version = 0
-            async for obj, listed in self._client.list(kind, namespace, selector):
-                meta = obj["metadata"]
-                seen.add((meta.get("namespace") or "", meta["name"]))
-                version = max(version, listed)
-                for job in self._put(kind, obj):
-                    self._queue.add(job, COALESCE)
+            async for page, listed in self._client.pages(kind, namespace, selector):
+                version = listed
+                for obj in page:
+                    meta = obj["metadata"]
+                    seen.add((meta.get("namespace") or "", meta["name"]))
+                    for job in self._cache.put(kind, obj):
+                        self._queue.add(job, COALESCE)
             for job in self._cache.keep_only(kind, seen, version, (namespace,) if namespace else ()):
                 self._queue.add(job)
 
