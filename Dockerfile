@@ -62,6 +62,10 @@ CMD ["adaptrain-operator"]
 
 FROM python AS trainer
 ARG SSL_CERT_FILE
+# torch.compile makes C++ on CPUs, and C against Python's headers on GPUs (Triton).
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ libpython3-dev \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/share/doc/*
 COPY --from=build /requirements/trainer.txt /opt/requirements.txt
 RUN --mount=type=bind,from=build,source=/usr/local/bin,target=/mnt \
     /mnt/install-python --require-hashes --requirements /opt/requirements.txt

@@ -29,6 +29,7 @@ WORDS = {
     checkpoints.RESUME_FROM: "must be a checkpoint's folder such as team.digits/step-0000001200.4294967299, or its last"
     " part alone",
     checkpoints.SECRET_KEY: "must hold only letters, digits, '-', '_' and '.'",
+    sources.PACKAGE: "must be a package of one version, such as timm==1.0.22",
     sources.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from adaptrain_api.base import DnsSubdomain, Model, Rule, Text
+from adaptrain_api.checkpoints import CheckpointVolume
 from adaptrain_api.objects import LocalObjectReference
 
+PACKAGE = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9._,-]+\])?==[A-Za-z0-9.!+_-]+$"
 GIT_URL = r"^https?://[!-?A-~]+$"
 
 
@@ -96,13 +98,70 @@ class Script(Model):
         Source | None, Field(description="Files that the command finds in its working directory; absent: the image's.")
     ] = None
 
-    rules = tuple(
+    packages: Annotated[
+        list[Annotated[Text, Field(pattern=PACKAGE, max_length=256)]],
+        Field(
+            max_length=64,
+            description="Python packages, such as timm==1.0.22, that an init container installs from wheels beside what"
+            " the image has, which stays as it is. adaptrain run wants them installed.",
+        ),
+    ] = []
+    package_cache: Annotated[
+        CheckpointVolume | None,
+        Field(description="Where downloads are kept; who can write there can run code in the job. Absent: nowhere."),
+    ] = None
+    resume_args: Annotated[
+        list[Annotated[Text, Field(max_length=4096)]],
+        Field(
+            max_length=64,
+            description="Added to the command of a script for torchrun once it has something to resume from.",
+        ),
+    ] = []
+    resume_file: Annotated[
+        Text | None,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="What it resumes from, in the job's checkpoint folder; may hold * and ?. Absent: any file.",
+        ),
+    ] = None
+
+    rules = (
         Rule(
-            cel=f"!self.command.join('\\n').matches(r'{pattern}')",
-            message="adaptrain takes the place of torchrun, accelerate launch and deepspeed, by which each worker would"
-            " train alone: set launcher to torchrun, and command to python, your script and its arguments",
-            check=partial(_unlike, pattern),
-            path=".command",
-        )
-        for pattern in LAUNCHES
+            cel="!has(self.resumeArgs) || size(self.resumeArgs) == 0 || self.launcher == 'torchrun'",
+            message="resumeArgs are for launcher torchrun: a script with adaptrain.elastic goes on by itself",
+            check=lambda self: not self.resume_args or self.launcher == "torchrun",
+            path=".resumeArgs",
+        ),
+        Rule(
+            cel="!has(self.resumeFile) || (has(self.resumeArgs) && size(self.resumeArgs) > 0)",
+            message="resumeFile says when resumeArgs are added: give them, or remove it",
+            check=lambda self: self.resume_file is None or bool(self.resume_args),
+            path=".resumeFile",
+        ),
+        Rule(
+            cel="!has(self.resumeFile) || !(self.resumeFile.startsWith('/') || '..' in self.resumeFile.split('/'))",
+            message="resumeFile must be a relative path without '..', from the job's checkpoint folder",
+            check=lambda self: (
+                self.resume_file is None
+                or not (self.resume_file.startswith("/") or ".." in self.resume_file.split("/"))
+            ),
+            path=".resumeFile",
+        ),
+        Rule(
+            cel="!has(self.packageCache) || (has(self.packages) && size(self.packages) > 0)",
+            message="packageCache keeps the downloads of packages: give them, or remove it",
+            check=lambda self: self.package_cache is None or bool(self.packages),
+            path=".packageCache",
+        ),
+        *(
+            Rule(
+                cel=f"!self.command.join('\\n').matches(r'{pattern}')",
+                message="adaptrain takes the place of torchrun, accelerate launch and deepspeed, by which each worker"
+                " would train alone: set launcher to torchrun, and command to python, your script and its arguments",
+                check=partial(_unlike, pattern),
+                path=".command",
+            )
+            for pattern in LAUNCHES
+        ),
     )

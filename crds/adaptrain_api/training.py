@@ -123,6 +123,14 @@ class TrainingJobSpec(Model):
             check=lambda self: self.checkpoint is not None or self.workers.max_unavailable < self.workers.min,
             path=".workers.rollingUpdate.maxUnavailable",
         ),
+        Rule(
+            cel="!has(self.script) || !has(self.script.resumeArgs) || size(self.script.resumeArgs) == 0"
+            " || has(self.checkpoint)",
+            message="resumeArgs are added once the checkpoint folder holds what the script resumes from: give"
+            " checkpoint.volume",
+            check=lambda self: self.script is None or not self.script.resume_args or self.checkpoint is not None,
+            path=".script.resumeArgs",
+        ),
         *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed", "managedBy")),
     )
 

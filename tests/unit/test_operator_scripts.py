@@ -63,7 +63,7 @@ def test_only_what_fetches_a_scripts_files_sees_the_credentials() -> None:
     assert "login" in str(fetching["env"])
     assert "login" not in str(worker)
     assert fetching["securityContext"] == worker["securityContext"]
-    assert {"name": "adaptrain-source", "emptyDir": {}} in spec["volumes"]
+    assert {"name": "adaptrain-source", "emptyDir": {"sizeLimit": "10Gi"}} in spec["volumes"]
 
 
 def test_all_workers_run_the_commit_that_the_first_one_got() -> None:

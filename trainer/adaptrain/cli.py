@@ -52,6 +52,7 @@ def main() -> None:
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     commands.add_parser("source", help="fetch a script's files (configured by ADAPTRAIN_* variables)")
+    commands.add_parser("packages", help="install a script's packages (configured by ADAPTRAIN_* variables)")
     arguments = parser.parse_args()
     configure_logging()
     try:
@@ -80,6 +81,8 @@ def main() -> None:
                 worker()
             case "source":
                 _source()
+            case "packages":
+                _packages()
     except InvalidJob as error:
         sys.exit(f"adaptrain: {error}")
     except KeyboardInterrupt:
@@ -155,6 +158,22 @@ def _source() -> None:
         logging.error("%s", error)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
     ended.write_text(commit)
+
+
+def _packages() -> None:
+    """Install a script's packages into a pod; its termination message is why they can't be."""
+    from adaptrain.packages import install
+
+    try:
+        install(
+            required("ADAPTRAIN_PACKAGES").split(),
+            Path(required("ADAPTRAIN_PACKAGES_DIR")),
+            path("ADAPTRAIN_PACKAGE_CACHE"),
+        )
+    except (InvalidJob, OSError) as error:
+        Path(required("ADAPTRAIN_TERMINATION_LOG")).write_text(str(error))
+        logging.error("%s", error)
+        sys.exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
 
 
 def worker() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from adaptrain.display import Display, Follow
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_job
+from adaptrain.packages import missing
 
 POLL_SECONDS = 0.25
 BACKOFF_SECONDS = 60.0
@@ -141,6 +143,11 @@ def run_manifest(path: Path, workers: int | None, output: Path | None, name: str
     if wanted < job.spec.workers.min:
         raise InvalidJob(
             f"--workers {wanted} is less than spec.workers.min {job.spec.workers.min}: training would wait"
+        )
+    if job.spec.script is not None and (lacking := missing(job.spec.script.packages)):
+        names = " ".join(lacking)
+        raise InvalidJob(
+            f"script.packages: {names} can't be imported here: run {sys.executable} -m pip install {names}"
         )
     uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
     if uri is not None and output is not None:

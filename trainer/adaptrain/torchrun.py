@@ -13,14 +13,17 @@ imported: a worker says hello within moments, and the pod's memory is the script
 import functools
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from adaptrain_api.progress import Result
@@ -53,6 +56,19 @@ def program(script: Script) -> list[str]:
     """A script's command; ``python`` is the one that runs this."""
     first, *arguments = script.command
     return [sys.executable if first == "python" else first, *arguments]
+
+
+def expanded(command: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """A command in which ``$(NAME)`` stands for a variable's value, as in a container's; others stay as they are."""
+    return [re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), part) for part in command]
+
+
+def resume_arguments(script: Script, checkpoints: Path | None) -> list[str]:
+    """``script.resumeArgs`` if there is what the script resumes from."""
+    if not script.resume_args or checkpoints is None:
+        return []
+    there = checkpoints.glob(script.resume_file) if script.resume_file is not None else checkpoints.iterdir()
+    return list(script.resume_args) if next(there, None) is not None else []
 
 
 class Launcher:
@@ -120,8 +136,10 @@ class Launcher:
         rank, size = frame["rank"], len(frame["peers"])
         log.info("starting the script as worker %d of %d", rank, size)
         each = self._job.spec.workers.processes_per_worker
+        script = self._job.spec.script
+        again = [] if script is None else resume_arguments(script, self._told.checkpoints)
         processes = [
-            Process(self._command, self._environment(rank, size, local, each, frame["host"], frame["port"]))
+            Process([*self._command, *again], self._environment(rank, size, local, each, frame["host"], frame["port"]))
             for local in range(each)
         ]
         self._starts += 1
@@ -171,6 +189,7 @@ class Process:
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.rank = environment["RANK"]
+        command = expanded(command, environment)
         try:
             self._process = subprocess.Popen(
                 command,

@@ -10,12 +10,12 @@ from adaptrain_api.progress import EXIT_INVALID, Result
 from adaptrain_api.sources import Script
 from adaptrain_api.training import AdaptiveTrainingJob
 
+from adaptrain import workspace
 from adaptrain.elastic.followers import ALONE, Place, fork
-from adaptrain.environment import path
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.manifest import read_job
 from adaptrain.process import WORDS_LIMIT, Farewell, WorkerSettings, end, failed, settings
-from adaptrain.torchrun import Launcher, program
+from adaptrain.torchrun import Launcher, expanded, program
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def main() -> NoReturn:
             result = _run(script, told, job)
         elif job.spec.search is not None:
             farewell = Farewell()
-            _enter_source()
+            workspace.enter()
             from adaptrain.search.evaluator import evaluate
 
             result = evaluate(told, job, farewell)
@@ -73,18 +73,10 @@ def _placed(told: WorkerSettings, place: Place) -> WorkerSettings:
 
 def _run(script: Script, told: WorkerSettings, job: AdaptiveTrainingJob) -> Result:
     command = program(script)
-    _enter_source()
+    workspace.enter()
     if script.launcher == "adaptrain":
-        _become(command)
+        _become(expanded(command, os.environ))
     return Launcher(told, job, command, Farewell()).run()
-
-
-def _enter_source() -> None:
-    if (folder := path("ADAPTRAIN_SOURCE_DIR")) is not None:
-        try:
-            os.chdir(folder)
-        except OSError as error:
-            raise InvalidJob(f"script.source: {folder} can't be entered: {error.strerror}") from error
 
 
 def _become(command: list[str]) -> NoReturn:

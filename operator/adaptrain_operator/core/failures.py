@@ -176,7 +176,7 @@ ROWS = (
         f"exit code {EXIT_INVALID} of our container, or of the init container `{naming.SOURCE}`",
         "the trainer: the manifest can't be run as it is",
         Ending.INVALID,
-        lambda e: e.exit.code == EXIT_INVALID and e.exit.init_container in (None, naming.SOURCE),
+        lambda e: e.exit.code == EXIT_INVALID and e.exit.init_container in (None, naming.SOURCE, naming.PACKAGES),
         by_itself=True,
     ),
     Row(

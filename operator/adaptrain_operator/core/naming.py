@@ -31,6 +31,7 @@ OWNED_SELECTOR = f"{MANAGED_BY}={FIELD_MANAGER}"
 WORKER = "worker"
 COORDINATOR = "coordinator"
 SOURCE = "source"
+PACKAGES = "packages"
 
 
 def common_labels(instance: str, component: str) -> dict[str, str]:

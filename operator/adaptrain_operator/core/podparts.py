@@ -5,8 +5,8 @@ from typing import Any
 
 from adaptrain_api.checkpoints import CheckpointVolume
 from adaptrain_api.containers import InitContainer
-from adaptrain_api.sources import GitSource
-from adaptrain_api.training import dump
+from adaptrain_api.sources import GitSource, Script
+from adaptrain_api.training import TrainingJobSpec, dump
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.children import contained
@@ -21,6 +21,9 @@ TERMINATION_LOG = "/dev/termination-log"
 """Kubernetes' default, which any user may write even where the root file system is read-only."""
 
 
+WORK_DIR, PACKAGES_DIR, CACHE_DIR = "/adaptrain/work", "/adaptrain/packages", "/adaptrain/package-cache"
+SCRATCH: Object = {"sizeLimit": "10Gi"}
+"""Of folders on the node's disk: who writes more is evicted, rather than the node's other pods."""
 SMALL: Object = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 """Resources of our init containers where the worker has none; the pod's share is the larger, not their sum."""
 
@@ -114,13 +117,18 @@ def mount_checkpoints(volume: CheckpointVolume, volumes: list[Object], mounts: l
 
 
 def mount_weights(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
-    """Read-only. A claim that is mounted already is the same volume: a pod with two of one claim may never start."""
-    claim = {"persistentVolumeClaim": dump(volume.persistent_volume_claim)}
-    name = next((one["name"] for one in volumes if contained(claim, one)), None)
-    if name is None:
-        name = "adaptrain-weights"
-        volumes.append({"name": name, **claim})
+    """Read-only."""
+    name = claim_volume("adaptrain-weights", volume, volumes)
     mounts.append({"name": name, "mountPath": WEIGHTS_DIR, "readOnly": True})
+
+
+def claim_volume(name: str, volume: CheckpointVolume, volumes: list[Object]) -> str:
+    """The name of a claim's volume, made if there is none: a pod with two volumes of one claim may never start."""
+    claim = {"persistentVolumeClaim": dump(volume.persistent_volume_claim)}
+    found: str | None = next((one["name"] for one in volumes if contained(claim, one)), None)
+    if found is None:
+        volumes.append({"name": name, **claim})
+    return found or name
 
 
 def fetching(job: Job, git: GitSource, image: str, commit: str | None, defaults: Defaults) -> Object:
@@ -148,6 +156,58 @@ def fetching(job: Job, git: GitSource, image: str, commit: str | None, defaults:
         "resources": sized(job.spec.workers.resources, defaults.workers or SMALL, defaults.minima),
         **container_rules(job),
     }
+
+
+def installing(job: Job, script: Script, image: str, defaults: Defaults, volumes: list[Object]) -> Object:
+    """Installs the script's packages, with the worker's environment: an index may be named in it.
+
+    Args:
+        volumes: of the pod; one for the cache is added.
+    """
+    workers = job.spec.workers
+    env: dict[str, Any] = {
+        "ADAPTRAIN_PACKAGES": "\n".join(script.packages),
+        "ADAPTRAIN_PACKAGES_DIR": PACKAGES_DIR,
+        "ADAPTRAIN_TERMINATION_LOG": TERMINATION_LOG,
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
+    }
+    held = [{"name": "adaptrain-packages", "mountPath": PACKAGES_DIR}, {"name": "adaptrain-tmp", "mountPath": "/tmp"}]
+    if script.package_cache is not None:
+        env["ADAPTRAIN_PACKAGE_CACHE"] = CACHE_DIR
+        held.append({"name": claim_volume("adaptrain-cache", script.package_cache, volumes), "mountPath": CACHE_DIR})
+    return {
+        "name": naming.PACKAGES,
+        "image": image,
+        "command": ["adaptrain", "packages"],
+        "env": environment({**env, **{variable.name: dump(variable) for variable in workers.env}}),
+        "volumeMounts": held + [dump(mount) for mount in workers.volume_mounts],
+        "resources": sized(workers.resources, defaults.workers or SMALL, defaults.minima),
+        **present(envFrom=[dump(one) for one in workers.env_from]),
+        **container_rules(job),
+    }
+
+
+def mount_files(spec: TrainingJobSpec, volumes: list[Object], mounts: list[Object]) -> dict[str, str]:
+    """What a user's code finds in its pod, and where it may write beside itself; the variables that tell."""
+    env: dict[str, str] = {}
+    source, script = spec.source, spec.script
+    if source is not None:
+        files: Object = {"emptyDir": SCRATCH} if source.config_map is None else {"configMap": dump(source.config_map)}
+        volumes.append({"name": "adaptrain-source", **files})
+        read_only = {} if source.config_map is None else {"readOnly": True}
+        mounts.append({"name": "adaptrain-source", "mountPath": SOURCE_DIR, **read_only})
+        env["ADAPTRAIN_SOURCE_DIR"] = SOURCE_DIR
+    if (source is not None or script is not None) and (source is None or source.config_map is not None):
+        # A ConfigMap and an image are read-only: the code runs in a copy.
+        volumes.append({"name": "adaptrain-work", "emptyDir": SCRATCH})
+        mounts.append({"name": "adaptrain-work", "mountPath": WORK_DIR})
+        env["ADAPTRAIN_WORK_DIR"] = WORK_DIR
+    if script is not None and script.packages:
+        volumes.append({"name": "adaptrain-packages", "emptyDir": SCRATCH})
+        mounts.append({"name": "adaptrain-packages", "mountPath": PACKAGES_DIR, "readOnly": True})
+        env["ADAPTRAIN_PACKAGES_DIR"] = PACKAGES_DIR
+    return env
 
 
 def before_worker(job: Job, container: InitContainer, image: str, defaults: Defaults) -> Object:

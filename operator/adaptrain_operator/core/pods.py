@@ -20,7 +20,6 @@ from adaptrain_operator.core.defaults import OURS, Defaults
 from adaptrain_operator.core.observed import Job, Object
 from adaptrain_operator.core.podparts import (
     CHECKPOINT_DIR,
-    SOURCE_DIR,
     TERMINATION_LOG,
     WEIGHTS_DIR,
     before_worker,
@@ -28,7 +27,9 @@ from adaptrain_operator.core.podparts import (
     container_rules,
     environment,
     fetching,
+    installing,
     mount_checkpoints,
+    mount_files,
     mount_weights,
     mounts,
     pod_field,
@@ -224,17 +225,15 @@ def worker_pod(
     if spec.initial_weights is not None:
         mount_weights(spec.initial_weights.volume, held, mounted)
         env["ADAPTRAIN_WEIGHTS_DIR"] = WEIGHTS_DIR
-    source = spec.source
-    if source is not None:
-        files: Object = {"emptyDir": {}} if source.config_map is None else {"configMap": dump(source.config_map)}
-        held.append({"name": "adaptrain-source", **files})
-        mounted.append({"name": "adaptrain-source", "mountPath": SOURCE_DIR, "readOnly": True})
-        env["ADAPTRAIN_SOURCE_DIR"] = SOURCE_DIR
+    env |= mount_files(spec, held, mounted)
     taken = {mount.mount_path.rstrip("/") for mount in workers.volume_mounts}
     mounted = [mount for mount in mounted if mount["mountPath"] not in taken]
-    used = {mount["name"] for mount in mounted}
+    source, script = spec.source, spec.script
     init = [] if source is None or source.git is None else [fetching(job, source.git, image, commit, defaults)]
+    if script is not None and script.packages:
+        init.append(installing(job, script, image, defaults, held))
     init += [before_worker(job, container, image, defaults) for container in workers.init_containers]
+    used = {mount["name"] for container in ({"volumeMounts": mounted}, *init) for mount in container["volumeMounts"]}
     affinity = placement.avoid(workers.affinity or {}, avoided)
     if one_node:
         labels = naming.selector(job.name, naming.WORKER) if spec.search is None else {naming.JOB_NAME: job.name}
