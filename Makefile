@@ -33,6 +33,9 @@ test: setup lint ## All tests: unit, faults of local processes, a real API serve
 faults: setup ## Many seeded schedules of faults: make faults ARGS="--seeds 0-499 --side-by-side 2"
 	$(BIN)/python -m tests.faults.campaign $(ARGS)
 
+storage-faults: setup ## Storage that fails at each call with each error: make storage-faults ARGS="--schedules 200"
+	$(BIN)/python -m tests.faults.storage $(ARGS)
+
 .venv/.bench: .venv/.installed requirements/bench.txt
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --requirement requirements/bench.txt
 	touch $@
@@ -52,4 +55,4 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --group bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
-.PHONY: help setup lint unit test faults bench demo down lock
+.PHONY: help setup lint unit test faults storage-faults bench demo down lock

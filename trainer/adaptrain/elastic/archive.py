@@ -154,7 +154,12 @@ def read(
                 missing[name] -= shared.numel
     if odd := next((name for name, left in missing.items() if left != 0), None):
         raise Corrupt(f"{odd} is not there as its manifest tells")
-    counters: dict[str, Any] = json.loads(text)
+    try:
+        counters = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{COUNTERS} can't be read: {error}") from None
+    if not isinstance(counters, dict):
+        raise Corrupt(f"{COUNTERS} holds no object")
     return found, counters
 
 

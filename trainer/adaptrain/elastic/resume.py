@@ -17,7 +17,7 @@ from adaptrain.elastic import archive
 from adaptrain.elastic.failures import Foreign
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.state import Counters, ReplicatedState
 from adaptrain.elastic.storage import Saved, Storage
 from adaptrain.errors import InvalidJob
 
@@ -139,9 +139,22 @@ class Reader:
         if not named and (difference := self._origin.differs(of)) is not None:
             raise Foreign(difference)
         tensors, counters = archive.read(storage, saved.name, parts, self._key, cached)
+        _check(counters)
         if counters["step"] != saved.step:
             raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")
         return tensors, counters if of.get("budget", []) == self._origin.budget else _unfinished(counters)
+
+
+def _check(counters: dict[str, Any]) -> None:
+    """Make sure that counters can be counters."""
+    for name, usual in asdict(Counters()).items():
+        value = counters.setdefault(name, usual)
+        kinds = (int, float) if type(usual) is float else (type(usual),)
+        if type(value) not in kinds or (type(value) is int and value < -1):
+            raise archive.Corrupt(f"{archive.COUNTERS} can't be read: {name} is {value!r:.50}")
+    for name in ("best", "metrics"):
+        if not all(type(value) in (int, float) for value in counters[name].values()):
+            raise archive.Corrupt(f"{archive.COUNTERS} can't be read: {name} holds what is no number")
 
 
 def _unfinished(counters: dict[str, Any]) -> dict[str, Any]:
