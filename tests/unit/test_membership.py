@@ -129,6 +129,26 @@ def test_a_group_that_was_taken_over_reports_whoever_came_back_first() -> None:
     assert coordinator.progress().step == 5
 
 
+def test_who_has_trained_is_told_from_its_first_word_on() -> None:
+    """The operator must not take a new worker that will fail in its first step for one that trains."""
+    coordinator = Coordinator(1, "token", 1, "namespace", "job")
+    m = coordinator._membership
+    for id, trained in (("new", False), ("back", True), ("older release", None)):
+        m.hello(0.0, id, id, "h", 1, trained=trained)
+    ready(m, "new", "back", "older release")
+
+    def told() -> dict[str, bool | None]:
+        return {member.id: member.trained for member in coordinator.progress().members}
+
+    assert told() == {"new": False, "back": True, "older release": None}
+    beat = {"is": "beating", "doing": "waiting", "age": 0.0, "version": 1, "step": 7}
+    coordinator._hear("older release", beat)
+    coordinator._hear("new", beat | {"trained": False})
+    assert told() == {"new": False, "back": True, "older release": None}
+    coordinator._hear("new", beat | {"trained": True})
+    assert told()["new"] is True
+
+
 def test_a_new_coordinator_does_not_wait_for_ever_for_a_lost_member() -> None:
     m = Membership(2)
     m.hello(0.0, "a", "a", "h", 1, group=7, peers=frozenset({"a", "b"}))

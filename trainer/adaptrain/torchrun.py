@@ -48,6 +48,8 @@ LAST_CALL_SECONDS = 2.0
 WORD_SECONDS = 1.0
 """Who is lost is heard of so soon after its loss has ended this worker's script too."""
 AGAIN_SECONDS = 0.5
+TRAINED_SECONDS = 60.0
+"""A script that has run for so long has begun to train, as far as can be told from outside."""
 SPARE_SECONDS = 5.0
 """Of a pod's grace, what is left for others than the script."""
 
@@ -143,11 +145,13 @@ class Launcher:
             for local in range(each)
         ]
         self._starts += 1
-        self._end = None
+        self._end, began = None, time.monotonic()
         try:
             with self._control.group(frame["epoch"], frame["peers"]):
                 while not self._control.arrived(POLL_SECONDS) and self._end is None:
                     self._end = end_of(processes)
+                    if time.monotonic() - began > TRAINED_SECONDS:
+                        self._control.trained = True
                 if self._end is not None:
                     self._tell(self._end)
         finally:

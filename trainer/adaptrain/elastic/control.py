@@ -58,6 +58,8 @@ class Epochs:
         self._must_sever = threading.Event()
         self.version = 0
         self.step = 0
+        self.trained = False
+        """Whether this worker has applied a step itself, or its script has run for a while."""
 
     @contextmanager
     def group(self, epoch: int, peers: list[str]) -> Iterator[None]:
@@ -254,6 +256,7 @@ class Control(Epochs):
             said.update({"id": i.id, "name": i.name, "host": i.host, "port": i.port})
             with self._lock:
                 said.update({"group": self._group and self._epoch, "peers": self._peers, "version": self.version})
+                said["trained"] = self.trained
             return said
 
         try:
@@ -308,7 +311,7 @@ class Control(Epochs):
             doing, since, bound = self._activity()
             age = time.monotonic() - since
             frame = {"is": "beating", "doing": doing, "age": age, "bound": bound}
-            self.say(frame | {"version": self.version, "step": self.step})
+            self.say(frame | {"version": self.version, "step": self.step, "trained": self.trained})
 
     def _activity(self) -> tuple[str, float, float]:
         """What the training thread does, since when (monotonic seconds), and for how many seconds at most."""

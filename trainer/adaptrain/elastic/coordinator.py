@@ -63,7 +63,9 @@ class Coordinator:
             Change(time=c.time + self._unix, epoch=c.epoch, message=c.message, count=c.count, stall=stalls.get(c.epoch))
             for c in m.changes
         ]
-        members = [Member(id=x.id, name=x.name, step=x.step, joined=x.joined + self._unix) for x in m.group]
+        members = [
+            Member(id=x.id, name=x.name, step=x.step, joined=x.joined + self._unix, trained=x.trained) for x in m.group
+        ]
         silent = [Silent(id=s.id, name=s.name, since=s.since + self._unix) for s in m.silent.values()]
         return Progress(
             number=self.number,
@@ -99,6 +101,7 @@ class Coordinator:
                     hello["group"],
                     frozenset(hello["peers"]),
                     hello["version"],
+                    hello.get("trained"),
                 )
             )
             while (frame := await wire.read(guest.reader)) is not None:
@@ -117,7 +120,7 @@ class Coordinator:
             case "beating":
                 doing: Doing = frame["doing"] if frame["doing"] in get_args(Doing) else "idle"
                 activity = Activity(doing, now - frame["age"], frame.get("bound") or HUNG_SECONDS)
-                m.beat(now, id, activity, frame["version"], frame["step"])
+                m.beat(now, id, activity, frame["version"], frame["step"], frame.get("trained"))
                 self._do([Send(id, {"do": "beat"})])
             case "ready":
                 self._do(m.ready(now, id, frame["epoch"], frame.get("port")))

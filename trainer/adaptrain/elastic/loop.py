@@ -222,6 +222,7 @@ class ElasticLoop:
             finally:
                 del error  # its frames hold the group
         now = time.monotonic()
+        self._control.trained = True
         if self._task.state.counters.step != step:
             self._measure(group, began, now)
         elif self._task.state.counters.skipped == skipped:

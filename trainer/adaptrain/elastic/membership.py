@@ -101,6 +101,8 @@ class Member:
     leaving: bool = False
     ended: bool = False
     """Whether the script that it launched for the running group has ended well."""
+    trained: bool | None = None
+    """Whether it has applied a step itself, or its script has run for a while; None: an older release does not say."""
     away: float | None = None
     """Since when it has no connection."""
     asides: int = 0
@@ -175,6 +177,7 @@ class Membership:
         group: int = 0,
         peers: frozenset[str] = frozenset(),
         version: int = 0,
+        trained: bool | None = None,
     ) -> list[Action]:
         """A worker arrived: fresh (``group`` 0), or back while it is still in a group of ``peers``."""
         known = self.members.get(id)
@@ -185,7 +188,7 @@ class Membership:
         self.silent.pop(id, None)
         self._missing.pop(id, None)
         self._aside.pop(id, None)
-        member = Member(id, name, host, port, joined=now, heard=now, version=version, group=group, peers=peers)
+        member = Member(id, name, host, port, now, now, version, group=group, peers=peers, trained=trained)
         if not self.finished and (held := self._hold(now, id)) > 0:
             self._held[id] = now + held, member
             self._tell(now, f"{name} was lost {len(self._losses[id])} times in a minute: held back for {held:.0f} s")
@@ -264,10 +267,13 @@ class Membership:
             return []
         return self._lose(now, id, "is gone")
 
-    def beat(self, now: float, id: str, activity: Activity, version: int, step: int) -> None:
+    def beat(
+        self, now: float, id: str, activity: Activity, version: int, step: int, trained: bool | None = None
+    ) -> None:
         """A worker is alive, and says what it does."""
         if (member := self.members.get(id) or self._aside.get(id)) is not None:
             member.heard, member.activity, member.version, member.step = now, activity, version, step
+            member.trained = trained
 
     def note(self, now: float, id: str, message: str) -> None:
         """A worker has something to tell to people."""
