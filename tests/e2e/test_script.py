@@ -57,6 +57,7 @@ def test_a_script_trains_as_if_nothing_had_happened(kind: str, tmp_path: Path) -
         for _ in range(3):
             local.start_worker(ADAPTRAIN_COORDINATOR=f"127.0.0.1:{wires.port}")
         running(local, 3)
+        wait_for("all to have trained", lambda: all(member.trained for member in running(local, 3).members), local)
         victim = local.alive()[0]
         local.signal(victim, signal.SIGKILL)
         running(local, 2)
