@@ -74,6 +74,18 @@ class World:
         self.ended: set[str] = set()
         """Pods whose own container has ended."""
 
+    def ours(self) -> float:
+        """The operator's clock."""
+        return self.now
+
+    def api(self) -> float:
+        """The API server's clock."""
+        return self.now
+
+    def of(self, node: str | None) -> float:
+        """A node's clock."""
+        return self.now
+
     @property
     def job(self) -> Job:
         if self._made[0] is not self.spec:
@@ -83,7 +95,7 @@ class World:
 
     def observed(self) -> Observed:
         pods = [Pod.read(pod) for pod in self.pods.values()]
-        self.sighted = {pod.uid: sighted(pod, self.sighted.get(pod.uid), self.now) for pod in pods}
+        self.sighted = {pod.uid: sighted(pod, self.sighted.get(pod.uid), self.ours()) for pod in pods}
         read = [
             (pod["metadata"]["labels"][naming.ROLE], self.sighted[pod["metadata"]["uid"]]) for pod in self.pods.values()
         ]
@@ -102,7 +114,7 @@ class World:
         )
 
     def decide(self) -> Plan:
-        return decide(self.job, self.observed(), self.now)
+        return decide(self.job, self.observed(), self.ours())
 
     def carry_out(self, plan: Plan) -> None:
         self.status = TrainingJobStatus.model_validate(dump(plan.status))
@@ -112,14 +124,17 @@ class World:
             if deletion.grace == 0 or pod["status"]["phase"] != "Running":
                 del self.pods[deletion.name]
             else:
-                pod["metadata"] |= {"deletionTimestamp": stamp(self.now + 30), "deletionGracePeriodSeconds": 30}
+                pod["metadata"] |= {"deletionTimestamp": stamp(self.api() + 30), "deletionGracePeriodSeconds": 30}
         for child in plan.apply:
             self.children[child["kind"], child["metadata"]["name"]] = child
         for pod in plan.create:
             name = pod["metadata"]["name"]
             assert name not in self.made, f"{name} is made twice"
             self.made.append(name)
-            made = {**pod, "metadata": {**pod["metadata"], "uid": f"uid-{name}", "creationTimestamp": stamp(self.now)}}
+            made = {
+                **pod,
+                "metadata": {**pod["metadata"], "uid": f"uid-{name}", "creationTimestamp": stamp(self.api())},
+            }
             self.pods[name] = self._inject(made | {"status": {"phase": "Pending"}})
         self.removed = self.removed or plan.remove_job
         self.observed()
@@ -156,7 +171,7 @@ class World:
                 "phase": "Running",
                 "podIP": f"10.0.0.{index + 1}",
                 "conditions": [{"type": "Ready", "status": "True"}],
-                **self.statuses(pod, {"running": {"startedAt": stamp(self.now)}}),
+                **self.statuses(pod, {"running": {"startedAt": stamp(self.of(pod["spec"]["nodeName"]))}}),
             }
 
     def answer(self, **more: Any) -> None:
@@ -192,7 +207,12 @@ class World:
     def end(self, name: str, code: int = 1, reason: str = "Error", message: str = "boom", **meta: Any) -> None:
         pod = self.pods[name]
         self.ended.add(name)
-        ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": stamp(self.now)}
+        ended = {
+            "exitCode": code,
+            "reason": reason,
+            "message": message,
+            "finishedAt": stamp(self.of(pod["spec"].get("nodeName"))),
+        }
         ended["startedAt"] = pod["metadata"]["creationTimestamp"]
         # A container that nobody ends keeps its pod running.
         kept = {"first", "last"} & set(self.injected)
