@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from adaptrain_api.base import ALLOWED
 from adaptrain_api.training import TrainingJobSpec
-from adaptrain_operator.core.defaults import OURS, Defaults
+from adaptrain_operator.core.defaults import OURS, Bounds, Defaults
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash, worker_pod
-from adaptrain_operator.core.quantities import quantity, sized, smallest
+from adaptrain_operator.core.quantities import bounds_of, quantity, sized
 from adaptrain_operator.core.refusals import refusal
 from adaptrain_operator.settings import Settings
 from pydantic import ValidationError
@@ -43,37 +43,54 @@ def test_quantities(text: Any, number: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "minima", "limits", "requests"),
+    ("given", "bounds", "limits", "requests"),
     [
         ({}, {}, {"cpu": "1", "memory": "256Mi"}, {"cpu": "50m", "memory": "128Mi"}),
         # The user's limit is below our request, and the user's request above our limit.
         ({"limits": {"memory": "64Mi"}}, {}, {"cpu": "1", "memory": "64Mi"}, {"cpu": "50m", "memory": "64Mi"}),
         ({"requests": {"cpu": 2}}, {}, {"cpu": 2, "memory": "256Mi"}, {"cpu": 2, "memory": "128Mi"}),
-        # A LimitRange's minima: what is ours gives way, what is the user's stays and is refused.
+        # A LimitRange's bounds: what is ours gives way, what is the user's stays and is refused.
         (
             {},
-            {"cpu": "100m", "memory": "300Mi"},
+            {"least": {"cpu": "100m", "memory": "300Mi"}},
             {"cpu": "1", "memory": "300Mi"},
             {"cpu": "100m", "memory": "300Mi"},
         ),
         (
             {"requests": {"cpu": "20m"}},
-            {"cpu": "100m"},
+            {"least": {"cpu": "100m"}},
             {"cpu": "1", "memory": "256Mi"},
             {"cpu": "20m", "memory": "128Mi"},
         ),
+        (
+            {},
+            {"most": {"cpu": "500m", "memory": "100Mi"}},
+            {"cpu": "500m", "memory": "100Mi"},
+            {"cpu": "50m", "memory": "100Mi"},
+        ),
+        (
+            {},
+            {"most": {"cpu": "500m"}, "ratio": {"cpu": "2", "memory": "4"}},
+            {"cpu": "500m", "memory": "256Mi"},
+            {"cpu": "250m", "memory": "128Mi"},
+        ),
     ],
 )
-def test_sizes(given: Object, minima: dict[str, str], limits: Object, requests: Object) -> None:
+def test_sizes(given: Object, bounds: Object, limits: Object, requests: Object) -> None:
     spec = make_spec(coordinator={"resources": given})
     assert spec.coordinator is not None
-    assert sized(spec.coordinator.resources, OURS.coordinator, minima) == {"limits": limits, "requests": requests}
+    assert sized(spec.coordinator.resources, OURS.coordinator, Bounds(**bounds)) == {
+        "limits": limits,
+        "requests": requests,
+    }
 
 
-def test_the_largest_of_several_minima_counts() -> None:
-    first = {"spec": {"limits": [{"type": "Container", "min": {"cpu": "100m"}}, {"type": "Pod", "min": {"cpu": 9}}]}}
-    second = {"spec": {"limits": [{"type": "Container", "min": {"cpu": "1", "memory": "1Gi"}}, {"type": "Container"}]}}
-    assert smallest([first, second, {"spec": {}}]) == {"cpu": "1", "memory": "1Gi"}
+def test_the_strictest_of_several_limit_ranges_counts() -> None:
+    first = {"type": "Container", "min": {"cpu": "100m"}, "max": {"cpu": 4}, "maxLimitRequestRatio": {"cpu": "3"}}
+    second = {"type": "Container", "min": {"cpu": "1", "memory": "1Gi"}, "max": {"cpu": "2"}}
+    pod = {"type": "Pod", "min": {"cpu": 9}, "max": {"cpu": "1m"}}
+    ranges: list[Object] = [{"spec": {"limits": [first, pod]}}, {"spec": {"limits": [second]}}, {"spec": {}}]
+    assert bounds_of(ranges) == Bounds({"cpu": "1", "memory": "1Gi"}, {"cpu": "2"}, {"cpu": "3"})
 
 
 @pytest.mark.parametrize("resources", [{}, {"limits": {"cpu": 1, "memory": "2Gi"}}])

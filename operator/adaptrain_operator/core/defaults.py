@@ -7,6 +7,16 @@ from typing import Any
 Object = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a namespace's LimitRanges want of a container, by resource, as far as they are known."""
+
+    least: Mapping[str, str] = field(default_factory=dict)
+    most: Mapping[str, str] = field(default_factory=dict)
+    ratio: Mapping[str, str] = field(default_factory=dict)
+    """Of the limit to the request, at most."""
+
+
 def _coordinator() -> Object:
     return {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}}
 
@@ -23,8 +33,7 @@ class Defaults:
     """Taints that all pods tolerate."""
     assigned_user: bool = False
     """The namespace assigns users and groups (OpenShift): a pod that names its own would be refused."""
-    minima: Mapping[str, str] = field(default_factory=dict)
-    """The least of each resource that the namespace's LimitRanges want of a container, as far as they are known."""
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 OURS = Defaults()

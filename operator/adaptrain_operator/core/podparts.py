@@ -153,7 +153,7 @@ def fetching(job: Job, git: GitSource, image: str, commit: str | None, defaults:
             {"name": "adaptrain-source", "mountPath": SOURCE_DIR},
             {"name": "adaptrain-tmp", "mountPath": "/tmp"},
         ],
-        "resources": sized(job.spec.workers.resources, defaults.workers or SMALL, defaults.minima),
+        "resources": sized(job.spec.workers.resources, defaults.workers or SMALL, defaults.bounds),
         **container_rules(job),
     }
 
@@ -182,7 +182,7 @@ def installing(job: Job, script: Script, image: str, defaults: Defaults, volumes
         "command": ["adaptrain", "packages"],
         "env": environment({**env, **{variable.name: dump(variable) for variable in workers.env}}),
         "volumeMounts": held + [dump(mount) for mount in workers.volume_mounts],
-        "resources": sized(workers.resources, defaults.workers or SMALL, defaults.minima),
+        "resources": sized(workers.resources, defaults.workers or SMALL, defaults.bounds),
         **present(envFrom=[dump(one) for one in workers.env_from]),
         **container_rules(job),
     }
@@ -220,7 +220,7 @@ def before_worker(job: Job, container: InitContainer, image: str, defaults: Defa
         "image": container.image or image,
         "env": environment({variable.name: dump(variable) for variable in container.env}),
         "resources": sized(
-            container.resources or job.spec.workers.resources, defaults.workers or SMALL, defaults.minima
+            container.resources or job.spec.workers.resources, defaults.workers or SMALL, defaults.bounds
         ),
         "volumeMounts": [dump(mount) for mount in container.volume_mounts],
         **present(

@@ -149,7 +149,7 @@ def _coordinator_resources(job: Job, defaults: Defaults) -> Object:
         requested, most = ("768Mi", "2Gi") if heavy else ("128Mi", "1Gi")
         default = at_least(default, {"requests": {"memory": requested}, "limits": {"memory": most}})
     own = job.spec.coordinator
-    return sized(None if own is None else own.resources, default, defaults.minima)
+    return sized(None if own is None else own.resources, default, defaults.bounds)
 
 
 def _tolerations(job: Job, defaults: Defaults) -> list[Object]:
@@ -250,7 +250,7 @@ def worker_pod(
                 "env": environment({**env, **{variable.name: dump(variable) for variable in workers.env}}),
                 "ports": [{"name": "metrics", "containerPort": WORKER_METRICS_PORT}],
                 "volumeMounts": mounted + [dump(mount) for mount in workers.volume_mounts],
-                **present(envFrom=env_from, resources=sized(workers.resources, defaults.workers, defaults.minima)),
+                **present(envFrom=env_from, resources=sized(workers.resources, defaults.workers, defaults.bounds)),
                 **container_rules(job, capabilities),
             }
         ],
@@ -275,7 +275,7 @@ def worker_pod(
 
 def threads(job: Job, defaults: Defaults = OURS) -> int:
     """Compute threads of each of a worker's processes: its CPU limit, else its request rounded up, else one."""
-    resources = sized(job.spec.workers.resources, defaults.workers, defaults.minima)
+    resources = sized(job.spec.workers.resources, defaults.workers, defaults.bounds)
     for part, rounding in (("limits", math.floor), ("requests", math.ceil)):
         if (given := resources.get(part, {}).get("cpu")) is not None:
             return max(1, rounding(quantity(given)) // job.spec.workers.processes_per_worker)

@@ -1,12 +1,14 @@
 """Kubernetes' quantities as numbers, and what a container gets of them."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from adaptrain_api.containers import Resources
 from adaptrain_api.training import dump
 
+from adaptrain_operator.core.defaults import Bounds
 from adaptrain_operator.core.observed import Object
 
 _SCALE = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
@@ -34,36 +36,41 @@ def at_least(resources: Object, least: Object) -> Object:
     return result
 
 
-def sized(given: Resources | None, default: Object, minima: Mapping[str, Any]) -> Object:
-    """What a container gets: the user's values as they are, and where there are none the defaults, which make room for
-    them and for the smallest values that the namespace's LimitRanges take."""
+def sized(given: Resources | None, default: Object, bounds: Bounds) -> Object:
+    """What a container gets: the user's values as they are, and where there are none the defaults, which give way to
+    the user's and to what the namespace's LimitRanges want."""
     users: Object = {} if given is None else dump(given)
-    limits, requests = users.get("limits", {}), users.get("requests", {})
-    result = {
-        "limits": {**(default.get("limits") or {}), **limits},
-        "requests": {**(default.get("requests") or {}), **requests},
-    }
-    for name, least in minima.items():
-        for part, own in (("limits", limits), ("requests", requests)):
-            value = result[part].get(name)
-            if name not in own and value is not None and quantity(value) < quantity(least):
-                result[part][name] = least
-    for name, asked in result["requests"].items():
-        most = result["limits"].get(name)
-        if most is None or quantity(asked) <= quantity(most):
-            continue
-        if name not in limits:
-            result["limits"][name] = asked
-        elif name not in requests:
-            result["requests"][name] = most
+    own = {part: users.get(part, {}) for part in ("limits", "requests")}
+    result = {part: {**(default.get(part) or {}), **own[part]} for part in own}
+    for part, values in result.items():
+        for name in values.keys() - own[part].keys():
+            if name in bounds.least:
+                values[name] = max(values[name], bounds.least[name], key=quantity)
+            if name in bounds.most:
+                values[name] = min(values[name], bounds.most[name], key=quantity)
+    limits, requests = result["limits"], result["requests"]
+    for name in limits.keys() & requests.keys():
+        if quantity(requests[name]) > quantity(limits[name]):
+            if name not in own["limits"]:
+                limits[name] = requests[name]
+            elif name not in own["requests"]:
+                requests[name] = limits[name]
+        least = quantity(limits[name]) / quantity(bounds.ratio.get(name, "1E"))
+        if name not in own["requests"] and quantity(requests[name]) < least:
+            requests[name] = f"{math.ceil(least * 1000)}m"
     return {part: values for part, values in result.items() if values}
 
 
-def smallest(ranges: Iterable[Object]) -> dict[str, str]:
-    """The least of each resource that LimitRanges want of a container."""
-    minima: dict[str, str] = {}
+def bounds_of(ranges: Iterable[Object]) -> Bounds:
+    """What LimitRanges want of a container; of several, the strictest."""
+    least: dict[str, str] = {}
+    most: dict[str, str] = {}
+    ratio: dict[str, str] = {}
+    strictest = (("min", least, max), ("max", most, min), ("maxLimitRequestRatio", ratio, min))
     for limits in (one for found in ranges for one in found["spec"].get("limits") or []):
-        for name, least in ((limits.get("min") or {}) if limits.get("type") == "Container" else {}).items():
-            if name not in minima or quantity(least) > quantity(minima[name]):
-                minima[name] = least
-    return minima
+        if limits.get("type") != "Container":
+            continue
+        for key, known, choose in strictest:
+            for name, value in (limits.get(key) or {}).items():
+                known[name] = choose(known.get(name, value), value, key=quantity)
+    return Bounds(least, most, ratio)

@@ -21,11 +21,11 @@ from adaptrain_operator.core import naming, ownership
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.containers import timestamp
 from adaptrain_operator.core.decide import decide
-from adaptrain_operator.core.defaults import OURS, Defaults
+from adaptrain_operator.core.defaults import OURS, Bounds, Defaults
 from adaptrain_operator.core.essentials import Essentials, decide_anyhow, decide_essentials, read_status
 from adaptrain_operator.core.observed import Claim, Contact, Job, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Deletion, Plan
-from adaptrain_operator.core.quantities import smallest
+from adaptrain_operator.core.quantities import bounds_of
 from adaptrain_operator.core.refusals import refusal
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import Conflict, NotFound, Refused
@@ -79,8 +79,8 @@ class _Memory:
     objects: Made = field(default_factory=Made)
     problem: Problem | None = None
     refusals: int = 0
-    minima: dict[str, str] = field(default_factory=dict)
-    """The least of each resource that the namespace's LimitRanges want of a container, read when one refused a pod."""
+    bounds: Bounds | None = None
+    """What the namespace's LimitRanges want of a container, read when one refused a pod."""
     generation: int = 0
     claim: Claim | None = None
     claim_name: str = ""
@@ -264,7 +264,7 @@ class Reconciler:
             claim=memory.claim,
             problem=memory.problem,
             default_image=self._default_image,
-            defaults=replace(self._defaults, minima=memory.minima) if memory.minima else self._defaults,
+            defaults=self._defaults if memory.bounds is None else replace(self._defaults, bounds=memory.bounds),
         )
 
     async def _look_at_claim(self, memory: _Memory, job: Job) -> None:
@@ -292,10 +292,10 @@ class Reconciler:
         memory.claim_name, memory.claim_read = name, now
 
     async def _look_at_limits(self, memory: _Memory, job: Job) -> None:
-        """Read what the namespace's LimitRanges want of a container at least: what we choose gives way to it."""
+        """Read what the namespace's LimitRanges want of a container: what we choose gives way to it."""
         with contextlib.suppress(Refused):
             ranges = [one async for one, _ in self._client.list(LIMIT_RANGE, job.namespace)]
-            memory.minima = smallest(ranges)
+            memory.bounds = bounds_of(ranges)
 
     async def _carry_out(self, key: Key, memory: _Memory, raw: Object, job: Job, plan: Plan) -> None:
         """In the order that a crash at any point leaves something that the next decision can go on from."""
