@@ -36,6 +36,9 @@ faults: setup ## Many seeded schedules of faults: make faults ARGS="--seeds 0-49
 storage-faults: setup ## Storage that fails at each call with each error: make storage-faults ARGS="--schedules 200"
 	$(BIN)/python -m tests.faults.storage $(ARGS)
 
+hostile: setup ## Seeded fuzz of every parser and listener, a minute each: make hostile ARGS="--target http --seconds 10"
+	$(BIN)/python -m tests.faults.hostile $(ARGS)
+
 .venv/.bench: .venv/.installed requirements/bench.txt
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --requirement requirements/bench.txt
 	touch $@
@@ -55,4 +58,4 @@ lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --group bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
-.PHONY: help setup lint unit test faults storage-faults bench demo down lock
+.PHONY: help setup lint unit test faults storage-faults hostile bench demo down lock

@@ -240,7 +240,8 @@ Integer: TypeAlias = Annotated[
 Number: TypeAlias = Annotated[float, Strict(), AllowInfNan(False)]
 Boolean: TypeAlias = Annotated[bool, Strict()]
 Text: TypeAlias = Annotated[str, Strict()]
-Reading: TypeAlias = Annotated[float | None, BeforeValidator(_finite_or_none)]
+# Before, so that what is no number is null in JSON; after, for text such as "1e999" that becomes one.
+Reading: TypeAlias = Annotated[float | None, BeforeValidator(_finite_or_none), AfterValidator(_finite_or_none)]
 """A measurement. JSON has no NaN, so that a loss which diverged is told as absent and not by an unwritable status."""
 Readings: TypeAlias = Annotated[
     dict[str, float],

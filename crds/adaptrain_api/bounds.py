@@ -91,7 +91,7 @@ Number: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Of a coordinator, a trial."""
 Moment: TypeAlias = Annotated[float, Field(ge=0, le=LAST_MOMENT, allow_inf_nan=False)]
 """Unix time, seconds."""
-Duration: TypeAlias = Annotated[float | None, BeforeValidator(_seconds_or_none)]
+Duration: TypeAlias = Annotated[float | None, BeforeValidator(_seconds_or_none), AfterValidator(_seconds_or_none)]
 """Seconds."""
 Name: TypeAlias = Annotated[str, Field(max_length=LONGEST_NAME)]
 Words: TypeAlias = Annotated[str, BeforeValidator(_cut)]

@@ -16,6 +16,10 @@ _SCALE |= {letter: 1000.0**power for power, letter in enumerate("kMGTPE", 1)}
 _SCALE |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
 
 
+LARGEST = 2.0**63
+"""The API server has no larger ones: it takes "1e400" for this."""
+
+
 def quantity(text: Any) -> float:
     """A quantity as a number: ``500m`` is 0.5, ``1Ki`` is 1024.
 
@@ -23,7 +27,8 @@ def quantity(text: Any) -> float:
         ValueError: it is none.
     """
     match = re.fullmatch(r"([0-9.]+)([numkKMGTPE]?i?)", str(text))
-    return float(text) if match is None else float(match.group(1)) * _SCALE[match.group(2)]
+    found = float(text) if match is None else float(match.group(1)) * _SCALE[match.group(2)]
+    return min(found, LARGEST)
 
 
 def at_least(resources: Object, least: Object) -> Object:

@@ -192,6 +192,8 @@ def manifest_of(storage: Storage, folder: str, key: bytes | None = None, cached:
                 raise Corrupt(f"{MANIFEST} is not sealed with this job's key")
         if not all(isinstance(manifest[part], dict) for part in ("files", "tensors", "chunks")):
             raise Corrupt(f"{MANIFEST} tells no files, tensors or chunks")
+        if not all(isinstance(told, dict) for told in manifest["files"].values()):
+            raise Corrupt(f"{MANIFEST} tells nothing of a file")
     except FileNotFoundError:
         raise Corrupt(f"{MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

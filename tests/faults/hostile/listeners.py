@@ -1,0 +1,194 @@
+"""Listeners of a job that trains: strangers of every kind on its ports, and members that say what no member says."""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from adaptrain.elastic import wire
+from adaptrain.elastic.coordinator import Coordinator
+from adaptrain.elastic.trace import read_times
+from adaptrain.local import LocalJob
+from adaptrain_api.training import AdaptiveTrainingJob
+
+from tests.e2e.local_jobs import job, running, step_of, wait_for
+from tests.faults.hostile.mutate import line, mutated
+from tests.faults.hostile.outcome import Outcome
+from tests.protocol import greet
+
+STEP_SECONDS = 0.05
+AT_ONCE = 8
+"""Connections that are made at the same time; many more are kept open."""
+KEPT = 500
+TOKEN = "secret"
+EPOCH = 1 << 32
+SAID: list[wire.Frame] = [
+    {"is": "beating", "doing": "computing", "age": 0.1, "bound": 0.0, "version": 1, "step": 1},
+    {"is": "ready", "epoch": EPOCH + 1, "port": 1234},
+    {"is": "broken", "epoch": EPOCH + 1, "why": "x"},
+    {"is": "ended", "epoch": EPOCH + 1, "failed": False},
+    {"is": "leaving"},
+    {"is": "note", "message": "m"},
+    {"is": "stall", "epoch": EPOCH + 1, "seconds": 0.5},
+    {"is": "report", "step": 3, "loss": 0.5, "metrics": {"val/loss": 1.0}, "best": {}, "checkpoint_error": ""},
+    {"is": "done", "result": {"outcome": "completed", "step": 3, "epoch": 1}, "step": 3},
+    {"is": "hello", "protocol": wire.PROTOCOL, "id": "w", "nonce": "0" * 32, "proof": "0" * 64},
+]
+REQUESTS = [
+    b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /progress HTTP/1.1\r\nAuthorization: Bearer x\r\n\r\n",
+    b'POST /trials HTTP/1.1\r\nAuthorization: Adaptrain nonce="1.a.b", count="1", body="", proof=""\r\n\r\n',
+    b"POST /trials HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    b"POST /trials HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+    b"GET /healthz HTTP/1.0\r\n\r\n",
+]
+
+
+def control(seconds: float, rng: random.Random) -> Outcome:
+    """Strangers on the control port of a job, and members of another coordinator that say anything."""
+    outcome = Outcome("control")
+    asyncio.run(_members(outcome, seconds / 3, rng))
+    _strangers(outcome, seconds * 2 / 3, rng, web=False)
+    return outcome
+
+
+def http(seconds: float, rng: random.Random) -> Outcome:
+    """Strangers on the HTTP ports of a job's coordinator and workers."""
+    outcome = Outcome("http")
+    _strangers(outcome, seconds, rng, web=True)
+    return outcome
+
+
+async def _members(outcome: Outcome, seconds: float, rng: random.Random) -> None:
+    """Who knows the token may disturb its job, but ends neither the coordinator nor a task of it."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, said: outcome.escaped.update([str(said.get("exception") or said["message"])]))
+    coordinator = Coordinator(1, TOKEN, 1, "ns", "job")
+    opened: asyncio.Future[int] = loop.create_future()
+    serves = asyncio.create_task(coordinator.run("127.0.0.1", 0, 0, lambda port, _: opened.set_result(port)))
+    port, until = await opened, time.monotonic() + seconds
+    while time.monotonic() < until and not serves.done():
+        outcome.tries += 1
+        hello = {"id": f"w{rng.randrange(7)}", "name": "w", "host": "h", "port": 1}
+        hello |= {"group": rng.choice([0, EPOCH + rng.randrange(4)]), "peers": [], "version": 0}
+        with suppress(ConnectionError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await greet(reader, writer, TOKEN, mutated(rng, hello) if rng.random() < 0.3 else hello)
+                writer.writelines(line(rng, SAID) for _ in range(rng.randint(0, 5)))
+                await writer.drain()
+                if rng.random() < 0.3:
+                    await asyncio.sleep(0.001)
+            except wire.BadFrame:
+                pass
+            finally:
+                writer.transport.abort()
+    if serves.done():
+        outcome.escaped[f"the coordinator ended: {serves.exception()!r}"] += 1
+    errors = coordinator._metrics.refusals._counter.labels("ns", "job", "control", "error")._value.get()
+    if errors:
+        outcome.escaped["a handler failed"] += int(errors)
+    json.dumps(coordinator.progress().model_dump(mode="json"), allow_nan=False)
+    serves.cancel()
+    await asyncio.gather(serves, return_exceptions=True)
+
+
+def _strangers(outcome: Outcome, seconds: float, rng: random.Random, web: bool) -> None:
+    """Honest members train on, at their pace and in the same group, and no process of theirs grows."""
+    paced: AdaptiveTrainingJob = job(model={"name": "bench.paced:mlp", "args": {"seconds": STEP_SECONDS}})
+    with tempfile.TemporaryDirectory() as folder, LocalJob(paced, trace=Path(folder)) as local:
+        local.start_coordinator()
+        workers = [local.start_worker(), local.start_worker()]
+        epoch = running(local, 2).epoch
+        wait_for("steps", lambda: step_of(local) > 20, local)
+        time.sleep(seconds / 4)
+        pids = [local.workers[number].pid or 0 for number in workers]
+        assert local.coordinator is not None
+        pids.append(local.coordinator.pid)
+        ports = _http_ports(pids) if web else [local.control_address[1]]
+        before, first = [_used(pid) for pid in pids], step_of(local)
+        asyncio.run(_attack(outcome, ports, seconds, rng, web))
+        progress = local.progress()
+        if progress is None or progress.epoch != epoch or len(progress.members) != 2 or progress.step <= first:
+            outcome.escaped[f"the honest members do not train on: {progress}"] += 1
+        for pid, (megabytes, handles, threads) in zip(pids, before, strict=True):
+            grown, more, started = (
+                now - then for now, then in zip(_used(pid), (megabytes, handles, threads), strict=True)
+            )
+            outcome.grown = max(outcome.grown, grown)
+            if more > 600 or started > 20:
+                outcome.escaped[f"a process has {more:.0f} more descriptors and {started:.0f} more threads"] += 1
+        times = read_times(Path(folder), f"worker-{workers[0]}")
+        outcome.calm = _ratio([at for at, step in times if 20 < step <= first])
+        outcome.ratio = _ratio([at for at, step in times if step > first])
+
+
+def _ratio(times: list[float]) -> float | None:
+    """99th percentile of steps ÷ the median; None: they are too few."""
+    steps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
+    return steps[int(len(steps) * 0.99)] / statistics.median(steps) if len(steps) > 20 else None
+
+
+async def _attack(outcome: Outcome, ports: list[int], seconds: float, rng: random.Random, web: bool) -> None:
+    until = time.monotonic() + seconds
+    kept: list[asyncio.StreamWriter] = []
+
+    async def one() -> None:
+        while time.monotonic() < until:
+            outcome.tries += 1
+            with suppress(OSError, asyncio.TimeoutError):
+                port = rng.choice(ports)
+                reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 2)
+                match rng.randrange(4):
+                    case 0:  # silent, or a byte now and then
+                        kept.append(writer)
+                        if len(kept) > KEPT:
+                            kept.pop(0).transport.abort()
+                        rng.choice(kept).write(b"G")
+                    case 1 if web:
+                        writer.write(rng.choice(REQUESTS))
+                        await asyncio.wait_for(reader.read(1000), 0.2)
+                        writer.transport.abort()
+                    case _:
+                        data = line(rng, SAID)
+                        writer.write(rng.choice(REQUESTS)[: rng.randint(1, 60)] + data if web else data)
+                        writer.transport.abort() if rng.random() < 0.5 else writer.close()
+            await asyncio.sleep(0.005)
+
+    await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+    for writer in kept:
+        writer.transport.abort()
+
+
+def _http_ports(pids: list[int]) -> list[int]:
+    said = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ports = [int(one.split()[3].rpartition(":")[2]) for one in said if any(f"pid={pid}," in one for pid in pids)]
+    return [port for port in ports if _serves_http(port)]
+
+
+def _serves_http(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _used(pid: int) -> tuple[float, float, float]:
+    """Megabytes, descriptors and threads."""
+    status: dict[str, Any] = dict(
+        row.split(":\t", 1) for row in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in row
+    )
+    return int(status["VmRSS"].split()[0]) / 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
