@@ -296,3 +296,21 @@ QUALIFIED_KEYS = Rule(
 def dump(model: Model) -> dict[str, Any]:
     """A model as the JSON object that the API server would store (camelCase, absent fields left out)."""
     return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def given(model: Model, exclude: set[str] | None = None) -> dict[str, Any]:
+    """The same without fields at their default.
+
+    For readers of another release: one that does not know a new field yet gets it only if somebody gave it.
+    """
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=exclude)
+
+
+def manifest_of(resource: Any) -> dict[str, Any]:
+    """The manifest of a job or search with what was given, for readers of another release."""
+    return {
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": dump(resource.metadata),
+        "spec": given(resource.spec),
+    }

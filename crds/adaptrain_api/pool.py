@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adaptrain_api.base import Model, dump
+from adaptrain_api.base import Model, manifest_of
 from adaptrain_api.checkpoints import Checkpoint
 from adaptrain_api.objects import ObjectMeta
 from adaptrain_api.oneshot import trains_supernet
@@ -36,7 +36,7 @@ def pool(search: ArchitectureSearch, evaluators: int | None = None) -> AdaptiveT
                 **_fields(spec.evaluators or PodTemplate()),
             ),
             coordinator=spec.coordinator,
-            search=dump(search),
+            search=manifest_of(search),
             checkpoint=None if volume is None else Checkpoint(volume=volume),
             seed=spec.seed,
             max_restarts=spec.max_restarts,

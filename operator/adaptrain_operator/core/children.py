@@ -4,10 +4,11 @@ import hashlib
 import json
 from typing import Any
 
+from adaptrain_api.base import manifest_of
 from adaptrain_api.objects import ObjectMeta
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
 from adaptrain_api.search import POOL
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.training import AdaptiveTrainingJob
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Job, Object
@@ -25,7 +26,8 @@ def metadata(job: Job, name: str, component: str) -> Object:
 
 
 def config_map(job: Job) -> Object:
-    """The resolved manifest, which coordinator and workers read. Always the same object: it is not to be changed."""
+    """What the user gave, which coordinator and workers read: their image may be of another release, to which a default
+    of ours would be an unknown field. Always the same object: it is not to be changed."""
     return job.once("config map", _config_map)
 
 
@@ -48,7 +50,7 @@ def _config_map(job: Job) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(job, naming.config_map(job.name), "job"),
-        "data": {"job.json": json.dumps(dump(resolved), sort_keys=True)},
+        "data": {"job.json": json.dumps(manifest_of(resolved), sort_keys=True)},
     }
 
 

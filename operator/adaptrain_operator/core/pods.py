@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from adaptrain_api.base import Model
+from adaptrain_api.base import given, manifest_of
 from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
 from adaptrain_api.pool import leaves_weights
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
-from adaptrain_api.search import HEAVY
+from adaptrain_api.search import HEAVY, ArchitectureSearch
 from adaptrain_api.training import dump
 
 from adaptrain_operator.core import naming, placement
@@ -51,19 +51,15 @@ def template_hash(job: Job) -> str:
 
 def _template_hash(job: Job) -> str:
     spec = job.spec
-    given: Object = {
+    fields: Object = {
         "image": spec.image,
         "imagePullPolicy": spec.image_pull_policy,
-        "imagePullSecrets": [_given(secret) for secret in spec.image_pull_secrets],
-        "workers": _given(spec.workers, exclude={"min", "max", "replicas", "rolling_update"}),
-        "checkpoint": None if spec.checkpoint is None else _given(spec.checkpoint),
+        "imagePullSecrets": [given(secret) for secret in spec.image_pull_secrets],
+        "workers": given(spec.workers, exclude={"min", "max", "replicas", "rolling_update"}),
+        "checkpoint": None if spec.checkpoint is None else given(spec.checkpoint),
     }
-    text = json.dumps({key: value for key, value in given.items() if value}, sort_keys=True)
+    text = json.dumps({key: value for key, value in fields.items() if value}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _given(model: Model, exclude: set[str] | None = None) -> Any:
-    return model.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=exclude)
 
 
 def coordinator_pod(
@@ -153,8 +149,8 @@ def _coordinator_resources(job: Job, defaults: Defaults) -> Object:
 
 
 def _tolerations(job: Job, defaults: Defaults) -> list[Object]:
-    given = [dump(toleration) for toleration in job.spec.workers.tolerations]
-    return given + [one for one in defaults.tolerations if one not in given]
+    listed = [dump(toleration) for toleration in job.spec.workers.tolerations]
+    return listed + [one for one in defaults.tolerations if one not in listed]
 
 
 def coordinator_hash(job: Job) -> str:
@@ -162,11 +158,16 @@ def coordinator_hash(job: Job) -> str:
     return job.once("coordinator", _coordinator_hash)
 
 
+def _search(manifest: Object) -> Object:
+    """What was given of a search, however much of the defaults is written down: another release writes other ones."""
+    return manifest_of(ArchitectureSearch.model_validate(manifest))
+
+
 def _coordinator_hash(job: Job) -> str:
     spec = job.spec
-    own = [_given(spec.coordinator)] if spec.coordinator else []
-    given = [spec.image, spec.image_pull_policy, *([spec.search] if spec.search else []), *own]
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    own = [given(spec.coordinator)] if spec.coordinator else []
+    fields = [spec.image, spec.image_pull_policy, *([_search(spec.search)] if spec.search else []), *own]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def worker_pod(
