@@ -89,7 +89,7 @@ BAD_VALUES = {
 }
 
 NAMESPACED = {
-    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "create", "update", "patch", "delete"},
+    ("adaptrain.io", "adaptivetrainingjobs"): {"get", "list", "watch", "create", "update", "delete"},
     ("adaptrain.io", "architecturesearches"): {"get", "list", "watch", "delete"},
     ("adaptrain.io", "adaptivetrainingjobs/status"): {"patch"},
     ("adaptrain.io", "architecturesearches/status"): {"patch"},

@@ -13,7 +13,10 @@ from contextlib import asynccontextmanager
 from copy import deepcopy
 from typing import Any
 
+from adaptrain_api.progress import Progress
+from adaptrain_operator import clock
 from adaptrain_operator.core import naming
+from adaptrain_operator.core.observed import Contact
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.kinds import JOB, SEARCH, Kind
 from adaptrain_operator.progress import Puller
@@ -198,6 +201,19 @@ def _defaulted(obj: Object) -> Object:
     return obj
 
 
+class Heard(Puller):
+    """Coordinators that say what a test has them say."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None, lambda _: None, lambda _: None)
+        self.says: dict[tuple[str, str], Progress] = {}
+
+    def contact(self, key: tuple[str, str]) -> Contact:
+        if (said := self.says.get(key)) is None:
+            return super().contact(key)
+        return Contact(said.number, said, clock.now(), clock.now())
+
+
 class Site:
     """An API server and all of the operator that writes to one. Watches are left out: ``see`` lists instead."""
 
@@ -211,7 +227,7 @@ class Site:
         """An operator that knows nothing: a new process."""
         self.cache = Cache()
         self.runtime = Runtime(self.client, self.cache, self.jobs, self.searching, (), 120.0)
-        self.contacts = Puller(lambda _: None, lambda _: None, lambda _: None)
+        self.contacts = Heard()
         events = Events(self.client, "test")
         leases = NodeLeases(self.client)
         self.reconciler = Reconciler(

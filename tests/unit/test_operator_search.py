@@ -247,7 +247,7 @@ def test_a_strangers_job_of_the_winners_name_is_left_alone() -> None:
     assert world.jobs["digits-winner"]["spec"] == {}
     status, reason, message = world.says("Promoted")
     assert (status, reason) == ("False", "NameTaken")
-    assert "there is a job digits-winner that this search did not make" in message
+    assert 'AdaptiveTrainingJob "digits-winner" was not made by this search' in message
     assert world.status.phase == "Succeeded"
 
 

@@ -235,7 +235,11 @@ def test_a_trial_that_can_be_no_job_has_failed(change: dict[str, Any], words: st
 
 def test_a_trial_whose_name_is_taken_or_refused_has_failed() -> None:
     for stranger, refused, words in (
-        ({"metadata": {"name": "digits-trial-3", "labels": {}, "uid": "x"}, "spec": {}}, {}, "did not make: rename"),
+        (
+            {"metadata": {"name": "digits-trial-3", "labels": {}, "uid": "x"}, "spec": {}},
+            {},
+            "was not made by this search",
+        ),
         (None, {"digits-trial-3": "the API server refuses its job: no"}, "refuses its job: no"),
     ):
         cluster = Cluster()

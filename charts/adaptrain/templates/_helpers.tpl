@@ -86,7 +86,7 @@ seccompProfile:
 {{- define "adaptrain.rules" -}}
 - apiGroups: [adaptrain.io]
   resources: [adaptivetrainingjobs]
-  verbs: [get, list, watch, create, update, patch, delete] # it makes those of a search
+  verbs: [get, list, watch, create, update, delete] # it makes those of a search
 - apiGroups: [adaptrain.io]
   resources: [architecturesearches]
   verbs: [get, list, watch, delete]

@@ -22,8 +22,9 @@ from adaptrain_operator.core.children import contained
 from adaptrain_operator.core.conditions import duration, first_problem
 from adaptrain_operator.core.draft import Conditions
 from adaptrain_operator.core.observed import Object, moment
+from adaptrain_operator.core.ownership import LEAVING, right
 from adaptrain_operator.core.plan import Deletion, Event
-from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of
+from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of, stranger
 from adaptrain_operator.core.trials import TrialsPlan, decide_trials, remove_trials
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ def _evaluators(draft: _Draft) -> int | None:
     search, pool = draft.search, draft.pool
     if pool is None or search.spec.suspend or search.spec.execution == "Jobs":
         return None
-    if not contained(pool_job(search)["spec"]["search"], pool["spec"].get("search")):
+    if not _same_search(pool_job(search)["spec"]["search"], pool["spec"].get("search")):
         return None  # with another budget there is something else to try
     progress = draft.seen.progress
     if draft.seen.current and progress is not None and progress.evaluators is not None:
@@ -229,8 +230,16 @@ def pool_job(search: Search, evaluators: int | None = None) -> Object:
     return job_of(search, search.pool, dump(job)["spec"])
 
 
+def _same_search(wanted: Object, found: Object | None) -> bool:
+    """However much of the defaults is written down in one of them."""
+    try:
+        return ArchitectureSearch.model_validate(wanted) == ArchitectureSearch.model_validate(found)
+    except ValidationError:
+        return False
+
+
 def _apply_pool(draft: _Draft, wanted: Object) -> None:
-    if not contained(wanted, draft.pool):
+    if not right(wanted, draft.pool):
         draft.plan.apply.append(wanted)
 
 
@@ -246,12 +255,11 @@ def _tell_pods(draft: _Draft, trials: TrialsPlan | None, evaluators: int | None)
     if evaluators is not None:
         wanted = min(wanted, max(1, evaluators))
     if pool is None:
-        stranger = draft.seen.jobs.get(search.pool)
+        taken = stranger(search, draft.seen.jobs.get(search.pool))
         if _remove_claimed(draft, search.pool):
             draft.plan.apply.clear()
-        elif stranger is not None:
-            message = f"there is a job {search.pool} that this search did not make: rename one of them"
-            draft.conditions.set("PodsReady", False, "NameTaken", message)
+        elif taken is not None:
+            draft.conditions.set("PodsReady", False, *taken)
             draft.plan.apply.clear()
         draft.fields |= {"phase": "Pending", "evaluators": f"0/{wanted}"}
         return
@@ -326,8 +334,13 @@ def _end(draft: _Draft) -> bool:
     if end.outcome == "failed":
         _fail(draft, end.reason, end.message)
         return True
-    if progress is not None and draft.search.spec.promote is not None and _remove_claimed(draft, draft.search.winner):
-        return False
+    if progress is not None and draft.search.spec.promote is not None:
+        left = stranger(draft.search, draft.seen.jobs.get(draft.search.winner))
+        if _remove_claimed(draft, draft.search.winner):
+            return False
+        if left is not None and left[0] == LEAVING:
+            draft.conditions.set("Promoted", False, *left)
+            return False
     _succeed(draft, end)
     return True
 
@@ -382,8 +395,8 @@ def _taken(draft: _Draft, wanted: Object) -> tuple[str, str] | None:
     name, there = draft.search.winner, draft.seen.jobs.get(draft.search.winner)
     if there is None:
         return None
-    if own(draft.search, there) is None:
-        return "NameTaken", f"there is a job {name} that this search did not make: rename one of them"
+    if (taken := stranger(draft.search, there)) is not None:
+        return taken
     if contained(wanted, there):
         return None
     return "EarlierWinner", f"the job {name} trains an earlier winner: delete it, and raise the budget once more"

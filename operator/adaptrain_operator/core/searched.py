@@ -14,6 +14,7 @@ from adaptrain_api.training_status import TrainingJobStatus
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.essentials import read_known, read_status
 from adaptrain_operator.core.observed import Object
+from adaptrain_operator.core.ownership import verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,13 @@ def claimed(search: Search, job: Object | None) -> bool:
         return False
     owners = job["metadata"].get("ownerReferences") or []
     return any(owner.get("controller") and owner.get("uid") == search.uid for owner in owners)
+
+
+def stranger(search: Search, job: Object | None) -> tuple[str, str] | None:
+    """Why a name that the search needs is not free for it, in a word and in a sentence."""
+    if job is None or own(search, job) is not None:
+        return None
+    return verdict(job_of(search, job["metadata"]["name"], {}), job)
 
 
 def status_of(job: Object) -> TrainingJobStatus:

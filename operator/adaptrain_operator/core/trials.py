@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.conditions import first_problem
 from adaptrain_operator.core.observed import Object
+from adaptrain_operator.core.ownership import LEAVING
 from adaptrain_operator.core.plan import Deletion
-from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of
+from adaptrain_operator.core.searched import Search, SearchSeen, claimed, condition_of, job_of, own, status_of, stranger
 
 BEST = "best/"
 """How a job's result marks the metrics of its best epoch."""
@@ -66,6 +67,10 @@ def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
         if claimed(search, there := seen.jobs.get(search.trial(order.number))):
             assert there is not None
             plan.delete.append(Deletion(there["metadata"]["name"], there["metadata"]["uid"]))
+            continue
+        taken = stranger(search, there)
+        if taken is not None and taken[0] == LEAVING:
+            plan.problem = plan.problem or taken
             continue
         made = _make(search, seen, order)
         if isinstance(made, str):
@@ -151,8 +156,8 @@ def _make(search: Search, seen: SearchSeen, order: TrialOrder) -> Object | str:
     name = search.trial(order.number)
     if name in seen.refused:
         return seen.refused[name]
-    if name in seen.jobs:
-        return f"there is a job {name} that this search did not make: rename one of them"
+    if (taken := stranger(search, seen.jobs.get(name))) is not None:
+        return taken[1]
     if len(str(order.number)) > TRIAL_DIGITS:
         return f"a search whose trials are jobs can have {10**TRIAL_DIGITS} of them: start another one"
     try:

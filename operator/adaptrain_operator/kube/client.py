@@ -22,7 +22,6 @@ from adaptrain_operator.kube.kinds import Kind
 
 Object = dict[str, Any]
 
-APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 PAGE = 250
 """Objects per page of a listing: the peak of memory, not its sum, is what a limit kills for."""
@@ -84,12 +83,6 @@ class Client:
 
     async def create(self, kind: Kind, namespace: str | None, body: Object) -> Object:
         return await self._request("POST", kind, kind.path(namespace), {"fieldManager": self._field_manager}, body)
-
-    async def apply(self, kind: Kind, body: Object) -> Object:
-        """Server-side apply: what we say is ours, what others said stays."""
-        meta = body["metadata"]
-        query = {"fieldManager": self._field_manager, "force": "true"}
-        return await self._request("PATCH", kind, kind.path(meta["namespace"], meta["name"]), query, body, APPLY)
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
         query = {"fieldManager": self._field_manager}

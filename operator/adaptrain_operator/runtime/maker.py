@@ -10,7 +10,7 @@ from adaptrain_operator import clock
 from adaptrain_operator.core import children, ownership
 from adaptrain_operator.core.observed import Job
 from adaptrain_operator.kube.client import Client
-from adaptrain_operator.kube.errors import AlreadyExists, NotFound, Refused
+from adaptrain_operator.kube.errors import AlreadyExists, Conflict, NotFound, Refused
 from adaptrain_operator.kube.kinds import APPLIED, CHILDREN, POD, SECRET, Kind
 from adaptrain_operator.runtime.cache import Cache
 
@@ -69,7 +69,7 @@ class Maker:
             Taken: there is one of that name which is not its controller's.
             Conflict: it changed meanwhile.
         """
-        namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+        namespace = wanted["metadata"]["namespace"]
         refused: Refused | None = None
         if not known:
             try:
@@ -80,11 +80,27 @@ class Maker:
                 # A quota that is used up, for one, is looked at before the name is.
                 refused = problem
         try:
-            found = await self._client.get(kind, namespace, name)
+            return await self.mend(kind, wanted)
         except NotFound:
             if refused is not None:
                 raise refused from None
             return await self._client.create(kind, namespace, wanted)
+
+    async def mend(self, kind: Kind, wanted: Object, uid: str | None = None) -> Object:
+        """Make an object of ours right again.
+
+        Args:
+            uid: of the object; absent: that of its name, whatever its uid.
+
+        Raises:
+            NotFound: there is none of that name.
+            Taken: there is one which is not its controller's.
+            Conflict: it changed meanwhile, or its uid is another one.
+        """
+        namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+        found = await self._client.get(kind, namespace, name)
+        if uid is not None and found["metadata"]["uid"] != uid:
+            raise Conflict(409, "Conflict", f"{kind.name} {name} is another one than it was")
         if (why := ownership.verdict(wanted, found)) is not None:
             raise Taken(*why, found)
         if ownership.right(wanted, found):

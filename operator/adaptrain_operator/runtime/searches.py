@@ -21,6 +21,7 @@ from adaptrain_operator.kube.errors import AlreadyExists, Conflict, NotFound, Re
 from adaptrain_operator.kube.kinds import JOB, SEARCH
 from adaptrain_operator.runtime.cache import Cache, Key
 from adaptrain_operator.runtime.events import Events
+from adaptrain_operator.runtime.maker import Maker, Taken
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.reconciler import Contacts
 from adaptrain_operator.runtime.statuses import without_empty
@@ -49,6 +50,7 @@ class SearchReconciler:
     ) -> None:
         self._client = client
         self._cache = cache
+        self._maker = Maker(client, cache)
         self._queue = queue
         self._jobs = jobs
         self._contacts = contacts
@@ -155,6 +157,10 @@ class SearchReconciler:
             name = job["metadata"]["name"]
             try:
                 made = await self._create_or_apply(key, job, record.get(name))
+            except Taken as problem:
+                # Its controller was changed by hand: it goes on without us.
+                logger.warning("%s", problem, extra={"job": "/".join(key)})
+                continue
             except Refused as problem:
                 if problem.quota or naming.TRIAL not in job["metadata"]["labels"]:
                     raise
@@ -173,7 +179,11 @@ class SearchReconciler:
     async def _create_or_apply(self, key: Key, job: Object, uid: str | None) -> Object:
         """Make a job that is not on record, or change that of this uid and no other of its name."""
         if uid is not None:
-            return await self._client.apply(JOB, {**job, "metadata": {**job["metadata"], "uid": uid}})
+            try:
+                return await self._maker.mend(JOB, job, uid)
+            except NotFound:
+                self._cache.gone(JOB, (key[0], job["metadata"]["name"]), uid)
+                raise
         try:
             return await self._client.create(JOB, key[0], job)
         except AlreadyExists:
@@ -212,8 +222,9 @@ class SearchReconciler:
         if not change.keys() - FAST and left > 0:
             self._queue.add(key, left)
             return
+        body = {"metadata": {"uid": raw["metadata"]["uid"]}, "status": change}
         try:
-            answer = await self._client.patch_status(SEARCH, key[0], key[1], {"status": change})
+            answer = await self._client.patch_status(SEARCH, key[0], key[1], body)
         except NotFound:
             self._cache.gone(SEARCH, key, raw["metadata"]["uid"])
             raise
