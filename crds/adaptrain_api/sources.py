@@ -114,7 +114,8 @@ class Script(Model):
         list[Annotated[Text, Field(max_length=4096)]],
         Field(
             max_length=64,
-            description="Added to the command of a script for torchrun once it has something to resume from.",
+            description="Added to the command of a script for torchrun once it has something to resume from:"
+            " $(ADAPTRAIN_RESUME_FILE), in the folder $(ADAPTRAIN_RESUME_DIR).",
         ),
     ] = []
     resume_file: Annotated[
@@ -122,7 +123,8 @@ class Script(Model):
         Field(
             min_length=1,
             max_length=1024,
-            description="What it resumes from, in the job's checkpoint folder; may hold * and ?. Absent: any file.",
+            description="What it resumes from, in the job's checkpoint folder: a name or a pattern with *, ? and [],"
+            " of whose matches the newest counts. Absent: any file.",
         ),
     ] = None
 

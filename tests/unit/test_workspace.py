@@ -13,8 +13,11 @@ from adaptrain import packages, workspace
 from adaptrain.errors import InvalidJob
 from adaptrain.run import run_manifest
 from adaptrain.torchrun import expanded, resume_arguments
+from adaptrain_api.manifest import documents
 from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.search import ArchitectureSearch
 from adaptrain_api.sources import Script
+from adaptrain_api.training import AdaptiveTrainingJob
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.failures import Ending, ending
 from adaptrain_operator.core.observed import Pod
@@ -217,7 +220,34 @@ def test_arguments_to_resume_are_added_once_there_is_something(
     assert resume_arguments(script, None) == []
 
 
+def test_the_newest_checkpoint_that_is_whole_is_resumed_from(tmp_path: Path) -> None:
+    """As transformers' Trainer saves: trainer_state.json comes last, so a save that was killed has none."""
+    for time, (folder, whole) in enumerate(
+        [("checkpoint-500", True), ("checkpoint-1000", True), ("checkpoint-1500", False)]
+    ):
+        (tmp_path / folder).mkdir()
+        for name in ("model.safetensors", *(["trainer_state.json"] if whole else [])):
+            (tmp_path / folder / name).touch()
+            os.utime(tmp_path / folder / name, (time, time))
+    given = ["--resume_from_checkpoint", "$(ADAPTRAIN_RESUME_DIR)", "$(ADAPTRAIN_RESUME_FILE)"]
+    script = Script(
+        launcher="torchrun", command=["a"], resume_args=given, resume_file="checkpoint-*/trainer_state.json"
+    )
+    whole = tmp_path / "checkpoint-1000"
+    assert resume_arguments(script, tmp_path)[1:] == [str(whole), str(whole / "trainer_state.json")]
+
+
 def test_a_command_names_variables_as_a_containers_does() -> None:
     env = {"ADAPTRAIN_CHECKPOINT_DIR": "/c", "RANK": "1"}
     given = ["python", "--out=$(ADAPTRAIN_CHECKPOINT_DIR)/a", "$(RANK)", "$(unknown) $RANK $(date +%s)"]
     assert expanded(given, env) == ["python", "--out=/c/a", "1", "$(unknown) $RANK $(date +%s)"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml")), ids=lambda path: path.name
+)
+def test_examples_are_valid(path: Path) -> None:
+    kinds = {"AdaptiveTrainingJob": AdaptiveTrainingJob, "ArchitectureSearch": ArchitectureSearch}
+    for document in documents(path.read_text()):
+        if (kind := kinds.get(document["kind"])) is not None:
+            kind.model_validate(document)

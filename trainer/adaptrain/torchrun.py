@@ -66,11 +66,18 @@ def expanded(command: Iterable[str], environment: Mapping[str, str]) -> list[str
 
 
 def resume_arguments(script: Script, checkpoints: Path | None) -> list[str]:
-    """``script.resumeArgs`` if there is what the script resumes from."""
+    """``script.resumeArgs`` if there is what the script resumes from: the newest, where several files match.
+
+    All workers see the same storage, so they choose alike.
+    """
     if not script.resume_args or checkpoints is None:
         return []
     there = checkpoints.glob(script.resume_file) if script.resume_file is not None else checkpoints.iterdir()
-    return list(script.resume_args) if next(there, None) is not None else []
+    newest = max(((one.stat().st_mtime_ns, one) for one in there), default=None)
+    if newest is None:
+        return []
+    found = {"ADAPTRAIN_RESUME_FILE": str(newest[1]), "ADAPTRAIN_RESUME_DIR": str(newest[1].parent)}
+    return expanded(script.resume_args, found)
 
 
 class Launcher:
