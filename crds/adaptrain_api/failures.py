@@ -1,10 +1,15 @@
-"""What an exit code of a worker means for its job, in the terms of a Kubernetes Job."""
+"""What an exit code of a worker means for its job, in the terms of a Kubernetes Job; and when trying again is vain."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from adaptrain_api.base import Integer, Model
+
+MOST_STARTS = 3
+"""Starts of a job that never trained that may fail alike."""
+LONGEST_ERROR = 200
 
 Action = Literal["FailJob", "Ignore", "Count"]
 
@@ -48,3 +53,9 @@ class PodFailurePolicy(Model):
             if exit_code and (exit_code in rule.on_exit_codes.values) == (rule.on_exit_codes.operator == "In"):
                 return rule.action
         return None
+
+
+def error_of(words: str) -> str:
+    """What makes two failures alike: the last line of what was said, without what differs each time."""
+    lines = words.strip().splitlines() or [""]
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", lines[-1])[:LONGEST_ERROR]

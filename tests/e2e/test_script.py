@@ -27,13 +27,13 @@ def script(*command: str) -> AdaptiveTrainingJob:
     return AdaptiveTrainingJob.model_validate({"metadata": {"name": "script"}, "spec": spec})
 
 
-def adaptrain_run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def adaptrain_run(command: list[str], folder: Path, **spec: Any) -> subprocess.CompletedProcess[str]:
     """``adaptrain run`` of a manifest beside which the command finds its files."""
     manifest = {
         "apiVersion": "adaptrain.io/v1alpha1",
         "kind": "AdaptiveTrainingJob",
         "metadata": {"name": "script"},
-        "spec": {"script": {"command": command}, "maxRestarts": 0},
+        "spec": {"script": {"command": command}, "maxRestarts": 0, **spec},
     }
     (folder / "job.yaml").write_text(json.dumps(manifest))
     run = [sys.executable, "-m", "adaptrain.cli", "run", folder / "job.yaml", "--output", folder / "output"]
@@ -161,6 +161,21 @@ def test_a_script_that_does_not_train_says_why(command: list[str], says: str, tm
     done = adaptrain_run(command, tmp_path)
     assert done.returncode == 1
     assert says in done.stdout
+
+
+def test_the_same_error_on_every_start_is_not_tried_for_minutes(tmp_path: Path) -> None:
+    done = adaptrain_run(["python", "-c", "import nosuchmodule"], tmp_path, maxRestarts=10)
+    assert done.returncode == 1
+    assert "no worker came so far as to train: 3 in a row failed alike" in done.stdout
+    assert "No module named 'nosuchmodule'" in done.stdout
+
+
+def test_a_rule_by_exit_code_holds_here_too(tmp_path: Path) -> None:
+    rules = [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]
+    command = ["python", "-c", "import sys; sys.exit(42)"]
+    done = adaptrain_run(command, tmp_path, maxRestarts=10, podFailurePolicy={"rules": rules})
+    assert done.returncode == 1
+    assert "podFailurePolicy ends the job: exit code 42" in done.stdout
 
 
 def test_what_a_script_does_after_training_does_not_begin_it_anew(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptrain_api.checkpoints import checkpoint_uri
+from adaptrain_api.failures import MOST_STARTS, PodFailurePolicy, error_of
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
 from adaptrain_api.text import printable
 from adaptrain_api.training import AdaptiveTrainingJob, dump
@@ -38,6 +39,7 @@ class Keeper:
     local: LocalJob
     wanted: int
     max_restarts: int
+    policy: PodFailurePolicy | None = None
     gpus: list[str] = field(default_factory=list)
     """One for each worker; none: workers see what there is."""
     failures: int = 0
@@ -46,6 +48,11 @@ class Keeper:
     _ended: set[int] = field(default_factory=set)
     _not_before: float = 0.0
     _failed_at: float = 0.0
+    _trained: bool = False
+    """Whether a worker has applied a step."""
+    _error: str = ""
+    _alike: int = 0
+    """How many workers failed in a row with this error before any had trained."""
     _progress: Progress | None = None
     _dismissed: set[int] = field(default_factory=set)
     _gpu_of: dict[int, str] = field(default_factory=dict)
@@ -69,6 +76,8 @@ class Keeper:
             local.start_coordinator()
         heard = local.progress()
         self._progress = heard or self._progress
+        if heard is not None:
+            self._trained |= heard.step > 0 or any(member.trained is not False for member in heard.members)
         if self._progress is not None and self._progress.result is not None:
             # What a script does after training is its own affair: its failure doesn't begin training anew.
             return self._progress.result if not local.alive() else None
@@ -116,8 +125,21 @@ class Keeper:
             message = "it exited with 0 but left no result: a script trains in `with adaptrain.elastic.Elastic(…)`"
         else:
             message = self.local.log(f"worker-{number}")[-2000:]
-        if code == EXIT_INVALID:
+        action = None if self.policy is None else self.policy.action(code)
+        if action == "Ignore":
+            return None
+        if action == "FailJob":
+            raise Failed(f"podFailurePolicy ends the job: exit code {code}: {message}")
+        if code == EXIT_INVALID and action is None:
             raise Failed(message)
+        if not self._trained and action is None:
+            error = error_of(message)
+            self._alike = self._alike + 1 if error == self._error else 1
+            self._error = error
+            if self._alike >= MOST_STARTS:
+                raise Failed(
+                    f"no worker came so far as to train: {self._alike} in a row failed alike; the last said:\n{message}"
+                )
         if now - self._failed_at > FORGIVEN_SECONDS:
             self.failures = 0
         self.failures += 1
@@ -162,7 +184,9 @@ def run_manifest(path: Path, workers: int | None, output: Path | None, name: str
     display.say(f"starting {_count(wanted, 'worker')}; their logs are in {logs}")
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
-            result = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus), display, job)
+            result = _watch(
+                local, Keeper(local, wanted, job.spec.max_restarts, job.spec.pod_failure_policy, gpus), display, job
+            )
     except Failed as error:
         console.print(f"[red]Failed[/red]: {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
         console.print(f"the workers' logs are in {logs}", highlight=False, soft_wrap=True)

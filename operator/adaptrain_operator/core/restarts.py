@@ -1,5 +1,7 @@
 """A worker's own failures: counted against ``maxRestarts`` and backed off, so that a bug is not retried for ever."""
 
+from adaptrain_api.failures import MOST_STARTS
+
 from adaptrain_operator.core import failures, starts
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod, moment
@@ -72,7 +74,7 @@ def too_many(draft: Draft, failed: Pod) -> tuple[str, str] | None:
     last = f"the last one, {failed.name}: {failures.explain(failed)}"
     if restarts > most:
         return "TooManyFailures", f"workers failed {restarts} times, and maxRestarts is {most}; {last}"
-    if starts.never_trained(draft) and (count := starts.failed_starts(draft)) >= starts.MOST_STARTS:
+    if starts.never_trained(draft) and (count := starts.failed_starts(draft)) >= MOST_STARTS:
         return "StartFailed", f"no worker came so far as to train: {count} in a row failed alike; {last}"
     return None
 

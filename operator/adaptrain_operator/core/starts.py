@@ -5,8 +5,7 @@ trains, the workers of a new template are on trial: they cost no restart, and on
 template stops. Those of the old one train on, and the template may be changed again or back at any time.
 """
 
-import re
-
+from adaptrain_api.failures import MOST_STARTS, error_of
 from adaptrain_api.training_status import FailedStarts
 
 from adaptrain_operator.core import failures
@@ -14,10 +13,6 @@ from adaptrain_operator.core.draft import Draft
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
 from adaptrain_operator.core.pods import template_hash
-
-MOST_STARTS = 3
-"""Starts of a template that may fail before the first step."""
-LONGEST_ERROR = 200
 
 
 def note_training(draft: Draft) -> None:
@@ -50,7 +45,7 @@ def count_start(draft: Draft, pod: Pod) -> None:
     if pod.template_hash != template:
         return
     known: FailedStarts | None = draft.value("failed_starts")
-    error = _error(pod)
+    error = error_of(failures.explain(pod))
     if known is None or known.template != template or (known.error != error and not on_trial(draft)):
         known = FailedStarts(template=template, count=0, error=error)
     hopeless = on_trial(draft) and failures.ending(pod, draft.job.spec.pod_failure_policy) is not Ending.FAILED
@@ -67,9 +62,3 @@ def failed_starts(draft: Draft) -> int:
 def stopped(draft: Draft) -> bool:
     """Whether a change of the template goes no further."""
     return on_trial(draft) and failed_starts(draft) >= MOST_STARTS
-
-
-def _error(pod: Pod) -> str:
-    """The last line of what a worker said, without what differs each time."""
-    lines = failures.explain(pod).strip().splitlines() or [""]
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", lines[-1])[:LONGEST_ERROR]

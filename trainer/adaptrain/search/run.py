@@ -45,7 +45,7 @@ def run_search(path: Path, evaluators: int | None, output: Path | None, name: st
     source = path.parent.absolute()
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
-            progress = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus), display, search)
+            progress = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus=gpus), display, search)
     except Failed as error:
         told = escape(printable(str(error)))
         console.print(f"[red]Failed[/red]: {told}; logs are in {logs}", highlight=False, soft_wrap=True)
