@@ -175,6 +175,46 @@ def test_a_bucket_for_checkpoints() -> None:
     assert world.status.model.path == "s3://bucket/team/ns.job/best.safetensors"
 
 
+@pytest.mark.parametrize(("told", "step"), [({"modelStep": 40}, 40), ({"modelStep": 0}, 0), ({}, 99)])
+def test_the_models_step_is_the_best_ones(told: dict[str, int], step: int) -> None:
+    """An older worker tells only the last one."""
+    world = World(checkpoint={"uri": "s3://bucket/team"})
+    world.settle()
+    world.answer(result=RESULT | told, state="done")
+    world.step()
+    assert world.status.model is not None
+    assert (world.status.step, world.status.model.step) == (99, step)
+
+
+def test_a_job_that_keeps_nothing_is_warned_of_at_once_and_for_ever() -> None:
+    world = World()
+    plan = world.step()
+    assert [event.type for event in plan.events if event.reason == "NoCheckpoint"] == ["Warning"]
+    truth, reason, message = world.condition("Unsaved")
+    assert (truth, reason) == ("True", "NoCheckpoint")
+    assert "its model and progress are lost when its workers end; give it checkpoint.volume" in message
+    world.settle()
+    world.answer(result=RESULT, state="done")
+    assert [event for event in world.step().events if event.reason == "NoCheckpoint"] == []
+    assert world.status.phase == "Succeeded"
+    assert world.condition("Unsaved")[0] == "True"
+
+
+def test_what_seals_checkpoints_is_mounted_as_one_file() -> None:
+    world = World(checkpoint={"uri": "s3://bucket/team", "key": {"name": "seal", "key": "hmac"}})
+    world.settle()
+    pod = world.pods["job-worker-0"]["spec"]
+    (container,) = pod["containers"]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "adaptrain-key"]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "adaptrain-key"]
+    assert env["ADAPTRAIN_CHECKPOINT_KEY_FILE"] == f"{mount['mountPath']}/key"
+    assert mount["readOnly"]
+    assert volume["secret"]["secretName"] == "seal"
+    assert volume["secret"]["items"] == [{"key": "hmac", "path": "key"}]
+    assert "Unsaved" not in {condition.type for condition in world.status.conditions}
+
+
 def test_ttl_deletes_the_job_alone() -> None:
     world = World(ttlSecondsAfterFinished=10)
     world.settle()

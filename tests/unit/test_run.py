@@ -3,14 +3,16 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adaptrain.display import Display, Follow
 from adaptrain.elastic.loop import in_one_line
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
-from adaptrain.run import share_gpus
+from adaptrain.run import _own, share_gpus
 from adaptrain_api.progress import Change, Progress
+from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console
 
 from tests.manifests import small_training
@@ -119,3 +121,26 @@ def test_a_line_of_the_log_says_how_training_goes() -> None:
     report = {"step": 12, "data_epoch": 3, "loss": 0.1234, "metrics": {"val/accuracy": 0.9}, "eta_seconds": 7.6}
     assert in_one_line(report, 2) == "epoch 3, step 12, loss 0.1234, val/accuracy=0.9, about 8 s left, 2 workers"
     assert in_one_line({"step": 0, "loss": None}, 1) == "epoch 0, step 0, 1 worker"
+
+
+def test_an_output_folder_is_of_one_training_for_however_long_that_goes_on(tmp_path: Path) -> None:
+    def given(**changed: Any) -> AdaptiveTrainingJob:
+        spec = small_training()
+        spec["phases"][0] |= changed
+        return AdaptiveTrainingJob.model_validate({"metadata": {"name": "r"}, "spec": spec})
+
+    first = given()
+    assert first.spec.phases is not None
+    _own(tmp_path / "out", first)
+    _own(tmp_path / "out", given(stop={"epochs": 77}))
+    other = given(optimizer={"learningRate": 0.77})
+    with pytest.raises(
+        InvalidJob, match=r"learningRate is .* there, and 0\.77 in this manifest; choose another --output"
+    ):
+        _own(tmp_path / "out", other)
+    (named := dump(other))["spec"]["checkpoint"] = {
+        "volume": {"persistentVolumeClaim": {"claimName": "c"}},
+        "resumeFrom": f"step-{7:010d}.4294967297",
+    }
+    _own(tmp_path / "out", AdaptiveTrainingJob.model_validate(named))
+    _own(tmp_path / "out", other)

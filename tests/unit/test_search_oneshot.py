@@ -1,6 +1,8 @@
 """Searches that train one network for all cells first: who trains it, what follows from it, and what is kept of it."""
 
+import hashlib
 import logging
+import pickle
 import random
 import resource
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.oneshot import METHODS, SUPERNET, CellSpace, OneShot
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.dispatch import MOST_ATTEMPTS, Assignment
+from adaptrain.search.oneshot import artifact
 from adaptrain.search.oneshot.artifact import FOLDER
 from adaptrain.search.oneshot.base import search
 from adaptrain.search.oneshot.trial import make_run, train_supernet
@@ -243,6 +246,35 @@ def test_what_is_no_state_of_this_search_is_passed_over(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         assert trained(tmp_path, epochs=5)[0] == [1, 2, 3, 4, 5]
     assert "is of a search with other arguments or other data" in caplog.text
+
+
+def test_a_state_that_can_not_be_read_now_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path, after=2)
+    real, failed = Path.read_bytes, []
+
+    def stale(path: Path) -> bytes:
+        if len(failed) < 3:
+            failed.append(path)
+            raise OSError(116, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    monkeypatch.setattr(artifact, "RETRY_SECONDS", 0.001)
+    assert trained(tmp_path)[0] == [3, 4]
+    assert len(failed) == 3
+    monkeypatch.setattr(artifact, "WAIT_SECONDS", 0.0)
+    failed.clear()
+    with pytest.raises(OSError, match="Stale file handle"):
+        trained(tmp_path)
+
+
+def test_a_forged_state_is_passed_over_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forged = pickle.dumps(object)
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / f"3-{hashlib.sha256(forged).hexdigest()[:16]}.pt").write_bytes(forged)
+    with caplog.at_level(logging.WARNING):
+        assert trained(tmp_path)[0] == [1, 2, 3, 4]
+    assert "holds no state of a network" in caplog.text
 
 
 def test_a_network_that_finds_no_room_ranks_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,11 +12,12 @@ from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.failures import MOST_STARTS, PodFailurePolicy, error_of
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
 from adaptrain_api.text import printable
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.training import AdaptiveTrainingJob
 from rich.console import Console
 from rich.markup import escape
 
 from adaptrain.display import Display, Follow
+from adaptrain.elastic.origin import Origin
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_job
@@ -299,18 +300,14 @@ def _line(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> str:
 
 
 def _own(output: Path, job: AdaptiveTrainingJob) -> None:
-    """Make sure that a directory with progress belongs to this very job."""
+    """Make sure that a directory with progress is of the same training, for however long that may go on."""
     output.mkdir(parents=True, exist_ok=True)
-    spec = dump(job.spec)
-    identity = {field: spec.get(field) for field in ("model", "data", "phases", "script", "seed")}
-    note = output / "job.json"
-    if not note.exists():
-        note.write_text(json.dumps(identity, indent=2))
-        return
-    before = json.loads(note.read_text())
-    changed = [field for field in identity if before.get(field) != identity[field]]
-    if changed:
-        raise InvalidJob(
-            f"{output} holds the progress of a job with another {', '.join(changed)}:"
-            " choose another --output, or remove it"
-        )
+    origin, note = Origin.of(job), output / "job.json"
+    if note.exists() and origin.resume_from is None:
+        difference = origin.differs({"made": json.loads(note.read_text())})
+        if difference is not None:
+            raise InvalidJob(
+                f"{output} holds the progress of another training: {difference}; choose another --output, remove it, or"
+                " name one of its checkpoints in checkpoint.resumeFrom"
+            )
+    note.write_text(json.dumps(origin.made, indent=2))

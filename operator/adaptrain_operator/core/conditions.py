@@ -242,8 +242,9 @@ def _known(draft: Draft) -> bool:
 
 
 def tell_checkpoint(draft: Draft) -> None:
-    """The CheckpointAvailable condition."""
+    """The conditions CheckpointAvailable and, of a job that has none, Unsaved."""
     progress = draft.seen.contact.progress
+    _tell_unsaved(draft)
     if draft.job.spec.checkpoint is None or progress is None:
         return
     step = progress.checkpoint_step
@@ -253,6 +254,20 @@ def tell_checkpoint(draft: Draft) -> None:
         draft.conditions.set("CheckpointAvailable", step is not None, "SavingFailed", message)
     elif saved:
         draft.conditions.set("CheckpointAvailable", True, "Saved", saved)
+
+
+def _tell_unsaved(draft: Draft) -> None:
+    """Tell, from the first decision on, that nothing of the training will be left."""
+    spec = draft.job.spec
+    if spec.checkpoint is not None or spec.search is not None or (spec.script is not None and spec.workers.volumes):
+        return
+    what = "its progress, and what its script writes, is" if spec.script is not None else "its model and progress are"
+    message = (
+        f"the job has no checkpoint: {what} lost when its workers end; give it checkpoint.volume or checkpoint.uri"
+    )
+    if not draft.conditions.true("Unsaved"):
+        draft.event("Warning", "NoCheckpoint", message)
+    draft.conditions.set("Unsaved", True, "NoCheckpoint", message)
 
 
 def tell_progress(draft: Draft) -> None:

@@ -257,9 +257,14 @@ def _succeed(draft: Draft, result: Result) -> None:
     if result.model is not None:
         folder = checkpoint_uri(job.spec.checkpoint, job.namespace, job.name)
         path = f"{folder or checkpoint_folder(job.namespace, job.name)}/{result.model}"
-        draft.fields["model"] = TrainedModel(path=path, metric=metric, value=value, step=result.step)
+        draft.fields["model"] = TrainedModel(path=path, metric=metric, value=value, step=_step_of_model(result))
     draft.event("Normal", "Completed", words)
     _after_end(draft)
+
+
+def _step_of_model(result: Result) -> int:
+    """Of the weights that are published: an older worker tells only the last step."""
+    return result.step if result.model_step is None else result.model_step
 
 
 def _fail(draft: Draft, reason: str, message: str) -> None:

@@ -3,7 +3,7 @@ except for what the administrator allows."""
 
 from typing import Any
 
-from adaptrain_api.checkpoints import CheckpointVolume
+from adaptrain_api.checkpoints import CheckpointVolume, SecretKey
 from adaptrain_api.containers import InitContainer
 from adaptrain_api.sources import GitSource, Script
 from adaptrain_api.training import TrainingJobSpec, dump
@@ -17,6 +17,7 @@ from adaptrain_operator.core.quantities import sized
 USER = 10001
 JOB_DIR, TOKEN_DIR, CHECKPOINT_DIR = "/adaptrain/job", "/adaptrain/token", "/adaptrain/checkpoint"
 SOURCE_DIR, WEIGHTS_DIR = "/adaptrain/source", "/adaptrain/weights"
+KEY_DIR = "/adaptrain/checkpoint-key"
 TERMINATION_LOG = "/dev/termination-log"
 """Kubernetes' default, which any user may write even where the root file system is read-only."""
 
@@ -114,6 +115,13 @@ def present(**fields: Any) -> Object:
 def mount_checkpoints(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:
     volumes.append({"name": "adaptrain-checkpoint", "persistentVolumeClaim": dump(volume.persistent_volume_claim)})
     mounts.append({"name": "adaptrain-checkpoint", "mountPath": CHECKPOINT_DIR})
+
+
+def mount_key(key: SecretKey, volumes: list[Object], mounts: list[Object]) -> None:
+    """What seals the checkpoints, as one file."""
+    secret = {"secretName": key.name, "items": [{"key": key.key, "path": "key"}], "defaultMode": 0o440}
+    volumes.append({"name": "adaptrain-key", "secret": secret})
+    mounts.append({"name": "adaptrain-key", "mountPath": KEY_DIR, "readOnly": True})
 
 
 def mount_weights(volume: CheckpointVolume, volumes: list[Object], mounts: list[Object]) -> None:

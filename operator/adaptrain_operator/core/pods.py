@@ -20,6 +20,7 @@ from adaptrain_operator.core.defaults import OURS, Defaults
 from adaptrain_operator.core.observed import Job, Object
 from adaptrain_operator.core.podparts import (
     CHECKPOINT_DIR,
+    KEY_DIR,
     TERMINATION_LOG,
     WEIGHTS_DIR,
     before_worker,
@@ -30,6 +31,7 @@ from adaptrain_operator.core.podparts import (
     installing,
     mount_checkpoints,
     mount_files,
+    mount_key,
     mount_weights,
     mounts,
     pod_field,
@@ -223,6 +225,9 @@ def worker_pod(
         env["ADAPTRAIN_CHECKPOINT_URI"] = uri
     if checkpoint is not None and checkpoint.secret_ref is not None:
         env_from.append({"secretRef": dump(checkpoint.secret_ref)})
+    if checkpoint is not None and checkpoint.key is not None:
+        mount_key(checkpoint.key, held, mounted)
+        env["ADAPTRAIN_CHECKPOINT_KEY_FILE"] = f"{KEY_DIR}/key"
     if spec.initial_weights is not None:
         mount_weights(spec.initial_weights.volume, held, mounted)
         env["ADAPTRAIN_WEIGHTS_DIR"] = WEIGHTS_DIR

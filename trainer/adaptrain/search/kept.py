@@ -1,6 +1,7 @@
 """Weights that trials left, beside the study: which files may go. No torch here: the coordinator decides it."""
 
 import re
+import uuid
 from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ def file_name(trial: int, sha256: str) -> str:
     return f"{trial}-{sha256[:16]}.safetensors"
 
 
-def partial_name(trial: int, process: int) -> str:
-    """What it is called while it is written."""
-    return f".{trial}-{process}"
+def partial_name(trial: int) -> str:
+    """What it is called while it is written: a name that no process uses, on this machine or another."""
+    return f".{trial}-{uuid.uuid4().hex}"
 
 
 def listed(study: Path) -> list[str]:

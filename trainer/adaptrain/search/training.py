@@ -123,7 +123,7 @@ class Training:
         """Write the best weights of the one that was just run; None: they could not be, which the log tells."""
         assert self._study is not None
         folder = self._study / FOLDER
-        partial = folder / partial_name(trial, os.getpid())
+        partial = folder / partial_name(trial)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:

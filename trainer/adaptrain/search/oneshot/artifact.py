@@ -5,6 +5,8 @@ import io
 import logging
 import os
 import re
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from adaptrain.search.oneshot.base import Run
 
 FOLDER = "supernet"
 _FILE = re.compile(r"([0-9]+)-([0-9a-f]{16})\.pt")
+
+RETRY_SECONDS, MOST_RETRY_SECONDS = 0.5, 10.0
+WAIT_SECONDS = 600.0
+"""So long what can't be read is waited for: to begin anew would give up what was trained."""
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +41,40 @@ class Artifact:
         """What has to be equal for a run to go on from another's state."""
 
     def resume(self) -> None:
-        """Have the run go on from the most passes that are here of one like it; a file that can't be used is passed
-        over, and the log tells of it."""
+        """Have the run go on from the most passes that are here of one like it. A file that isn't what was written is
+        passed over, and the log tells of it; one that can't be read now is waited for.
+
+        Raises:
+            OSError: it can't be read for ``WAIT_SECONDS``.
+        """
+        began, pause = time.monotonic(), RETRY_SECONDS
+        while True:
+            try:
+                return self._resume()
+            except OSError as error:
+                if time.monotonic() - began > WAIT_SECONDS:
+                    raise
+                log.warning("the network's files can't be read: %s; it is tried again", error)
+                time.sleep(pause)
+                pause = min(MOST_RETRY_SECONDS, 2 * pause)
+
+    def _resume(self) -> None:
         for passes, digest, file in sorted(self._files(), reverse=True):
             try:
                 data = file.read_bytes()
-            except OSError as error:
-                log.warning("%s can't be read: %s", file, error)
+            except FileNotFoundError:  # another evaluator has removed it, which has gone on
                 continue
             if not hashlib.sha256(data).hexdigest().startswith(digest):
                 log.warning("%s is not what was written: it is passed over", file)
                 continue
-            state = torch.load(io.BytesIO(data), map_location=self._run.train[0].device, weights_only=True)
-            if state["of"] != self._of:
+            try:
+                # Nothing but tensors, numbers and plain containers.
+                state = torch.load(io.BytesIO(data), map_location=self._run.train[0].device, weights_only=True)
+                of = state["of"]
+            except Exception as error:
+                log.warning("%s holds no state of a network (%s): it is passed over", file, type(error).__name__)
+                continue
+            if of != self._of:
                 log.warning("%s is of a search with other arguments or other data: it is passed over", file)
                 continue
             self._run.restore(state)
@@ -65,7 +92,7 @@ class Artifact:
         data = buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         self._folder.mkdir(parents=True, exist_ok=True)
-        name, partial = f"{self._run.passes}-{digest[:16]}.pt", self._folder / f".{os.getpid()}"
+        name, partial = f"{self._run.passes}-{digest[:16]}.pt", self._folder / f".{uuid.uuid4().hex}"
         try:
             with partial.open("wb") as stream:
                 stream.write(data)
