@@ -21,6 +21,7 @@ class SmallApi:
         self.objects: dict[str, Object] = {}
         self.changes: list[str] = []
         self.admit: Admission = lambda plural, body: None
+        self.mutate: Callable[[str, Object], Object] = lambda plural, body: body
         self._versions = itertools.count(100)
         self._runner: web.AppRunner | None = None
 
@@ -77,6 +78,7 @@ class SmallApi:
             return _status(403, "Forbidden", words)
         if method == "POST" and key in self.objects:
             return _status(409, "AlreadyExists", f"{key} already exists")
+        body = self.mutate(plural, body)
         if texts := body.pop("stringData", None):
             body["data"] = {name: b64encode(text.encode()).decode() for name, text in texts.items()}
         return web.json_response(self.put(key, body), status=201)

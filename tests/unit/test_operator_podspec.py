@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from adaptrain_api.base import ALLOWED
 from adaptrain_api.training import TrainingJobSpec
+from adaptrain_operator.core.children import network_policies
 from adaptrain_operator.core.defaults import OURS, Bounds, Defaults
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash, worker_pod
 from adaptrain_operator.core.quantities import bounds_of, quantity, sized
@@ -174,6 +175,12 @@ def test_what_the_administrator_allows() -> None:
     capabilities = worker["spec"]["containers"][0]["securityContext"]["capabilities"]
     assert capabilities == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     assert volumes[0] in worker["spec"]["volumes"]
+    policies = {
+        one["metadata"]["name"]: one["spec"]["ingress"]
+        for one in network_policies(World(workers={"hostNetwork": True}).job)
+    }
+    assert all("from" not in rule for rule in policies["job-coordinator"]), "they come from their nodes' addresses"
+    assert "from" in network_policies(World().job)[0]["spec"]["ingress"][0]
     # The coordinator needs none of it.
     assert "hostNetwork" not in coordinator["spec"]
     assert coordinator["spec"]["securityContext"]["runAsUser"] == 10001

@@ -173,6 +173,27 @@ def test_a_job_that_says_it_is_ours_is_ours(monkeypatch: pytest.MonkeyPatch) -> 
     run(monkeypatch, check, managedBy="adaptrain.io/operator")
 
 
+def test_a_webhook_that_changes_what_we_write_is_not_fought(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mutate(plural: str, body: Object) -> Object:
+        if plural not in ("services", "networkpolicies", "poddisruptionbudgets"):
+            return body
+        return {**body, "spec": {**body["spec"], "minAvailable": 9, "sessionAffinity": "ClientIP", "ingress": []}}
+
+    async def check(operator: Operator) -> None:
+        operator.api.mutate = mutate
+        for _ in range(30):
+            await operator.decide(0.5)
+        writes = [one for one in operator.api.changes if one.startswith("PUT") and "/status" not in one]
+        assert len(writes) <= 4, "each of them once"
+        # Later they are tried again: the webhook may be gone.
+        operator.api.mutate = lambda plural, body: body
+        operator.now += 200
+        await operator.decide()
+        assert all(one["spec"]["ingress"] for one in operator.api.made("networkpolicies"))
+
+    run(monkeypatch, check)
+
+
 def unschedulable(world: World) -> None:
     world.pods["job-coordinator-1"]["status"] = {
         "phase": "Pending",

@@ -116,11 +116,13 @@ def network_policies(job: Job) -> list[Object]:
     Metrics are open to any scraper, and so is the coordinator's HTTP port: its progress asks for the token.
     """
     workers = {"podSelector": {"matchLabels": naming.selector(job.name, naming.WORKER)}}
+    peers: Object = {} if job.spec.workers.host_network else {"from": [workers]}
     rules: dict[str, tuple[str, list[Object]]] = {
         naming.COORDINATOR: (
             naming.coordinator_service(job.name),
             [
-                {"from": [workers], "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
+                # Workers with their node's network come from its address, which no selector names: the token guards.
+                {**peers, "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
                 {"ports": [{"port": HTTP_PORT, "protocol": "TCP"}]},
             ],
         ),

@@ -42,6 +42,9 @@ class Made:
 
     checked: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """By kind and name, a digest of what was wanted and when it was found to be so."""
+    changed_by_others: dict[tuple[str, str], tuple[str, str, float]] = field(default_factory=dict)
+    """Watched objects that the API server keeps otherwise than we write them, since a webhook changes them: a digest of
+    what was wanted, the version that it was made into, and when."""
     token: str | None = None
     token_checked: float = 0.0
 
@@ -121,10 +124,19 @@ class Maker:
             before, when = made.checked[name]
             if before == digest and clock.now() - when < self.trust:
                 return
-        known = name in self._cache.children((job.namespace, job.name), job.uid) if watched else name in made.checked
-        found = await self.ensure(kind, wanted, known)
+        there = self._cache.children((job.namespace, job.name), job.uid).get(name) if watched else None
+        if there is not None and name in made.changed_by_others:
+            before, version, when = made.changed_by_others[name]
+            same = before == digest and version == there["metadata"]["resourceVersion"]
+            if same and clock.now() - when < self.trust:
+                return
+        found = await self.ensure(kind, wanted, there is not None if watched else name in made.checked)
         if watched:
             self._cache.restore(kind, found)
+            if not ownership.right(wanted, found):
+                # Writing it again would make the same of it again.
+                logger.warning("%s %s/%s is changed by another when it is written", kind.name, job.namespace, name[1])
+                made.changed_by_others[name] = digest, found["metadata"]["resourceVersion"], clock.now()
         else:
             made.checked[name] = digest, clock.now()
 
