@@ -13,6 +13,7 @@ from adaptrain_api.pool import leaves_weights
 from adaptrain_api.progress import CONTROL_PORT, HTTP_PORT, WORKER_METRICS_PORT
 from adaptrain_api.search import HEAVY, ArchitectureSearch
 from adaptrain_api.training import dump
+from pydantic import ValidationError
 
 from adaptrain_operator.core import naming, placement
 from adaptrain_operator.core.children import metadata
@@ -162,7 +163,10 @@ def coordinator_hash(job: Job) -> str:
 
 def _search(manifest: Object) -> Object:
     """What was given of a search, however much of the defaults is written down: another release writes other ones."""
-    return manifest_of(ArchitectureSearch.model_validate(manifest))
+    try:
+        return manifest_of(ArchitectureSearch.model_validate(manifest))
+    except ValidationError:
+        return manifest
 
 
 def _coordinator_hash(job: Job) -> str:
