@@ -183,3 +183,21 @@ def test_a_rule_has_failures_forgiven() -> None:
     assert world.status.phase == "Running"
     assert not world.status.restarts
     assert len(world.active()) == 2
+
+
+def test_workers_that_each_node_refuses_are_told_and_slowed_down() -> None:
+    world = World()
+    world.step()
+    for _ in range(60):
+        world.now += 1
+        world.start(f"job-coordinator-{world.status.coordinator}")
+        for name in world.active():
+            refused = {"reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+            world.pods[name]["status"] = {"phase": "Failed", **refused}
+        world.answer()
+        world.step()
+    status, reason, message = world.condition("PodsReady")
+    assert (status, reason) == ("False", "WorkersTakenAway")
+    assert "no healthy devices present" in message
+    assert not world.status.restarts
+    assert len(world.made) < 20

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from adaptrain_api.progress import EXIT_INVALID
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node, Taint
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ ACTIONS = [
     "lose",
     "delete",
     "fail",
+    "invalid",
     "kill",
     "coordinator",
     "cordon",
@@ -30,6 +32,7 @@ ACTIONS = [
     "scale_3",
     "scale_4",
     "change",
+    "spoil",
     "suspend",
     "resume",
     "unreachable",
@@ -67,7 +70,12 @@ class Story:
                 meta = world.pods[chosen]["metadata"]
                 meta |= {"deletionTimestamp": stamp(world.now + 30), "deletionGracePeriodSeconds": 30}
             case ["fail"] if chosen:
-                world.end(chosen)
+                self.fail(chosen)
+            case ["invalid"] if chosen:
+                # Only what has not trained: what trains has a manifest that can be run.
+                template = world.pods[chosen]["metadata"]["annotations"][naming.TEMPLATE_HASH]
+                if world.status.trained_template not in (None, template):
+                    world.end(chosen, EXIT_INVALID)
             case ["kill"] if chosen:
                 world.end(chosen, 137)
             case ["coordinator"] if coordinator in world.pods:
@@ -93,6 +101,15 @@ class Story:
             case ["change"]:
                 self.workers |= {"labels": {"n": str(pick)}}
                 self.spec()
+            case ["spoil"]:
+                """A template none of whose workers ever starts well."""
+                self.workers |= {"labels": {"bad": str(pick)}}
+                self.spec()
+                for _ in range(pick):
+                    self.decide()
+                    self.spoil()
+                    world.now += 10
+                    world.answer()
             case ["suspend" | "resume"]:
                 self.suspended = action == "suspend"
                 self.spec()
@@ -100,6 +117,16 @@ class Story:
                 world.lost_since = world.now - 9 if world.answered is not None else None
             case ["full" | "roomy"]:
                 world.room = 2 if action == "full" else 100
+
+    def spoil(self) -> None:
+        for name in self.world.active():
+            pod = self.world.pods[name]
+            if "bad" in pod["metadata"]["labels"] and pod["status"]["phase"] == "Pending":
+                self.fail(name)
+
+    def fail(self, name: str) -> None:
+        """With another error each time: the same on every start ends the job."""
+        self.world.end(name, message="x" * (1 + len(self.world.ended)))
 
     def spec(self) -> None:
         self.world.spec = make_spec(workers=self.workers, suspend=self.suspended, maxRestarts=1000)

@@ -9,8 +9,8 @@ from adaptrain_api.text import printable
 from adaptrain_api.training_status import RecentChange
 from pydantic import ValidationError
 
-from adaptrain_operator.core import naming, placement
-from adaptrain_operator.core.draft import Draft
+from adaptrain_operator.core import failures, naming, placement
+from adaptrain_operator.core.draft import OFTEN, Draft
 from adaptrain_operator.core.observed import Pod, moment
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -206,6 +206,12 @@ def _waiting(draft: Draft, head: str) -> tuple[str, str]:
     for pod in started:
         if pod.running_since is not None and _outside(draft, pod):
             draft.plan.wake(pod.running_since + LATE - draft.now)
+    if len(quick := draft.quickly_disrupted) >= OFTEN:
+        last = f"one, {quick[0].name}: {failures.explain(quick[0], 300)}"
+        return (
+            "WorkersTakenAway",
+            f"{head}; {len(quick)} were taken away as soon as they were made, the last one, {last}",
+        )
     return "WorkersStarting", f"{head}; {_starting(draft)}"
 
 

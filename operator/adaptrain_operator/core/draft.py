@@ -13,6 +13,10 @@ from adaptrain_operator.core.plan import Deletion, Event, Plan
 PATIENCE = 30.0
 """Seconds after which a pod that is still pending, or runs without taking part, is no longer waited for."""
 
+QUICK = 10.0
+"""A disruption so many seconds after a pod was made may be one that every pod meets."""
+OFTEN = 3
+"""So many of them slow the next ones down, and are told."""
 
 FIRST_WORD = 15.0
 """Seconds that a coordinator is given to answer an operator that has just started."""
@@ -163,6 +167,16 @@ class Draft:
             if pod.terminal and failures.ending(pod, self.job.spec.pod_failure_policy) in classes
         ]
         return sorted(ended, key=finished, reverse=True)
+
+    @property
+    def quickly_disrupted(self) -> list[Pod]:
+        """Workers that were taken away as soon as they were made, the newest end first."""
+        return [pod for pod in self.ended(failures.Ending.DISRUPTED) if quick(pod) and pod.uid not in self.gone]
+
+
+def quick(pod: Pod) -> bool:
+    """Whether a pod ended right after it was made."""
+    return finished(pod) - pod.created < QUICK
 
 
 def finished(pod: Pod) -> float:

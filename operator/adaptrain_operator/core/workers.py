@@ -1,14 +1,12 @@
 """Which workers the job has: replacing, resizing and rolling are all the same question, how many and which."""
 
 from adaptrain_operator.core import conditions, coordinator, drain, failures, pods, starts
-from adaptrain_operator.core.draft import PATIENCE, Draft, finished
+from adaptrain_operator.core.draft import OFTEN, PATIENCE, QUICK, Draft, finished, quick
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Pod
 
 KEEP_FAILED = 3
 """Workers that failed by themselves and stay, for their logs."""
-QUICK = 10.0
-"""A disruption so soon after a pod was made may be one that every pod meets: then the next ones are slowed down."""
 RETURN_SECONDS = 60.0
 """A worker that its coordinator knows nothing of is not missed before the coordinator has run for so long."""
 LEASE_UNREADABLE = 300.0
@@ -257,16 +255,12 @@ def _idle(draft: Draft, pod: Pod) -> bool:
 
 def _clean_ended(draft: Draft, backoff_until: float) -> None:
     for pod in draft.ended(Ending.DISRUPTED):
-        if not _quick(pod) or draft.now - finished(pod) > 60:
+        if not quick(pod) or draft.now - finished(pod) > 60:
             draft.clear_away(pod)
     if draft.now >= backoff_until:
         for index, pod in enumerate(draft.ended(*failures.BAD)):
             if index >= KEEP_FAILED or pod.lingers:
                 draft.clear_away(pod)
-
-
-def _quick(pod: Pod) -> bool:
-    return finished(pod) - pod.created < QUICK
 
 
 def _create(draft: Draft, size: int, backoff_until: float) -> None:
@@ -282,9 +276,9 @@ def _create(draft: Draft, size: int, backoff_until: float) -> None:
     if seen.problem is not None and now < seen.problem.retry_at:
         draft.plan.wake(seen.problem.retry_at - now)
         return
-    quick = [finished(pod) for pod in draft.ended(Ending.DISRUPTED) if _quick(pod) and pod.uid not in draft.gone]
-    if len(quick) >= 3 and now < max(quick) + QUICK:
-        draft.plan.wake(max(quick) + QUICK - now)
+    ended = [finished(pod) for pod in draft.quickly_disrupted]
+    if len(ended) >= OFTEN and now < max(ended) + QUICK:
+        draft.plan.wake(max(ended) + QUICK - now)
         return
     first = max([draft.value("next_worker") or 0, *(pod.number + 1 for pod in seen.workers)])
     image, commit = job.spec.image or seen.default_image, draft.value("source_commit")
