@@ -49,7 +49,7 @@ def write(rank: int, storage: Directory, seed: int = 0) -> str | None:
 
 def read(rank: int, storage: Directory) -> bool:
     mine = parts(whole())
-    found, counters = archive.read(storage, NAME, {name: torch.zeros_like(t) for name, t in mine.items()})
+    found, counters = archive.read(storage, NAME, lambda _: {name: torch.zeros_like(t) for name, t in mine.items()})
     return counters == COUNTERS and all(torch.equal(found[name], t) for name, t in locals_of(mine).items())
 
 
@@ -132,7 +132,7 @@ def test_any_number_of_processes_reads_it(written: Path, size: int) -> None:
 
 
 def test_a_process_that_has_no_shards_reads_it(written: Path) -> None:
-    found, _ = archive.read(Directory(written), NAME, {n: torch.zeros_like(t) for n, t in whole().items()})
+    found, _ = archive.read(Directory(written), NAME, lambda _: {n: torch.zeros_like(t) for n, t in whole().items()})
     assert all(torch.equal(found[name], t) for name, t in whole().items())
 
 

@@ -75,7 +75,7 @@ def test_a_source_that_is_lost_spoils_nothing_of_worth(pair: Any, newest: int, m
             behind.heal(group)
 
     def send_a_part(group: Group) -> None:
-        group.gather(ahead._signature[1], newest, 0)
+        group.gather(ahead._signature[1], 0, newest, 0)
         tell(group, 0, ahead._counters())
         group._sockets.sever()
 

@@ -12,7 +12,7 @@ import hmac
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -119,12 +119,17 @@ def verify(storage: Storage, folder: str, key: bytes | None = None) -> dict[str,
 
 
 def read(
-    storage: Storage, folder: str, tensors: dict[str, torch.Tensor], key: bytes | None = None, cached: bool = True
+    storage: Storage,
+    folder: str,
+    room: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+    key: bytes | None = None,
+    cached: bool = True,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Verify what is read of a checkpoint: whole files. Returns its tensors, on the CPU, and its counters.
 
     Args:
-        tensors: one of each shape and type; of a DTensor the local shard is read, however it was sharded there.
+        room: gives, for the counters, a tensor of each shape and type; of a DTensor the local shard is read, however it
+            was sharded there.
         cached: whether what the kernel remembers of the files will do.
 
     Raises:
@@ -136,6 +141,13 @@ def read(
     keyed = key is not None
     with _verified(storage, f"{folder}/{COUNTERS}", _expected(manifest, COUNTERS), keyed, cached) as file:
         text = file.rest(SMALL_LIMIT)
+    try:
+        counters = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{COUNTERS} can't be read: {error}") from None
+    if not isinstance(counters, dict):
+        raise Corrupt(f"{COUNTERS} holds no object")
+    tensors = room(counters)
     _compare(manifest["tensors"], tensors)
     boxes = {name: _box(t) for name, t in tensors.items()}
     found = {name: torch.empty(boxes[name].shape, dtype=t.dtype) for name, t in tensors.items()}
@@ -154,12 +166,6 @@ def read(
                 missing[name] -= shared.numel
     if odd := next((name for name, left in missing.items() if left != 0), None):
         raise Corrupt(f"{odd} is not there as its manifest tells")
-    try:
-        counters = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{COUNTERS} can't be read: {error}") from None
-    if not isinstance(counters, dict):
-        raise Corrupt(f"{COUNTERS} holds no object")
     return found, counters
 
 

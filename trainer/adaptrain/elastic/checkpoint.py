@@ -202,8 +202,8 @@ class Checkpoints:
             self._retention.good.add(saved.name)
         return True
 
-    def sound(self, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """Step and tensors of the newest checkpoint that is as it was written and has only finite weights, if any.
+    def sound(self, state: ReplicatedState) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and counters of the newest checkpoint that is as it was written and has only finite weights, if any.
 
         Raises:
             OSError: storage doesn't say what there is.
@@ -213,7 +213,7 @@ class Checkpoints:
             self._thread.join()
         for saved, tensors, counters in self._reader.readable(state):
             if self._mates.agree(all(bool(t.isfinite().all()) for name, t in tensors.items() if name in parameters)):
-                return counters["step"], tensors
+                return tensors, counters
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from adaptrain.elastic.group import Group, GroupBroken
 
@@ -64,10 +65,23 @@ class Gradients:
         self._sent = 0
         self._spoiled: str | None = None
         self._allocate()
+        self._hooks: list[RemovableHandle] = []
         if len(self._buckets) > 1:
             for place, parameter in enumerate(self._named.values()):
                 hook = partial(self._completed, place)
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """Those of which this is the gradient, by name."""
+        return self._named
+
+    def close(self) -> None:
+        """The parameters have no gradient any more."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._named.values():
+            parameter.grad = None
 
     def zero(self) -> None:
         """Begin a step."""

@@ -5,7 +5,7 @@ passed over: that is applied as a whole, as a step is, and whoever was lost mean
 """
 
 import logging
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -60,14 +60,14 @@ class NonFinite:
             sent = self._newest(group, state)
             if sent is None:
                 raise NotFinite(f"{why} at step {c.step}, and there is no checkpoint to go back to: {self._advice}")
-            step, tensors = sent
+            step, tensors, counters = sent
             times = c.in_a_row + 1 if step == c.rolled_back_to else 1
             again = f"since the checkpoint of step {step}"
             said += f", and training goes back to the checkpoint of step {step}"
         if times >= MOST:
             raise NotFinite(f"{why} at step {c.step}, as {times - 1} times before {again}: {self._advice}")
         if self.policy == "rollback":
-            state.take_back(tensors)
+            state.take_back(tensors, counters)
             c.rolled_back_to = step
         c.skipped, c.in_a_row = c.skipped + 1, times
         if group.rank == 0:
@@ -79,21 +79,24 @@ class NonFinite:
         if self.policy == "skip":
             state.counters.in_a_row = 0
 
-    def _newest(self, group: Group, state: ReplicatedState) -> tuple[int, dict[str, torch.Tensor]] | None:
-        """Step, weights and optimizer of the newest sound checkpoint, as the first member reads them, on every one."""
+    def _newest(
+        self, group: Group, state: ReplicatedState
+    ) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Step, weights and optimizer, and counters of the newest sound checkpoint, as the first member reads them, on
+        every one."""
         found = None
         if group.rank == 0 and (checkpoints := self.checkpoints) is not None:
             found = checkpoints.wait_for(lambda: checkpoints.sound(state), group.check)
         with group.together():
-            step = tell(group, 0, {"step": found[0] if found is not None else None})["step"]
-        if step is None:
+            said = tell(group, 0, {"counters": found[1] if found is not None else None})
+        counters: dict[str, Any] | None = said["counters"]
+        if counters is None:
             return None
-        live = state.weights()
         # Aside, until all of it is here.
+        room = state.room(counters)
         if found is not None:
-            tensors = {name: found[1][name].to(t.device) for name, t in live.items()}
-        else:
-            tensors = {name: torch.empty_like(t) for name, t in live.items()}
+            room = {name: found[0][name].to(t.device) for name, t in room.items()}
+        tensors = {name: room[name] for name in sorted(room) if name.startswith(("model.", "optimizer."))}
         with group.together():
             spread(list(tensors.values()), group, [0])
-        return step, tensors
+        return counters["step"], tensors, counters

@@ -16,6 +16,7 @@ import torch
 from adaptrain.elastic import archive
 from adaptrain.elastic.failures import Foreign
 from adaptrain.elastic.mates import Mates
+from adaptrain.elastic.optimizers import Unsupported
 from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.state import Counters, ReplicatedState
 from adaptrain.elastic.storage import Saved, Storage
@@ -124,21 +125,32 @@ class Reader:
             Foreign: it is of another training, and not the one to begin with.
             Corrupt: it was read twice, and isn't what was written.
         """
-        parts = state.parts({name: torch.empty_like(t, device="cpu") for name, t in state.tensors().items()})
+
+        def room(counters: dict[str, Any]) -> dict[str, torch.Tensor]:
+            try:
+                return state.parts(state.room(counters, "cpu"))
+            except Unsupported as error:
+                raise archive.Mismatch(str(error)) from error
+
         try:
-            return self._look(storage, saved, parts, named)
+            return self._look(storage, saved, room, named)
         except archive.Corrupt:
             if not named and all(saved.name != one.name for one in storage.saved()):
                 raise FileNotFoundError(f"{saved.name} was removed while it was read") from None
-            return self._look(storage, saved, parts, named, cached=False)
+            return self._look(storage, saved, room, named, cached=False)
 
     def _look(
-        self, storage: Storage, saved: Saved, parts: dict[str, torch.Tensor], named: bool, cached: bool = True
+        self,
+        storage: Storage,
+        saved: Saved,
+        room: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+        named: bool,
+        cached: bool = True,
     ) -> Loaded:
         of = archive.manifest_of(storage, saved.name, self._key, cached)["of"]
         if not named and (difference := self._origin.differs(of)) is not None:
             raise Foreign(difference)
-        tensors, counters = archive.read(storage, saved.name, parts, self._key, cached)
+        tensors, counters = archive.read(storage, saved.name, room, self._key, cached)
         _check(counters)
         if counters["step"] != saved.step:
             raise archive.Corrupt(f"it is of step {counters['step']}: it was renamed")

@@ -34,11 +34,12 @@ from torch.utils.data import default_collate
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.device import settle
 from adaptrain.elastic.gradients import Said
-from adaptrain.elastic.group import Group
+from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
 from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.script_task import OptimizerGroups, ScriptTask
+from adaptrain.elastic.rehearsal import check_optimizer
+from adaptrain.elastic.script_task import ScriptTask
 from adaptrain.elastic.session import Session, alone, prepare
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import source_of
@@ -66,7 +67,9 @@ class Elastic:
     Args:
         model: the same on every worker; the first worker's weights count. Batch normalization is over the whole global
             batch, however it is split.
-        optimizer: over parameters of the model; not NAdam, Rprop or ASGD.
+        optimizer: over parameters of the model: any whose step needs only the gradients, and draws no random
+            numbers. What isn't among its parameters at the beginning is never trained; what is may be frozen, and
+            thawed later.
         data: a map-style data set (``__len__`` and ``__getitem__``; Hugging Face's too), whose samples are shuffled,
             or an iterable one, which each worker reads whole, in the same order, and takes its part of.
         batch_size: samples of a step, over all workers together.
@@ -108,7 +111,7 @@ class Elastic:
         self._seed = seed if seed is not None else job.spec.seed if job else 0
         self._collate = collate
         self.memory: dict[str, Any] = {}
-        more: dict[str, Stateful] = {"script": _Memory(self), "groups": OptimizerGroups(optimizer)}
+        more: dict[str, Stateful] = {"script": _Memory(self)}
         try:
             _check(model, optimizer, batch_size, micro_batch)
             if scheduler is not None:
@@ -119,7 +122,7 @@ class Elastic:
         except InvalidJob as error:
             self._fail(error)
             raise
-        state = ReplicatedState(model, optimizer, more)
+        state = ReplicatedState(model, optimizer, more, groups=True)
         state.counters.samples = self._source.length or 0
         self._whole = micro_batch is None or micro_batch >= batch_size
         """Whether the loop's body sees all of this worker's part at once."""
@@ -221,6 +224,13 @@ class Elastic:
         group, given, self._given = self._offered, len(self._given), None
         weight, self._weight = given if self._weight is None else self._weight, None
         c, state = self._task.state.counters, self._task.state
+        if state.thawed:
+            # The members must agree on it, before they sum gradients of other lengths: they meet anew, and compare.
+            with self._loop.attempt():
+                raise GroupBroken("other parameters are trained from now on")
+            state.statistics.end(applied=False)
+            self._batch = self._offered = None
+            return False
         self._done += given
         last = self._done >= part
         if self._done == given:
@@ -472,11 +482,7 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size:
         if size is not None and size < 1:
             raise InvalidJob(f"{name} is {size}: it must be at least 1")
     check_model(model)
-    if isinstance(optimizer, torch.optim.NAdam | torch.optim.Rprop | torch.optim.ASGD):
-        raise InvalidJob(f"{type(optimizer).__name__} can't be sent before its first step: use AdamW or SGD")
-    known = set(model.parameters())
-    if any(parameter not in known for group in optimizer.param_groups for parameter in group["params"]):
-        raise InvalidJob("the optimizer has a parameter that the model has not: make it one of the model's")
+    check_optimizer(optimizer, model)
 
 
 def _policy(non_finite: str, checkpoints: bool) -> NonFinite:

@@ -4,8 +4,6 @@ import math
 from collections import deque
 from typing import Any
 
-import torch
-
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sources import Source
@@ -46,25 +44,9 @@ class ScriptTask:
             "step": c.step,
             "data_epoch": c.epoch,
             "loss": sum(self.losses) / len(self.losses) if self.losses else None,
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(self.state.optimizer.param_groups[0]["lr"]),
             "batch_size": self.batch_size,
             "metrics": c.metrics,
             "best": c.best,
             "skipped_steps": c.skipped,
         }
-
-
-class OptimizerGroups:
-    """Learning rates and whatever else an optimizer's parameter groups say."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        said = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
-        return {"groups": said}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for group, said in zip(self._optimizer.param_groups, state_dict["groups"], strict=True):
-            for key, value in said.items():
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value

@@ -79,9 +79,13 @@ class ShardedState(ReplicatedState):
     """The state of which this process holds its shards."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        more: Mapping[str, Stateful] | None = None,
+        groups: bool = False,
     ) -> None:
-        super().__init__(model, optimizer, more)
+        super().__init__(model, optimizer, more, groups)
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         # Noted now: while a layer computes, its parameters are whole, and a checkpoint is saved beside that.
         self._as_part = {n: _as_part(t, mesh) for n, t in super().tensors().items() if isinstance(t, DTensor)}
@@ -96,7 +100,21 @@ class ShardedState(ReplicatedState):
         return {name: in_words(t) + _how(t) for name, t in super().tensors().items()}
 
     def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: self._as_part[name](t) if name in self._as_part else t for name, t in tensors.items()}
+        known = {name: self._as_part.get(self._like(name, t)) for name, t in tensors.items()}
+        return {name: known[name](t) if known[name] is not None else t for name, t in tensors.items()}  # type: ignore[misc]
+
+    def _like(self, name: str, t: torch.Tensor) -> str:
+        """Of a part that the optimizer keeps the name of the parameter that is sharded like it."""
+        owner = self._optimizer.owner(name)
+        if owner is None or t.ndim == 0 or t.shape != _local(self._named[self._names[owner]]).shape:
+            return name
+        return f"model.{self._names[owner]}"
+
+    def _part_of(self, t: torch.Tensor) -> torch.Tensor:
+        return _local(t)
+
+    def _whole(self, part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        return _shard_of(part, parameter.detach())
 
     @torch.no_grad()
     def gather_best(self) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import torch
 from adaptrain.elastic.batchnorm import BatchStatistics, check_batch_norm
 from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.optimizers import OptimizerState, Unsupported
 from adaptrain.elastic.transfer import spread
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
@@ -101,20 +102,34 @@ class Capture:
 
 
 class ReplicatedState:
-    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON."""
+    """A model, its optimizer, the best weights so far, counters, and ``more``, whose state must be JSON.
+
+    Which parameters are trained is a part of it too: a script may thaw some on its way.
+
+    Args:
+        groups: whether the optimizer's parameter groups (its learning rate) are as well.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful] | None = None
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        more: Mapping[str, Stateful] | None = None,
+        groups: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self._more = more or {}
         self.counters = Counters()
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._parameters = list(trained.values())
+        self._named = dict(model.named_parameters())
+        trained = self._trained()
         self.gradients = self._gradients(trained)
         self.statistics = BatchStatistics(model)
-        _materialize(optimizer)
+        # Those that are trained come first.
+        self._names = [*trained, *(name for name in self._named if name not in trained)]
+        self._optimizer = OptimizerState(
+            optimizer, [self._named[n] for n in self._names], self._part_of, self._whole, groups
+        )
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
         self._capture: Capture | None = None
@@ -122,14 +137,12 @@ class ReplicatedState:
     @property
     def device(self) -> torch.device:
         """Where most of the tensors are, such as the gradients."""
-        return self._parameters[0].device
+        return next(iter(self.gradients.parameters.values())).device
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the state, by a stable name. They are the live ones, not copies."""
         named = {f"model.{name}": t for name, t in self.model.state_dict(keep_vars=True).items()}
-        for index, parameter in enumerate(self._parameters):
-            for name, value in self.optimizer.state[parameter].items():
-                named[f"optimizer.{index}.{name}"] = value
+        named |= self._optimizer.tensors()
         named |= {f"best.{name}": t for name, t in self.best.items()}
         return {name: t.detach() for name, t in named.items()}
 
@@ -145,12 +158,28 @@ class ReplicatedState:
         """The live tensors that training changes at every step: the model's and the optimizer's."""
         return {name: t for name, t in self.tensors().items() if name.startswith(("model.", "optimizer."))}
 
+    def room(self, counters: dict[str, Any], device: str | None = None) -> dict[str, torch.Tensor]:
+        """Memory for the tensors of another state, by its ``counters``: its optimizer may have taken other steps.
+
+        Args:
+            device: by default where each belongs.
+
+        Raises:
+            Unsupported: it is of another optimizer.
+        """
+        live = {name: t for name, t in self.tensors().items() if not name.startswith("optimizer.")}
+        made = {name: torch.empty_like(t, device=device or t.device) for name, t in live.items()}
+        return made | self._optimizer.room(_optimizer_of(counters), device)
+
     @torch.no_grad()
-    def take_back(self, weights: dict[str, torch.Tensor]) -> None:
-        """Go back to earlier ``weights``. The counters stay: what was done with the data was done."""
+    def take_back(self, weights: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
+        """Go back to earlier ``weights``, of which ``counters`` tell. This state's own counters and learning rates
+        stay: what was done with the data was done."""
         self._settle()
-        for name, t in self.weights().items():
-            t.copy_(weights[name])
+        for name, t in self.tensors().items():
+            if name.startswith("model."):
+                t.copy_(weights[name])
+        self._optimizer.load(_optimizer_of(counters), weights, groups=False)
 
     def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors like ``tensors()`` on the CPU, each as the part that it is of a whole one."""
@@ -190,35 +219,37 @@ class ReplicatedState:
         """
         self._settle()
         c = self.counters
-        known = group.gather(self._signature[1], c.version, c.group)
-        self._agree(group, [digest for digest, *_ in known])
+        known = group.gather(self._signature[1], _digest(self._thawed()), c.version, c.group)
+        self._agree(group, self._signature[0], [digest for digest, *_ in known])
         # A unit may have been applied by some members of a group that broke, and taken again by the others with other
         # shares, which rounds differently: the later of the two counts.
-        states = [(version, applied_by) for _, version, applied_by in known]
+        states = [(version, applied_by) for *_, version, applied_by in known]
         newest, mine = max(states), states[group.rank]
+        sources = [rank for rank, state in enumerate(states) if state == newest]
+        self._agree(group, self._thawed(), [known[rank][1] for rank in sources], sources)
+        if self.thawed:
+            self._rebuild()
         if min(states) == newest:
             return newest[0]
+        # A fresh member is overwritten in place; what is worth something must survive the loss of its source.
+        fresh = mine[0] <= 0 and newest[0] != INITIAL
+        if mine != newest and fresh:
+            c.version = TORN
         live = into = self.tensors()
-        if mine != newest:
-            # A fresh member is overwritten in place; what is worth something must survive the loss of its source.
-            if mine[0] > 0 or newest[0] == INITIAL:
-                into = {name: torch.empty_like(t) for name, t in live.items()}
-            else:
-                c.version = TORN
-        sources = [rank for rank, state in enumerate(states) if state == newest]
         try:
             with group.together():
                 said = tell(group, sources[0], self._counters() if group.rank == sources[0] else None)
-                spread(list(into.values()), group, sources)
+                if mine != newest:
+                    into = self.room(said)
+                    if fresh:
+                        into |= {name: t for name, t in live.items() if not name.startswith("optimizer.")}
+                spread([into[name] for name in sorted(into)], group, sources)
         except GroupBroken:
-            if mine != newest and into is live:
+            if mine != newest and fresh:
                 group.rest()
             raise
         if mine != newest:
-            if into is not live:
-                for name, t in live.items():
-                    t.copy_(into[name])
-            self._take(said)
+            self._fill(into, said)
         return newest[0]
 
     def applied(self, group: Group) -> None:
@@ -226,20 +257,55 @@ class ReplicatedState:
         self.counters.version += 1
         self.counters.group = group.epoch
 
-    def _agree(self, group: Group, digests: list[int]) -> None:
-        """Make sure that all members have the same tensors, before any of them is sent."""
-        mine, _ = self._signature
+    def _agree(
+        self, group: Group, mine: dict[str, str], digests: list[int], ranks: Sequence[int] | None = None
+    ) -> None:
+        """Make sure that members say the same of the model, before any of them sends it.
+
+        Args:
+            digests: of what each of the ``ranks`` says: by default of all.
+        """
         if len(set(digests)) == 1:
             return
+        asked = ranks if ranks is not None else range(group.size)
         with group.together():
-            first = tell(group, 0, mine if group.rank == 0 else None)
-        if digests[group.rank] == digests[0]:
+            first = tell(group, asked[0], mine if group.rank == asked[0] else None)
+        if group.rank not in asked or digests[asked.index(group.rank)] == digests[0]:
             raise GroupBroken("another worker has another model")
         name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
         raise InvalidJob(
             f"the workers disagree on the model: {name} is {mine.get(name, 'absent')} here and"
-            f" {first.get(name, 'absent')} on the group's first worker; build the same model on all of them"
+            f" {first.get(name, 'absent')} on the group's first worker; build the same model on all of them, and let"
+            " only what they share decide what is trained"
         )
+
+    # Which parameters are trained
+
+    @property
+    def thawed(self) -> bool:
+        """Whether other parameters are trained than those of which the gradients are summed."""
+        return any(p.requires_grad != (name in self.gradients.parameters) for name, p in self._named.items())
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self._named.items() if p.requires_grad}
+
+    def _thawed(self) -> dict[str, str]:
+        return {name: "trained" if p.requires_grad else "frozen" for name, p in self._named.items()}
+
+    def _rebuild(self) -> None:
+        """Sum the gradients of those that are trained now."""
+        if not (trained := self._trained()):
+            raise InvalidJob("model: there is no parameter to train any more: let some of them require gradients")
+        self.gradients.close()
+        self.gradients = self._gradients(trained)
+
+    def _part_of(self, t: torch.Tensor) -> torch.Tensor:
+        """This process's part of a tensor of the optimizer's."""
+        return t
+
+    def _whole(self, part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """What the optimizer keeps for such a part."""
+        return part
 
     def _gradients(self, trained: dict[str, torch.nn.Parameter]) -> Gradients:
         return Gradients(trained)
@@ -252,11 +318,28 @@ class ReplicatedState:
     def _signature(self) -> tuple[dict[str, str], int]:
         """The shapes, and 56 bits of their digest: once, not at every change of members."""
         words = self._shapes()
-        return words, int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:7])
+        return words, _digest(words)
 
     def _counters(self) -> dict[str, Any]:
-        self.counters.more = {name: source.state_dict() for name, source in self._more.items()}
+        self.counters.more = {
+            **{name: source.state_dict() for name, source in self._more.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "frozen": [name for name, p in self._named.items() if not p.requires_grad],
+        }
         return asdict(self.counters)
+
+    def _fill(self, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
+        """Take over another state, whose tensors may be this one's own memory."""
+        for name, t in self.tensors().items():
+            if not name.startswith("optimizer.") and tensors[name] is not t:
+                t.copy_(tensors[name])
+        self._optimizer.load(_optimizer_of(counters), tensors)
+        frozen = counters.get("more", {}).get("frozen")
+        for name, p in self._named.items() if frozen is not None else ():
+            p.requires_grad_(name not in frozen)
+        if self.thawed:
+            self._rebuild()
+        self._take(counters)
 
     def _take(self, counters: dict[str, Any]) -> None:
         began, have = counters.get("samples", 0), self.counters.samples
@@ -299,9 +382,7 @@ class ReplicatedState:
     def restore(self, captured: dict[str, Any]) -> None:
         """Take over what ``capture`` gave."""
         self._settle()
-        for name, t in self.tensors().items():
-            t.copy_(captured[name])
-        self._take(captured["counters"])
+        self._fill(captured, captured["counters"])
 
 
 def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
@@ -327,19 +408,14 @@ def in_words(t: torch.Tensor) -> str:
     return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" + (f" on {t.device.type}" if t.is_cuda else "")
 
 
-def _materialize(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer's state exist before the first step, so that it can be received.
+def _optimizer_of(counters: dict[str, Any]) -> dict[str, Any]:
+    """What counters say of the optimizer."""
+    said = counters.get("more", {}).get("optimizer")
+    if not isinstance(said, dict):
+        raise Unsupported("it tells nothing of its optimizer")
+    return said
 
-    A step with learning rate 0 and zero gradients leaves the parameters as they are.
-    """
-    if optimizer.state:
-        return
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for values in optimizer.state.values():
-        for value in values.values():
-            value.zero_()
+
+def _digest(words: dict[str, str]) -> int:
+    """56 bits."""
+    return int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:7])
