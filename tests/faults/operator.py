@@ -176,8 +176,12 @@ class Apart(World):
         if fate < 0.05:
             return  # the status could not be written: nothing is done
         if fate < 0.15:
+            # A request fails, and what would come after it is left.
+            left = self.rng.randint(0, len(plan.delete) + len(plan.apply) + len(plan.create))
             for part in (plan.delete, plan.apply, plan.create):
-                del part[self.rng.randint(0, len(part)) :]
+                kept = min(left, len(part))
+                del part[kept:]
+                left -= kept
         super().carry_out(plan)
         if fate > 0.97:
             self.restart()
