@@ -143,3 +143,13 @@ def test_a_search_is_decided_without_progress_that_a_decision_stumbles_over() ->
     search = Search("digits", "ns", "uid", 1, False, spec, ArchitectureSearchStatus())
     plan = decide_search_anyhow(search, SearchSeen({}, odd), 1_800_000_000.0)
     assert plan.apply[0]["spec"]["suspend"]
+
+
+def test_who_deletes_the_pool_and_forges_another_gains_nothing() -> None:
+    world = SearchWorld()
+    world.settle()
+    world.jobs["digits-pool"] = forged("digits-pool", "0")
+    for _ in range(3):
+        world.decide()
+    assert world.jobs["digits-pool"]["metadata"]["uid"] != "forged"
+    assert "forged" not in {one.uid for one in world.status.jobs}

@@ -129,9 +129,13 @@ def decide_search_anyhow(search: Search, seen: SearchSeen, now: float) -> Search
 
 
 def _on_record(search: Search, seen: SearchSeen, now: float) -> ArchitectureSearchStatus:
-    """The status with those of the recorded jobs that are still there, and with no time in the future."""
+    """The status without trials on record that are gone, and with no time in the future.
+
+    The pool and the winner stay on record, so that it is empty only where none was ever kept.
+    """
     status, latest = search.status, moment(now)
-    jobs = [one for one in status.jobs if one.uid == _uid(seen.jobs.get(one.name))]
+    kept = (search.pool, search.winner)
+    jobs = [one for one in status.jobs if one.name in kept or one.uid == _uid(seen.jobs.get(one.name))]
     ready = next((one for one in status.conditions if one.type == "PodsReady"), None)
     taken = ready is not None and ready.reason == "NameTaken"
     if not status.jobs and status.observed_generation is not None and not taken:

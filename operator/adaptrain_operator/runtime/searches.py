@@ -110,11 +110,11 @@ class SearchReconciler:
         if isinstance(known[1], str):
             return known[1]
         status = read_search_status(raw["status"])
-        recorded = {one.uid for one in status.jobs}
+        record = {one.name: one.uid for one in status.jobs}
         made = self._made.get(key, {})
-        for name in [name for name, uid in made.items() if uid in recorded]:
+        for name in [name for name, uid in made.items() if record.get(name) == uid]:
             del made[name]
-        more = [OwnJob(name=name, uid=uid) for name, uid in made.items()]
+        jobs = [OwnJob(name=name, uid=uid) for name, uid in {**record, **made}.items()]
         return Search(
             name=meta["name"],
             namespace=meta["namespace"],
@@ -122,7 +122,7 @@ class SearchReconciler:
             generation=meta.get("generation", 0),
             deleting="deletionTimestamp" in meta,
             spec=known[1],
-            status=status.model_copy(update={"jobs": [*status.jobs, *more]}),
+            status=status.model_copy(update={"jobs": jobs}),
         )
 
     def _observe(self, search: Search) -> SearchSeen:
@@ -156,7 +156,7 @@ class SearchReconciler:
         for job in plan.apply:
             name = job["metadata"]["name"]
             try:
-                made = await self._create_or_apply(key, job, record.get(name))
+                made = await self._create_or_apply(key, job, self._still_there((key[0], name), record.get(name)))
             except Taken as problem:
                 # Its controller was changed by hand: it goes on without us.
                 logger.warning("%s", problem, extra={"job": "/".join(key)})
@@ -171,13 +171,18 @@ class SearchReconciler:
             # The watch will bring nothing new of it.
             for changed in self._cache.put(JOB, made):
                 self._jobs.add(changed)
-            if name not in record:
-                made_now = OwnJob(name=name, uid=made["metadata"]["uid"])
-                self._made.setdefault(key, {})[name] = made_now.uid
-                plan.status = plan.status.model_copy(update={"jobs": [*plan.status.jobs, made_now]})
+            if record.get(name) != made["metadata"]["uid"]:
+                record[name] = self._made.setdefault(key, {})[name] = made["metadata"]["uid"]
+        jobs = [OwnJob(name=name, uid=uid) for name, uid in record.items()]
+        plan.status = plan.status.model_copy(update={"jobs": jobs})
+
+    def _still_there(self, job: Key, uid: str | None) -> str | None:
+        """The uid, if there is a job of it."""
+        there = self._cache.job(job)
+        return uid if there is not None and there["metadata"]["uid"] == uid else None
 
     async def _create_or_apply(self, key: Key, job: Object, uid: str | None) -> Object:
-        """Make a job that is not on record, or change that of this uid and no other of its name."""
+        """Make a job, or change that of this uid and no other of its name."""
         if uid is not None:
             try:
                 return await self._maker.mend(JOB, job, uid)
