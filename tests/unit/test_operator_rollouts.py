@@ -134,6 +134,25 @@ def test_without_room_a_bad_template_costs_one_worker_at_most() -> None:
     assert world.condition("Rescaling")[1] == "RolloutStopped"
 
 
+def test_a_coordinator_that_is_lost_while_an_image_is_on_trial_comes_back_with_the_proved_one() -> None:
+    world = World()
+    world.settle()
+    change(world, image="trainer:typo")
+    pass_time(world, 60, "trainer:typo")
+    del world.pods["job-coordinator-1"]
+    world.step()
+    assert image_of(world.pods["job-coordinator-2"]) == "trainer:1"
+    world.start("job-coordinator-2")
+    pass_time(world, 60, "trainer:typo")
+    assert world.status.coordinator == 2, "it stays while the trial lasts"
+    change(world, image="trainer:2")
+    for _ in range(10):
+        world.settle()
+        world.now += 1
+    assert image_of(world.pods["job-coordinator-3"]) == "trainer:2"
+    assert world.status.coordinator == 3
+
+
 def test_an_image_that_cannot_be_pulled_stops_the_rollout() -> None:
     world = World()
     world.settle()

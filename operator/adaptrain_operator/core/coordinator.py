@@ -1,6 +1,6 @@
 """Which coordinator the job has. It is no part of a step, so it is replaced on suspicion, and its number only grows."""
 
-from adaptrain_operator.core import children, conditions, drain, failures, ownership
+from adaptrain_operator.core import children, conditions, drain, failures, naming, ownership, starts
 from adaptrain_operator.core.draft import Draft, finished
 from adaptrain_operator.core.observed import Pod
 from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash
@@ -86,8 +86,7 @@ def _outdated(draft: Draft, current: Pod) -> bool:
     at the first worker and training goes on."""
     if current.template_hash == coordinator_hash(draft.job):
         return False
-    wanted = template_hash(draft.job)
-    tried = draft.value("trained_template") in (None, wanted)
+    wanted, tried = template_hash(draft.job), not starts.on_trial(draft)
     if draft.job.spec.search is not None:
         # Evaluators go on while it is replaced: a new budget is heard at once, a new image once they have tried it.
         return tried or current.image == draft.job.spec.image
@@ -125,7 +124,11 @@ def _create(draft: Draft, number: int, previous: Pod | None) -> None:
     if previous is not None and seen.lost(previous.node, draft.now) and previous.node is not None:
         draft.avoided.setdefault(previous.node, draft.now)
     image, one_node = job.spec.image or seen.default_image, conditions.shares_node(draft)
-    draft.plan.create.append(coordinator_pod(job, number, image, left, drain.avoided(draft), seen.defaults, one_node))
+    proved = starts.proved_image(draft)
+    pod = coordinator_pod(job, number, proved or image, left, drain.avoided(draft), seen.defaults, one_node)
+    if proved is not None:
+        pod["metadata"]["annotations"][naming.TEMPLATE_HASH] = ""  # so that it is replaced once the trial is over
+    draft.plan.create.append(pod)
 
 
 def _clean(draft: Draft, pods: tuple[Pod, ...], number: int) -> None:

@@ -30,6 +30,14 @@ def on_trial(draft: Draft) -> bool:
     return draft.value("trained_template") not in (None, template_hash(draft.job))
 
 
+def proved_image(draft: Draft) -> str | None:
+    """The image of workers that train, while another one is on trial: a coordinator that is lost meanwhile needs it."""
+    if not on_trial(draft):
+        return None
+    trained = draft.value("trained_template")
+    return next((pod.image for pod in draft.active if pod.template_hash == trained), None)
+
+
 def of_no_account(draft: Draft, pod: Pod) -> bool:
     """Whether a pod's failure says nothing of the template that trains."""
     return draft.value("trained_template") not in (None, pod.template_hash)
