@@ -24,7 +24,7 @@ from adaptrain_api.base import (
 from adaptrain_api.containers import VOLUME_PRIVILEGES, EnvFrom, EnvVar, InitContainer, Resources, Volume, VolumeMount
 from adaptrain_api.objects import immutable
 
-PRIVILEGES = (*VOLUME_PRIVILEGES, "hostNetwork", "capabilities", "root")
+PRIVILEGES = (*VOLUME_PRIVILEGES, "hostNetwork", "capabilities", "root", "labels", "annotations")
 """What the chart's value ``jobs.allow`` may name."""
 
 CAPABILITY = r"^[A-Z][A-Z0-9_]*$"
@@ -64,19 +64,50 @@ class Toleration(Model):
     )
 
 
+RESERVED = ("adaptrain.io/", "app.kubernetes.io/")
+"""Prefixes of labels and annotations that no job may give; each has a rule of its own."""
 RESERVED_LABELS = Rule(
     cel="!self.exists(key, key.startsWith('adaptrain.io/') || key.startsWith('app.kubernetes.io/'))",
     message="keys under adaptrain.io/ and app.kubernetes.io/ are set by adaptrain: choose another prefix",
-    check=lambda found: not any(key.startswith(("adaptrain.io/", "app.kubernetes.io/")) for key in found),
+    check=lambda found: not any(key.startswith(RESERVED) for key in found),
 )
+
+FREE_KEYS = "jobs.adaptrain.io/"
+"""Prefix of labels and annotations that any job may give its pods: nobody's Service or policy selects by them."""
+WELL_KNOWN = (
+    "cluster-autoscaler.kubernetes.io/safe-to-evict",
+    "karpenter.sh/do-not-disrupt",
+    "kueue.x-k8s.io/priority-class",
+    "kueue.x-k8s.io/queue-name",
+    "linkerd.io/inject",
+    "sidecar.istio.io/inject",
+)
+"""Keys that any job may give, too: they say how its own pods are queued, kept and injected."""
+
+
+def _own_keys(name: str, danger: str) -> Rule:
+    """By labels a pod becomes part of a Service, a budget or a policy, and by annotations it gets networks, identities
+    and secrets from what acts on them."""
+    return privilege(
+        name,
+        f"self.all(key, key.startsWith('{FREE_KEYS}') || key.startsWith('adaptrain.io/')"
+        f" || key.startsWith('app.kubernetes.io/') || key in {list(WELL_KNOWN)})",
+        f"a key that does not begin with {FREE_KEYS} and may {danger}",
+        lambda found: all(key.startswith((FREE_KEYS, *RESERVED)) or key in WELL_KNOWN for key in found),
+    )
+
 
 Labels = Annotated[
     dict[Text, LabelValue],
     BeforeValidator(without_nulls),
     Field(max_length=64),
-    Rules(QUALIFIED_KEYS, RESERVED_LABELS),
+    Rules(QUALIFIED_KEYS, RESERVED_LABELS, _own_keys("labels", "make the pods part of another's Service or policy")),
 ]
-Annotations = Annotated[Texts, Field(max_length=64), Rules(QUALIFIED_KEYS, RESERVED_LABELS)]
+Annotations = Annotated[
+    Texts,
+    Field(max_length=64),
+    Rules(QUALIFIED_KEYS, RESERVED_LABELS, _own_keys("annotations", "give the pods networks, identities or secrets")),
+]
 NodeSelector = Annotated[
     dict[Text, LabelValue], BeforeValidator(without_nulls), Field(max_length=64), Rules(QUALIFIED_KEYS)
 ]

@@ -103,7 +103,10 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("change", "line"),
     [
         ({"zzz": 1}, "spec.zzz: unknown field: known here are image, imagePullPolicy, "),
-        ({"workers": {"labels": {"a b": "c"}}}, "spec.workers.labels: keys must look like name or example.com/name"),
+        (
+            {"workers": {"labels": {"jobs.adaptrain.io/a b": "c"}}},
+            "spec.workers.labels: keys must look like name or example.com/name",
+        ),
         ({"workers": {"labels": {"a.b/c": 1}}}, 'spec.workers.labels["a.b/c"]: must be a string: put it in quotes'),
         ({"workers": {"labels": {1: "c"}}}, "spec.workers.labels[1] (key): must be a string: put it in quotes"),
         ({"model": {"name": "mlp", "args": {"a": float("nan")}}}, "spec.model.args: can't hold nan, which JSON has no"),

@@ -99,7 +99,7 @@ class Story:
                 self.workers |= {"replicas": int(number)}
                 self.spec()
             case ["change"]:
-                self.workers |= {"labels": {"n": str(pick)}}
+                self.workers |= {"labels": {"jobs.adaptrain.io/n": str(pick)}}
                 self.spec()
             case ["spoil"]:
                 """A template none of whose workers ever starts well."""

@@ -261,3 +261,15 @@ def test_a_spec_of_before_is_read() -> None:
     TrainingJobSpec.model_validate(
         {"script": {"command": ["a"]}, "workers": {"envFrom": [{"secretRef": {"name": "a"}}]}}
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("labels", "app"), ("labels", "example.com/app"), ("annotations", "k8s.v1.cni.cncf.io/networks")],
+)
+def test_no_job_makes_its_pods_part_of_what_is_another_s(name: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match=f"ask for {name} in the chart's value jobs.allow"):
+        make_spec(workers={name: {key: "payments"}})
+    assert make_spec(workers={name: {"jobs.adaptrain.io/team": "payments"}})
+    monkeypatch.setattr("adaptrain_api.base.ALLOWED", {name})
+    assert make_spec(workers={name: {key: "payments"}})

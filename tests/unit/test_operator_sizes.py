@@ -61,7 +61,7 @@ def test_rolling_without_room_removes_one_first_but_not_below_min() -> None:
         world = World(workers={"min": least, "replicas": 2})
         world.settle()
         world.room = 3
-        changed = {"min": least, "replicas": 2, "labels": {"team": "a"}}
+        changed = {"min": least, "replicas": 2, "labels": {"jobs.adaptrain.io/team": "a"}}
         world.spec = make_spec(workers=changed)
         world.step()
         world.now += 20
