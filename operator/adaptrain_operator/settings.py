@@ -49,13 +49,16 @@ class Settings(BaseModel):
     """Of workers whose job gives none, as JSON."""
     tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_json)] = ()
     """Of all job pods, as JSON."""
+    metrics_from: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_json)] = ()
+    """NetworkPolicy peers that may reach jobs' metrics, this operator among them, as JSON; empty: anyone may."""
     lease_name: str = "adaptrain-operator"
     lease_namespace: str = "default"
     lease_seconds: Annotated[float, Field(ge=2)] = 15.0
     """How long a leader that is not heard keeps the lead."""
     identity: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """Name of this process in the election; a pod's name, so that a restarted container takes up its own lead."""
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Empty: all addresses, of IPv4 and IPv6."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """``/healthz``, ``/readyz`` and ``/metrics``; 0 picks a free one."""
     log_format: Literal["json", "text"] = "json"
@@ -72,6 +75,7 @@ class Settings(BaseModel):
             coordinator=dump(self.coordinator_resources),
             workers=dump(self.worker_resources),
             tolerations=tuple(dump(one) for one in self.tolerations),
+            metrics_from=self.metrics_from,
             assigned_user=self.assigned_users,
         )
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group, GroupBroken, Meeting, form
+from adaptrain.elastic.group import Abandoned, Group, GroupBroken, Meeting, form
 from adaptrain.elastic.sockets import GroupSockets
 from torch.distributed import TCPStore
 
@@ -89,3 +90,24 @@ def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int, act: Act) -> None
     assert broken.wait(10), "it waits for ever for who is gone"
     thread.join(10)
     assert not thread.is_alive(), "dropping the group waits for who is gone"
+
+
+def test_a_group_that_was_abandoned_is_dropped_when_its_operation_has_ended() -> None:
+    class Links:
+        pass
+
+    class Work:
+        ended = False
+
+        def is_completed(self) -> bool:
+            return self.ended
+
+    links, work, held = Links(), Work(), Abandoned()
+    seen = weakref.ref(links)
+    held.leave(cast(Any, links), cast(Any, work))
+    del links
+    held.drop_ended()
+    assert (len(held), seen() is not None) == (1, True)
+    work.ended = True
+    held.drop_ended()
+    assert (len(held), seen()) == (0, None)

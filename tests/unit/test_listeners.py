@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any
 
+import aiohttp
 import pytest
 from adaptrain.asking import NotOurs, ask
 from adaptrain.elastic import handshake, http, wire
@@ -19,6 +20,7 @@ from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.metrics import JobMetrics
 from adaptrain.ports import join, listen_on, listens_at, split
 from adaptrain_api.proof import NONCE_SECONDS, Caller, Gate
+from adaptrain_operator import server
 
 from tests.protocol import greet, receive
 
@@ -436,3 +438,19 @@ def test_a_host_with_many_addresses_is_one_stranger() -> None:
     assert source("::ffff:10.0.0.1") == source("10.0.0.1") == "10.0.0.1"
     assert source("fd00::1:2:3:4") == source("fd00::9") != source("fd00:1::9")
     assert source("fe80::1%eth0") == "fe80::"
+
+
+def test_the_operators_own_port_bounds_connections_and_serves_whoever_asks() -> None:
+    async def check() -> None:
+        runner = await server.serve("127.0.0.1", 0, lambda: None, lambda: "not yet")
+        port = runner.addresses[0][1]
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3 * server.MOST)]
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert answer.status == 200
+        assert runner.server is not None
+        assert len(runner.server.connections) <= server.MOST
+        for _, writer in held:
+            writer.transport.abort()
+        await runner.cleanup()
+
+    run(check())

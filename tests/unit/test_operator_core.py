@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from adaptrain_operator.core import children, conditions
+from adaptrain_operator.core import children, conditions, naming
 
 from tests.unit.operator_world import T0, World, make_spec
 
@@ -288,3 +288,15 @@ def test_weights_to_start_from_are_mounted_read_only(checkpoint: str | None) -> 
     }
     assert claims[mount["name"]] == "models"
     assert sorted(claims.values()) == sorted({"models", checkpoint} - {None}), "each claim is mounted once"
+
+
+def test_metrics_are_open_to_whom_the_administrator_names() -> None:
+    world = World()
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    own = {"podSelector": {"matchLabels": naming.selector("job", naming.WORKER)}}
+    for allowed in ([], [peer]):
+        for policy in children.network_policies(world.job, allowed):
+            control, web = policy["spec"]["ingress"]
+            assert control["from"] == [own]
+            assert web.get("from", []) == allowed
+            assert web["ports"][0]["port"] in (8080, 8081)

@@ -127,3 +127,14 @@ seccompProfile:
   name: {{ include "adaptrain.serviceAccount" . }}
   namespace: {{ .Release.Namespace }}
 {{- end }}
+
+{{/* Who may reach jobs' metrics, as JSON: the operator as well, which asks coordinators on the same port. */}}
+{{- define "adaptrain.metricsFrom" -}}
+{{- if .Values.jobs.metricsFrom -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $pods := dict "matchLabels" (include "adaptrain.selector" . | fromYaml) -}}
+{{- append .Values.jobs.metricsFrom (dict "namespaceSelector" $namespace "podSelector" $pods) | toJson -}}
+{{- else -}}
+[]
+{{- end -}}
+{{- end }}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from adaptrain_api.base import manifest_of
@@ -110,11 +111,13 @@ def disruption_budget(job: Job) -> Object:
     }
 
 
-def network_policies(job: Job) -> list[Object]:
+def network_policies(job: Job, metrics_from: Sequence[Object] = ()) -> list[Object]:
     """torch's own sockets have no authentication, so only workers of the same job may reach a worker.
 
-    Metrics are open to any scraper, and so is the coordinator's HTTP port: its progress asks for the token.
+    Args:
+        metrics_from: peers that may reach the ports of metrics and progress; none: anyone.
     """
+    open_to: Object = {"from": list(metrics_from)} if metrics_from else {}
     workers = {"podSelector": {"matchLabels": naming.selector(job.name, naming.WORKER)}}
     peers: Object = {} if job.spec.workers.host_network else {"from": [workers]}
     rules: dict[str, tuple[str, list[Object]]] = {
@@ -123,12 +126,12 @@ def network_policies(job: Job) -> list[Object]:
             [
                 # Workers with their node's network come from its address, which no selector names: the token guards.
                 {**peers, "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
-                {"ports": [{"port": HTTP_PORT, "protocol": "TCP"}]},
+                {**open_to, "ports": [{"port": HTTP_PORT, "protocol": "TCP"}]},
             ],
         ),
         naming.WORKER: (
             naming.workers(job.name),
-            [{"from": [workers]}, {"ports": [{"port": WORKER_METRICS_PORT, "protocol": "TCP"}]}],
+            [{"from": [workers]}, {**open_to, "ports": [{"port": WORKER_METRICS_PORT, "protocol": "TCP"}]}],
         ),
     }
     return [

@@ -131,7 +131,7 @@ def _never_began(draft: Draft) -> bool:
 def _apply_children(draft: Draft) -> None:
     job = draft.job
     draft.plan.apply += [children.service_account(job), children.config_map(job)]
-    for child in (children.disruption_budget(job), *children.network_policies(job)):
+    for child in (children.disruption_budget(job), *children.network_policies(job, draft.seen.defaults.metrics_from)):
         found = draft.seen.children.get((child["kind"], child["metadata"]["name"]))
         if not ownership.right(child, found):
             draft.plan.apply.append(child)

@@ -31,6 +31,8 @@ class Defaults:
     """Resources of workers."""
     tolerations: tuple[Object, ...] = ()
     """Taints that all pods tolerate."""
+    metrics_from: tuple[Object, ...] = ()
+    """NetworkPolicy peers that may reach jobs' metrics, and coordinators' progress; none: anyone may."""
     assigned_user: bool = False
     """The namespace assigns users and groups (OpenShift): a pod that names its own would be refused."""
     bounds: Bounds = field(default_factory=Bounds)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from adaptrain.elastic import handshake, wire
@@ -153,7 +153,8 @@ class Epochs:
             self._must_sever.wait()
             self._must_sever.clear()
             while self._group and self.must_leave:
-                self._sockets.sever()
+                with suppress(OSError):  # no descriptor is left to look at the others with: in a moment there is one
+                    self._sockets.sever()
                 time.sleep(INTERVAL)
 
 

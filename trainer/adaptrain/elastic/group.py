@@ -47,6 +47,31 @@ class Links:
     """Takes those on GPUs, if the members have some."""
 
 
+class Abandoned:
+    """Groups with an operation that will not end before its time-out: whoever drops one sooner waits for that, so each
+    is held, with its sockets and threads, until its operation has ended."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Links | None, Work]] = []
+
+    def leave(self, links: Links | None, work: Work) -> None:
+        """Hold a group, also beyond the interpreter's end."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(links))
+        self._held.append((links, work))
+
+    def drop_ended(self) -> None:
+        """Let go of those whose operation has ended."""
+        for one in [one for one in self._held if one[1].is_completed()]:
+            self._held.remove(one)
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(one[0]))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+_ABANDONED = Abandoned()
+
+
 class Group:
     """``size`` members, of which this is number ``rank``."""
 
@@ -135,7 +160,7 @@ class Group:
             with contextlib.suppress(RuntimeError):
                 work.wait(SLICE)
             if not work.is_completed():
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._links))
+                _ABANDONED.leave(self._links, work)
                 self.abandoned = True
                 break
         self._under_way.clear()
@@ -253,6 +278,7 @@ def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | No
     """
     if meeting.size == 1:
         return None
+    _ABANDONED.drop_ended()
     made: Future[Links] = Future()
 
     def connect() -> None:

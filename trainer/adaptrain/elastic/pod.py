@@ -23,7 +23,6 @@ mates may wait for somebody who is lost, or for a collective that gloo forgot, u
 import math
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +43,7 @@ from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import ReplicatedState, spread_words
+from adaptrain.elastic.threads import forever
 from adaptrain.elastic.words import gather_words
 
 T = TypeVar("T")
@@ -212,7 +212,7 @@ class _Follower(Epochs):
         self._pod = pod
         self._line = line
         for target in (self._listen, self._beat, self._sever):
-            threading.Thread(target=target, daemon=True, name=f"follower{target.__name__}").start()
+            forever(f"follower{target.__name__}", target)
 
     def next(self) -> wire.Frame:
         with self.doing("idle"):
