@@ -108,6 +108,7 @@ def test_every_way_to_end(row: int, exit: Object | None, status: Object, meta: O
 def test_init_containers_that_fail() -> None:
     for name, code, row, expected in (
         ("source", EXIT_INVALID, 17, Ending.INVALID),
+        ("packages", EXIT_INVALID, 17, Ending.INVALID),
         ("rules", EXIT_INVALID, 23, F),
         ("source", 1, 23, F),
         ("rules", 137, 22, D),

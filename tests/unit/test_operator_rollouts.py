@@ -6,7 +6,7 @@ import pytest
 from adaptrain_api.progress import EXIT_INVALID
 from adaptrain_operator.core import naming
 
-from tests.unit.operator_world import Object, World, make_spec
+from tests.unit.operator_world import Object, World, make_spec, stamp
 
 
 def change(world: World, **spec: Any) -> None:
@@ -296,3 +296,18 @@ def test_a_mended_template_begins_anew() -> None:
     change(world, maxRestarts=10, image="trainer:2")
     start_and_fail(world, 2, "NameError: x")
     assert world.condition("Failed")[0] != "True"
+
+
+def test_what_an_init_container_waits_for_may_come() -> None:
+    world = never_trained(maxRestarts=5)
+    for _ in range(400):
+        world.now += 2
+        for name in world.active():
+            ended = {"exitCode": 1, "message": "script.source.git.url can't be read", "finishedAt": stamp(world.now)}
+            world.pods[name]["status"] = {
+                "phase": "Failed",
+                "initContainerStatuses": [{"name": "source", "state": {"terminated": ended}}],
+            }
+        world.step()
+    assert world.condition("Failed")[1] == "TooManyFailures"
+    assert world.status.restarts == 6

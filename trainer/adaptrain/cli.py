@@ -163,6 +163,7 @@ def _source() -> None:
 def _packages() -> None:
     """Install a script's packages into a pod; its termination message is why they can't be."""
     from adaptrain.packages import install
+    from adaptrain.process import WORDS_LIMIT, ending
 
     try:
         install(
@@ -171,7 +172,7 @@ def _packages() -> None:
             path("ADAPTRAIN_PACKAGE_CACHE"),
         )
     except (InvalidJob, OSError) as error:
-        Path(required("ADAPTRAIN_TERMINATION_LOG")).write_text(str(error))
+        Path(required("ADAPTRAIN_TERMINATION_LOG")).write_text(ending(str(error), WORDS_LIMIT))
         logging.error("%s", error)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidJob) else 1)
 

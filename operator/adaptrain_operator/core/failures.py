@@ -173,7 +173,7 @@ ROWS = (
         lambda e: e.exit.reason in LOST_WITH_NODE and e.outcome != "failed",
     ),
     Row(
-        f"exit code {EXIT_INVALID} of our container, or of the init container `{naming.SOURCE}`",
+        f"exit code {EXIT_INVALID} of our container, or of the init containers `{naming.SOURCE}`, `{naming.PACKAGES}`",
         "the trainer: the manifest can't be run as it is",
         Ending.INVALID,
         lambda e: e.exit.code == EXIT_INVALID and e.exit.init_container in (None, naming.SOURCE, naming.PACKAGES),

@@ -50,7 +50,10 @@ def _count(draft: Draft, pod: Pod) -> int:
     if starts.of_no_account(draft, pod):
         starts.count_start(draft, pod)
         return 0
-    if starts.never_trained(draft) and (policy is None or pod.exit is None or policy.action(pod.exit.code) is None):
+    # What init containers wait for (a repository, a package index) may come; a rule that says Count means it.
+    own = pod.exit is not None and pod.exit.init_container is None
+    ruled = policy is not None and pod.exit is not None and policy.action(pod.exit.code) is not None
+    if starts.never_trained(draft) and own and not ruled:
         starts.count_start(draft, pod)
     return 1
 
