@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from adaptrain_api.pods import PRIVILEGES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/adaptrain"
@@ -219,6 +220,36 @@ def test_crds_are_upgraded_and_kept(helm: str) -> None:
     assert [one["spec"] for one in found] == [one["spec"] for one in made]
     assert all(one["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for one in found)
     assert "CustomResourceDefinition" not in template(helm, {"crds": {"install": False}})
+
+
+def _rules(schema: Any) -> list[str]:
+    if isinstance(schema, list):
+        return [rule for one in schema for rule in _rules(one)]
+    if not isinstance(schema, dict):
+        return []
+    own = [one["rule"] for one in schema.get("x-kubernetes-validations", [])]
+    return own + [rule for key, one in schema.items() if key != "x-kubernetes-validations" for rule in _rules(one)]
+
+
+def test_the_crds_allow_what_the_administrator_allows(helm: str) -> None:
+    made = objects(template(helm, {"jobs": {"allow": ["hostPath", "root"]}}))
+    rules = [rule for one in made if one["kind"] == "CustomResourceDefinition" for rule in _rules(one["spec"])]
+    guarded = {match[1]: match[2] for rule in rules if (match := re.match(r"'(\w+)' in (\[.*?\]) \|\| ", rule))}
+    assert guarded == {name: f"['{name}']" if name in ("hostPath", "root") else "[]" for name in PRIVILEGES}
+    (operator,) = [one for one in made if one["kind"] == "Deployment"]
+    env = {one["name"]: one.get("value") for one in operator["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert env["ADAPTRAIN_OPERATOR_ALLOW"] == "hostPath,root"
+
+
+@pytest.mark.parametrize(("users", "openshift", "assigned"), [("Auto", False, False), ("Auto", True, True)])
+def test_openshift_assigns_users(helm: str, users: str, openshift: bool, assigned: bool) -> None:
+    known = ("--api-versions", "security.openshift.io/v1") if openshift else ()
+    made = objects(template(helm, {"jobs": {"users": users}}, *known))
+    (operator,) = [one for one in made if one["kind"] == "Deployment"]
+    pod = operator["spec"]["template"]["spec"]
+    env = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    assert env["ADAPTRAIN_OPERATOR_ASSIGNED_USERS"] == str(assigned).lower()
+    assert ("runAsUser" in pod["securityContext"]) is not assigned
 
 
 def test_monitors_are_made_where_their_kinds_are_known(helm: str) -> None:

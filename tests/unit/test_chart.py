@@ -40,6 +40,15 @@ def test_values_hold_exactly_what_the_schema_describes() -> None:
     assert in_readme == described
 
 
+def test_what_may_be_allowed_is_what_the_crds_guard() -> None:
+    from adaptrain_api.pods import PRIVILEGES
+
+    assert tuple(SCHEMA["properties"]["jobs"]["properties"]["allow"]["items"]["enum"]) == PRIVILEGES
+    for made in (ROOT / "crds").glob("*.yaml"):
+        text = json.dumps(yaml.safe_load(made.read_text()))
+        assert {name for name in PRIVILEGES if f"'{name}' in [] ||" in text} == set(PRIVILEGES), made.name
+
+
 def test_schema_is_strict_and_tells_what_each_value_means() -> None:
     def visit(node: Any, path: str) -> None:
         if not isinstance(node, dict):
