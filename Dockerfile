@@ -11,7 +11,8 @@ FROM ${BASE_IMAGE} AS python
 # With a name in /etc/passwd: torch asks for it.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/share/doc/* \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* \
+ && find /usr/share/doc -type f ! -name copyright -delete \
  && echo 'adaptrain:x:10001:' >> /etc/group \
  && echo 'adaptrain:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd
 ENV PATH=/opt/adaptrain/bin:/usr/local/bin:/usr/bin:/bin \

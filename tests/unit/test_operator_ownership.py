@@ -275,3 +275,19 @@ def test_an_owner_of_another_group_is_no_dead_job() -> None:
     assert told is not None
     assert told[0] == "NameTaken"
     assert json.dumps(told[1])
+
+
+def test_all_names_that_are_taken_are_told_at_once() -> None:
+    async def check() -> None:
+        async with site() as at:
+            uid = at.submit(**SPEC)["metadata"]["uid"]
+            _there(at, SERVICE_ACCOUNT, "prod-training", {}, [DEAD], uid)
+            for kind, name, fields in CHILDREN[1:5]:
+                _there(at, kind, name, fields, [], uid)
+            await at.job()
+            _, reason, message = at.says("PodsReady")
+            assert reason == "NameTaken"
+            assert all(f'{kind.name} "{name}"' in message for kind, name, _ in CHILDREN[:5])
+            assert message.index("ServiceAccount") > message.index("ConfigMap")
+
+    asyncio.run(check())

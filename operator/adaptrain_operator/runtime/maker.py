@@ -27,13 +27,17 @@ class Taken(Exception):
 
     Attributes:
         reason: of the condition that tells it.
-        found: the object.
     """
 
-    def __init__(self, reason: str, message: str, found: Object) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.found = found
+
+    @classmethod
+    def together(cls, taken: "list[Taken]") -> "Taken":
+        """All of them in one, those first that only a person can do something about."""
+        first = sorted(taken, key=lambda one: one.reason != ownership.TAKEN)
+        return cls(first[0].reason, "; ".join(map(str, first)))
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ class Maker:
         if uid is not None and found["metadata"]["uid"] != uid:
             raise Conflict(409, "Conflict", f"{kind.name} {name} is another one than it was")
         if (why := ownership.verdict(wanted, found)) is not None:
-            raise Taken(*why, found)
+            raise Taken(*why)
         if ownership.right(wanted, found):
             return found
         logger.info("%s %s/%s is made right again", kind.name, namespace, name)

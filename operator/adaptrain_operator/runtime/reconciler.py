@@ -438,7 +438,9 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Everything gets its try; then the first failure counts, one that a retry won't cure before others."""
     results = await asyncio.gather(*work, return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
-    failures.sort(key=lambda failure: not isinstance(failure, Taken | Refused))
+    if taken := [failure for failure in failures if isinstance(failure, Taken)]:
+        raise Taken.together(taken)
+    failures.sort(key=lambda failure: not isinstance(failure, Refused))
     if failures:
         raise failures[0]
 
