@@ -1,5 +1,8 @@
 """A script's files from git."""
 
+import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,36 @@ def test_the_pods_command(repository: Repository, tmp_path: Path, monkeypatch: p
             cli.main()
     assert ended.value.code == 64
     assert "no branch or tag 'dev'" in said.read_text()
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_server_that_never_ends_its_answer_is_not_waited_for(
+    drips: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "PATIENCE_SECONDS", -1.0)
+    if not drips:
+        monkeypatch.setattr(source, "READ_SECONDS", 0.2)
+    stop = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        held = []
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                held.append(server.accept()[0])
+                held[-1].sendall(b"HTTP/1.1 200 OK\r\nX: " if drips else b"")
+            for connection in held if drips else []:
+                with suppress(OSError):
+                    connection.sendall(b"x")
+        for connection in held:
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        try:
+            with pytest.raises(OSError, match=r"can't be read|not fetched"), source.within(2.0 if drips else 60.0):
+                source.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/r.git", "main", tmp_path / "into")
+        finally:
+            stop.set()
+            thread.join()

@@ -142,17 +142,18 @@ def _search_coordinator(number: int, token: str, search: dict[str, Any]) -> "Sea
 def _source() -> None:
     """Fetch a script's files into a pod; its termination message is the commit, or why there is none."""
     from adaptrain.process import WORDS_LIMIT, ending
-    from adaptrain.source import fetch
+    from adaptrain.source import WHOLE_SECONDS, fetch, within
 
     ended = Path(required("ADAPTRAIN_TERMINATION_LOG"))
     try:
-        commit = fetch(
-            required("ADAPTRAIN_GIT_URL"),
-            required("ADAPTRAIN_GIT_REF"),
-            Path(required("ADAPTRAIN_SOURCE_DIR")),
-            os.environ.get("ADAPTRAIN_GIT_USERNAME"),
-            os.environ.get("ADAPTRAIN_GIT_PASSWORD"),
-        )
+        with within(WHOLE_SECONDS):
+            commit = fetch(
+                required("ADAPTRAIN_GIT_URL"),
+                required("ADAPTRAIN_GIT_REF"),
+                Path(required("ADAPTRAIN_SOURCE_DIR")),
+                os.environ.get("ADAPTRAIN_GIT_USERNAME"),
+                os.environ.get("ADAPTRAIN_GIT_PASSWORD"),
+            )
     except (InvalidJob, OSError) as error:
         ended.write_text(ending(str(error), WORDS_LIMIT))
         logging.error("%s", error)

@@ -7,14 +7,17 @@ that (``depth`` 1); submodules and files of git-lfs are not.
 import logging
 import re
 import shutil
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
 from dulwich import porcelain
-from dulwich.client import HTTPUnauthorized, get_transport_and_path
+from dulwich.client import HTTPUnauthorized, default_urllib3_manager, get_transport_and_path
 from dulwich.errors import GitProtocolError, NotGitRepository
 from dulwich.objects import Commit, ObjectID, Tag
 from dulwich.refs import HEADREF, Ref
@@ -27,7 +30,33 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 60.0
 """A server that can't be reached is asked again for so long."""
 RETRY_SECONDS = 3.0
+READ_SECONDS = 60.0
+"""A server that says nothing for so long is not waited for any longer."""
+WHOLE_SECONDS = 1800.0
+"""Longest fetch, however slowly the server gives it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class _Over(BaseException):
+    """No OSError, which a library would take for the server's and try again."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError after so long, whatever is waited for: a name, a connection, a byte. In the main thread."""
+
+    def over(*_: object) -> None:
+        raise _Over
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _Over:
+        raise TimeoutError(f"the script's source was not fetched within {seconds:.0f} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fetch(url: str, ref: str, into: Path, username: str | None = None, password: str | None = None) -> str:
@@ -66,7 +95,8 @@ def fetch(url: str, ref: str, into: Path, username: str | None = None, password:
 def _fetch(repository: Repo, url: str, ref: str, username: str | None, password: str | None) -> str:
     if password is not None and not username:
         username = "git"  # any will do for a token, but there must be one
-    client, path = get_transport_and_path(url, username=username, password=password)
+    pool = cast(urllib3.PoolManager, default_urllib3_manager(None, base_url=url, timeout=READ_SECONDS))
+    client, path = get_transport_and_path(url, username=username, password=password, pool_manager=pool)
     wanted = ObjectID(b"")
 
     def one(refs: Mapping[Ref, ObjectID], depth: int | None = None) -> list[ObjectID]:
