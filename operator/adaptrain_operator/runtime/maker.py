@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import zlib
 from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,10 @@ class Maker:
         self._cache = cache
         self.trust = trust
 
+    def _trust_in(self, job: Job) -> float:
+        """Not the same for all jobs, so that after a start they aren't looked at all at once again and again."""
+        return self.trust * (0.75 + zlib.crc32(job.uid.encode()) % 1000 / 4000)
+
     async def ensure(self, kind: Kind, wanted: Object, known: bool) -> Object:
         """Make an object, or make one of ours right again.
 
@@ -126,7 +131,7 @@ class Maker:
         watched = kind in CHILDREN
         if not watched and name in made.checked:
             before, when = made.checked[name]
-            if before == digest and clock.now() - when < self.trust:
+            if before == digest and clock.now() - when < self._trust_in(job):
                 return
         there = self._cache.children((job.namespace, job.name), job.uid).get(name) if watched else None
         if there is not None and name in made.changed_by_others:
@@ -167,7 +172,7 @@ class Maker:
             Taken: there is a Secret of its name which is not the job's.
         """
         now = clock.now()
-        if made.token is not None and now - made.token_checked < self.trust:
+        if made.token is not None and now - made.token_checked < self._trust_in(job):
             return made.token
         wanted = children.token_secret(job, made.token or secrets.token_hex(32))
         found = await self.ensure(SECRET, wanted, known=made.token is not None)
