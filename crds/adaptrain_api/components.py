@@ -10,7 +10,18 @@ COMPONENT = r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$
 
 Component = Annotated[Text, Field(pattern=COMPONENT, max_length=253)]
 
-MODELS = ("resnet", "mlp", "cnn", "transformer", "nasbench201", "nasnet", "darts", "nasbenchgraph")
+ARGUMENTS = {
+    "resnet": ("depth", "width", "groups", "dtype"),
+    "mlp": ("width", "depth", "widths", "activation", "dtype"),
+    "cnn": ("layers", "dtype"),
+    "transformer": ("layers", "width", "patch", "dtype"),
+    "nasbench201": ("cell", "cells", "width", "dtype"),
+    "nasnet": ("normal", "reduce", "cells", "width", "dtype"),
+    "darts": ("normal", "reduce", "cells", "width", "dtype"),
+    "nasbenchgraph": ("structure", "layers", "width", "edges", "dtype"),
+}
+"""Of each built-in model, what ``model.args`` may hold. Their values are the model's to check."""
+MODELS = tuple(ARGUMENTS)
 
 
 class ModelSource(Model):
@@ -45,3 +56,13 @@ class DataSource(Model):
             path=".name",
         ),
     )
+
+
+def mistake(model: ModelSource | None) -> str | None:
+    """What is wrong with a built-in model's arguments, as far as it is known without torch: the field, and what it may
+    hold. The API server can't look into ``args``."""
+    known = ARGUMENTS.get(model.name) if model is not None else None
+    if model is None or known is None:
+        return None
+    unknown = next((name for name in model.args if name not in known), None)
+    return None if unknown is None else f"spec.model.args.{unknown}: unknown; {model.name} takes {', '.join(known)}"

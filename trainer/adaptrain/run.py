@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptrain_api.checkpoints import checkpoint_uri
+from adaptrain_api.components import mistake
 from adaptrain_api.failures import MOST_STARTS, PodFailurePolicy, error_of
 from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
 from adaptrain_api.text import printable
@@ -172,6 +173,8 @@ def run_manifest(path: Path, workers: int | None, output: Path | None, name: str
         raise InvalidJob(
             f"script.packages: {names} can't be imported here: run {sys.executable} -m pip install {names}"
         )
+    if (wrong := mistake(job.spec.model)) is not None:
+        raise InvalidJob(wrong)
     uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
     if uri is not None and output is not None:
         raise InvalidJob(

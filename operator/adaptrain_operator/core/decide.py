@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from adaptrain_api.checkpoints import checkpoint_folder, checkpoint_uri
+from adaptrain_api.components import mistake
 from adaptrain_api.progress import Result, headline, of_model
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
@@ -71,7 +72,7 @@ def _run(draft: Draft) -> None:
         return
     if deadline is not None:
         draft.plan.wake(deadline - draft.now)
-    if _never_began(draft):
+    if _cannot_begin(draft) or _never_began(draft):
         return
     _apply_children(draft)
     claim = conditions.claim_problem(draft)
@@ -109,6 +110,17 @@ def _deadline(draft: Draft) -> float | None:
     started: datetime | None = draft.value("start_time")
     limit = draft.job.spec.active_deadline_seconds
     return None if limit is None or started is None else started.timestamp() + limit
+
+
+def _cannot_begin(draft: Draft) -> bool:
+    """Whether the job fails before any pod is made, for what a worker would refuse. An image of the user's may be of
+    another release, and know more."""
+    if draft.job.spec.image is not None or draft.job.status.next_worker:
+        return False
+    if (wrong := mistake(draft.job.spec.model)) is None:
+        return False
+    _fail(draft, "InvalidManifest", wrong)
+    return True
 
 
 def _never_began(draft: Draft) -> bool:
