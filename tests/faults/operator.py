@@ -251,7 +251,7 @@ class Story:
                 self.suspended = event == "suspend"
                 self.change()
             case "change":
-                self.workers |= {"labels": {"n": str(rng.randint(0, 3))}}
+                self.workers |= {"labels": {"jobs.adaptrain.io/n": str(rng.randint(0, 3))}}
                 self.change()
             case "say" if self.hostile and rng.random() < 0.5:
                 world.hear(rng.choice(HOSTILE))
