@@ -4,12 +4,14 @@ import asyncio
 import json
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any
 
 import aiohttp
 import pytest
+from adaptrain import clock
 from adaptrain.asking import NotOurs, ask
 from adaptrain.elastic import handshake, http, wire
 from adaptrain.elastic.control import Control, Identity
@@ -454,3 +456,10 @@ def test_the_operators_own_port_bounds_connections_and_serves_whoever_asks() -> 
         await runner.cleanup()
 
     run(check())
+
+
+def test_setting_the_machines_clock_moves_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = clock.now()
+    for step in (-3600.0, 3600.0):
+        monkeypatch.setattr(time, "time", lambda step=step: before + step)
+        assert 0 <= clock.now() - before < 60

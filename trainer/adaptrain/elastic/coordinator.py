@@ -12,6 +12,7 @@ from typing import Any, get_args
 from adaptrain_api.progress import Change, Member, Progress, Result, Silent
 from pydantic import ValidationError
 
+from adaptrain import clock
 from adaptrain.elastic import wire
 from adaptrain.elastic.frames import FROM_WORKER, PEERS, REPORT
 from adaptrain.elastic.listener import Guest
@@ -39,7 +40,7 @@ class Coordinator:
         self._stalls: dict[int, list[float]] = {}
         self._metrics = JobMetrics(namespace, name)
         self._changes = 0
-        self._unix = time.time() - time.monotonic()
+        self._unix = clock.now() - time.monotonic()
         """Membership has a clock that is never set; this much earlier than Unix time, for people."""
 
     async def run(self, host: str, control_port: int, http_port: int, announce: Announce | None = None) -> None:

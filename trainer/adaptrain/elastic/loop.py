@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from adaptrain_api.progress import foremost
 
+from adaptrain import clock
 from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
@@ -152,7 +153,7 @@ class ElasticLoop:
             if (steps := self._task.remaining_steps) is not None:
                 said["eta_seconds"] = steps * seconds
         if (counters := self._task.state.counters).began:
-            said["goodput"] = min(1.0, counters.useful / max(1e-9, time.time() - counters.began))
+            said["goodput"] = min(1.0, counters.useful / max(1e-9, clock.now() - counters.began))
         if (c := self._checkpoints) is not None:
             said |= {"checkpoint_step": c.newest_step, "checkpoint_time": c.newest_time, "checkpoint_error": c.error}
         return said
@@ -240,7 +241,7 @@ class ElasticLoop:
         self._applied = now
         self._durations.append(now - began)
         counters = self._task.state.counters
-        counters.began = counters.began or time.time() - (now - began)
+        counters.began = counters.began or clock.now() - (now - began)
         counters.useful += statistics.median(self._durations)
 
     def _publish(self, group: Group, force: bool = False) -> None:

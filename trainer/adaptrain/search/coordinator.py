@@ -16,6 +16,7 @@ from typing import Any
 from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialReports, TrialResult, TrialWeights
 from adaptrain_api.search import HEAVY, ArchitectureSearch
 
+from adaptrain import clock
 from adaptrain.elastic import wire
 from adaptrain.elastic.frames import PEERS
 from adaptrain.elastic.listener import Guest
@@ -117,7 +118,7 @@ class SearchCoordinator:
 
     def progress(self) -> Progress:
         """A snapshot for the operator."""
-        now, d = time.time(), self._dispatch
+        now, d = clock.now(), self._dispatch
         # It ends when its last trial is written down: whoever hears of the end may stop this process at once.
         verdict = None if self._unwritten else d.verdict(now)
         top = [self._result(one) for one in d.standings.top]
@@ -189,7 +190,7 @@ class SearchCoordinator:
                 self._gone(evaluator.id, orderly)
 
     def _greet(self, hello: wire.Frame, reply: Reply, writer: asyncio.StreamWriter) -> _Evaluator:
-        now, id = time.time(), hello["id"]
+        now, id = clock.now(), hello["id"]
         if id not in self._evaluators and len(self._evaluators) >= PEERS:
             raise wire.BadFrame(f"there are {PEERS} evaluators already")
         if (old := self._evaluators.get(id)) is not None:
@@ -226,7 +227,7 @@ class SearchCoordinator:
                 state = frame["state"]
                 weights = None if "weights" not in frame else TrialWeights.model_validate(frame["weights"])
                 found = weights, None if "ranking" not in frame else as_ranking(frame["ranking"])
-                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, time.time(), *found)
+                ended = self._dispatch.tell(evaluator.id, number, state, metrics, message, clock.now(), *found)
                 if ended is not None:
                     evaluator.ended += 1
                     self._keep(ended)
@@ -258,12 +259,12 @@ class SearchCoordinator:
         async with self._asking:  # the next one must know what this one gets
             if not self._has(evaluator):
                 return {"do": "wait"}
-            given = dispatch.again(evaluator.id, time.time())
-            if given is None and (number := dispatch.next(time.time())) is not None:
+            given = dispatch.again(evaluator.id, clock.now())
+            if given is None and (number := dispatch.next(clock.now())) is not None:
                 with self._metrics.ask_seconds.time():
                     proposal = await self._ask(number)
                 # One that was lost meanwhile leaves it to the others.
-                given = dispatch.give(evaluator.id if self._has(evaluator) else None, number, proposal, time.time())
+                given = dispatch.give(evaluator.id if self._has(evaluator) else None, number, proposal, clock.now())
         if given is None:
             return {"do": "wait"}
         trial = {"do": "try", "trial": given.number, "architecture": given.architecture, "why": given.why}
@@ -285,24 +286,24 @@ class SearchCoordinator:
 
     def _told_of_jobs(self, body: bytes) -> None:
         assert self._jobs is not None
-        for one in self._jobs.hear(TrialReports.model_validate_json(body), time.time()):
+        for one in self._jobs.hear(TrialReports.model_validate_json(body), clock.now()):
             self._keep(one)
 
     async def _order(self, jobs: TrialJobs) -> None:
         """Have an algorithm choose trials for as many jobs as there may be."""
         while True:
             given = None
-            if (number := jobs.next(time.time())) is not None:
+            if (number := jobs.next(clock.now())) is not None:
                 try:
                     with self._metrics.ask_seconds.time():
                         proposal = await self._ask(number)
-                    given = self._dispatch.give(OPERATOR, number, proposal, time.time())
+                    given = self._dispatch.give(OPERATOR, number, proposal, clock.now())
                 except Exception:
                     log.exception("no trial was chosen")
             await asyncio.sleep(TICK_SECONDS if given is None else 0)
 
     def _gone(self, id: str, orderly: bool) -> None:
-        for one in self._dispatch.lost(id, time.time(), orderly):
+        for one in self._dispatch.lost(id, clock.now(), orderly):
             self._keep(one)
 
     def _keep(self, one: Ended) -> None:
@@ -357,7 +358,7 @@ class SearchCoordinator:
                 if (silence := now - evaluator.heard) > SILENCE_SECONDS:
                     log.warning("%s is silent: another one takes its trial", evaluator.name)
                     del self._evaluators[evaluator.id]
-                    since = time.time() - silence
+                    since = clock.now() - silence
                     self._silent[evaluator.id] = Silent(id=evaluator.id, name=evaluator.name, since=since)
                     if len(self._silent) > SILENT_KEPT:
                         del self._silent[next(iter(self._silent))]

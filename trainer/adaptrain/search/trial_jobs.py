@@ -51,11 +51,11 @@ class TrialJobs:
         if report.job in self._gone:
             return None  # an operator that has just lost its lease may still say what was
         why = dict(report.given.get("why") or {})
-        if not dispatch.back(OPERATOR, number, architecture, why, report.started or now):
+        if not dispatch.back(OPERATOR, number, architecture, why, now):
             return None
         if report.job is not None and (before := self._jobs.get(number, report.job)) != report.job:
             self._gone.add(before)
-            dispatch.begins_again(number, report.started or now)
+            dispatch.begins_again(number, now)
         if report.job is not None:
             self._jobs[number] = report.job
         metrics = finite(report.metrics)
