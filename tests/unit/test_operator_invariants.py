@@ -103,7 +103,7 @@ class Story:
                 self.spec()
             case ["spoil"]:
                 """A template none of whose workers ever starts well."""
-                self.workers |= {"labels": {"bad": str(pick)}}
+                self.workers |= {"labels": {"jobs.adaptrain.io/bad": str(pick)}}
                 self.spec()
                 for _ in range(pick):
                     self.decide()
@@ -121,7 +121,7 @@ class Story:
     def spoil(self) -> None:
         for name in self.world.active():
             pod = self.world.pods[name]
-            if "bad" in pod["metadata"]["labels"] and pod["status"]["phase"] == "Pending":
+            if "jobs.adaptrain.io/bad" in pod["metadata"]["labels"] and pod["status"]["phase"] == "Pending":
                 self.fail(name)
 
     def fail(self, name: str) -> None:

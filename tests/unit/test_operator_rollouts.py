@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from adaptrain_api.progress import EXIT_INVALID
 from adaptrain_operator.core import naming
+from adaptrain_operator.core.observed import Claim, Problem
 
 from tests.unit.operator_world import Object, World, make_spec, stamp
 
@@ -173,7 +174,15 @@ def test_an_image_that_cannot_be_pulled_stops_the_rollout() -> None:
 
 
 @pytest.mark.parametrize("unavailable", [0, 1])
-def test_one_worker_where_there_is_room_for_one(unavailable: int) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "0/2 nodes are available: 2 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode"
+        " already in-use by another pod. no new claims to deallocate,",
+        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available",
+    ],
+)
+def test_one_worker_where_there_is_room_for_one(words: str, unavailable: int) -> None:
     checkpoint = {"volume": {"persistentVolumeClaim": {"claimName": "c"}}}
     workers = {"min": 1, "max": 1, "replicas": 1, "rollingUpdate": {"maxUnavailable": unavailable}}
     world = World(workers=workers, checkpoint=checkpoint)
@@ -189,7 +198,7 @@ def test_one_worker_where_there_is_room_for_one(unavailable: int) -> None:
             if "deletionTimestamp" in pod["metadata"]:
                 del world.pods[name]
             elif pod["status"]["phase"] == "Pending":
-                scheduled = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: in use"}
+                scheduled = {"type": "PodScheduled", "status": "False", "message": words}
                 pod["status"] = {"phase": "Pending", "conditions": [scheduled]}
     images = {image_of(world.pods[name]) for name in world.active() if name in world.pods}
     status, reason, message = world.condition("Rescaling")
@@ -311,3 +320,31 @@ def test_what_an_init_container_waits_for_may_come() -> None:
         world.step()
     assert world.condition("Failed")[1] == "TooManyFailures"
     assert world.status.restarts == 6
+
+
+@pytest.mark.parametrize("what", ["selector", "forbidden", "claim"])
+def test_what_no_leaving_worker_cures_costs_none(what: str) -> None:
+    workers = {"min": 1, "replicas": 3}
+    claim = {"checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "gone"}}}} if what == "claim" else {}
+    world = World(workers=workers)
+    world.settle()
+    before = world.active()
+    change(world, workers={**workers, "nodeSelector": {"zone": "x"}}, **claim)
+    if what == "claim":
+        world.claim = Claim(False)
+    for _ in range(60):
+        world.now += 5
+        if what == "forbidden":
+            world.problem = Problem("PodForbidden", "violates PodSecurity", world.now - 100, world.now + 10)
+        world.answer()
+        world.step()
+        for pod in world.pods.values():
+            if pod["status"]["phase"] == "Pending":
+                said = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector"
+                scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+                pod["status"] = {"phase": "Pending", "conditions": [scheduled]}
+        assert set(before) <= set(world.active())
+    status, reason, message = world.condition("Rescaling")
+    assert status == "True"
+    assert reason == "RolloutStopped"
+    assert {"selector": "affinity/selector", "forbidden": "PodSecurity", "claim": '"gone"'}[what] in message

@@ -16,6 +16,8 @@ from adaptrain_operator.core.observed import Pod, moment
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 START_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
+ROOM = ("Insufficient", "Too many pods", "in-use", "free ports", "anti-affinity", "topology spread", "volume count")
+"""What the scheduler says of nodes that have no room."""
 CHANGES_KEPT = 10
 LATE = 60.0
 """Seconds after which a worker that runs and has not joined is named."""
@@ -108,6 +110,11 @@ def pod_problem(draft: Draft, pod: Pod) -> tuple[str, str] | None:
             return None
         return "Unschedulable", unschedulable(pod.unschedulable)
     return None
+
+
+def wants_room(pod: Pod) -> bool:
+    """Whether a pod has no node, as far as is known for want of room: no selector matches sooner if others leave."""
+    return pod.node is None and (pod.unschedulable is None or any(words in pod.unschedulable for words in ROOM))
 
 
 def unschedulable(message: str) -> str:

@@ -1,7 +1,7 @@
 """What a user is told of workers on their way: resized, or replaced by others of a new template."""
 
 from adaptrain_operator.core import failures, starts
-from adaptrain_operator.core.conditions import pod_problem
+from adaptrain_operator.core.conditions import claim_problem, pod_problem, unschedulable, wants_room
 from adaptrain_operator.core.draft import Draft
 from adaptrain_operator.core.pods import template_hash
 
@@ -37,15 +37,21 @@ def _rollout(draft: Draft, head: str) -> tuple[str, str]:
         if starts.stopped(draft):
             return "RolloutStopped", f"{told}; change the template again, or change it back: it costs no restart"
         return "RollingUpdate", told
+    refused = draft.seen.problem
+    problem = claim_problem(draft) or (None if refused is None else (refused.reason, refused.message))
+    if problem is not None and problem[0] != "QuotaExceeded":
+        return "RolloutStopped", f"{head}: none of the new one can be made: {problem[1]}"
     waiting = [pod for pod in draft.active if pod.template_hash == template and pod.uid not in draft.members]
     for pod in waiting:
         found = pod_problem(draft, pod)
-        if found is not None and found[0] != "Unschedulable":
+        if found is not None and not wants_room(pod):
             return "RolloutStopped", f"{head}: worker {pod.number} of the new one does not start: {found[1]}"
-    if any(pod.unschedulable is not None for pod in waiting) and len(draft.ready) <= spec.min:
-        return (
-            "NoRoomToReplace",
-            f"{head}: there is no room for one of the new template beside them, and at workers.min none may leave"
-            " first: make room, or set workers.rollingUpdate.maxUnavailable to 1",
-        )
+    for pod in waiting:
+        if pod.unschedulable is not None and pod.node is None and len(draft.ready) <= spec.min:
+            return (
+                "NoRoomToReplace",
+                f"{head}: there is no place for worker {pod.number} of the new one beside them"
+                f" ({unschedulable(pod.unschedulable)}), and at workers.min none may leave first: make room, or set"
+                " workers.rollingUpdate.maxUnavailable to 1",
+            )
     return "RollingUpdate", head

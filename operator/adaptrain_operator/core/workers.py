@@ -219,8 +219,8 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
     waiting = [pod for pod in new if pod.uid not in members]
     problem = draft.seen.problem
     # Only want of room is cured by leaving: an image that can't be pulled would cost one worker after the other.
-    since = [pod.created for pod in waiting if pod.node is None]
-    if problem is not None:
+    since = [pod.created for pod in waiting if conditions.wants_room(pod)]
+    if problem is not None and problem.reason == "QuotaExceeded":
         since.append(problem.since)
     if not impatient or not since or len(ready) <= spec.min or (trial and len(ready) < spec.wanted):
         return
