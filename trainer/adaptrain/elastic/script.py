@@ -38,6 +38,7 @@ from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
 from adaptrain.elastic.origin import Origin
+from adaptrain.elastic.outside import Outside
 from adaptrain.elastic.rehearsal import check_optimizer
 from adaptrain.elastic.script_task import ScriptTask
 from adaptrain.elastic.session import Session, alone, prepare
@@ -127,6 +128,7 @@ class Elastic:
         self._whole = micro_batch is None or micro_batch >= batch_size
         """Whether the loop's body sees all of this worker's part at once."""
         self._task = ScriptTask(state, policy, batch_size, self._source)
+        self._outside = Outside(model, optimizer)
         self._shares = Shares()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None
@@ -393,6 +395,7 @@ class Elastic:
         If the part is empty it gets a sample all the same, which counts for nothing: the loop's body runs once for
         each step on every worker.
         """
+        self._outside.look()
         c = self._task.state.counters
         # Who joins may have to read an iterable data set up to the cursor.
         with self._session.control.doing("section", SECTION_SECONDS):
