@@ -36,6 +36,7 @@ STRINGS = [
     *("a/" + "x" * 63, "a/" + "x" * 64, "x" * 253 + "/a", "x" * 254 + "/a", "1" * 64, "1" * 65),
     *("x" * 1024, "x" * 1025, "/" + "x" * 1023, "registry:5000/a@b"),
     *("https://a.b/c.git", "http://a", "https://u:p@a.b/c", "https://", "https://a b", "git@a.b:c", "https://é"),
+    *("a==1", "timm[x]==1.0.2", "a==", "==1", "step-1.2", "a/step-0000000010.4294967297-ab", "step-1", "b/c/step-1.2"),
     *("Always", "Never", "Exists", "Equal", "NoExecute", "NoSchedule", "val/loss", "val/accuracy", "sgd"),
 ]
 NUMBERS = [
@@ -115,6 +116,11 @@ class Generator:
             for field in own:
                 spec.pop(field, None)
             spec.setdefault("script", {"command": ["a"]})
+            if "resumeArgs" not in spec["script"] or spec["script"].get("launcher") != "torchrun":
+                for field in ("resumeArgs", "resumeFile"):
+                    spec["script"].pop(field, None)
+            if "packages" not in spec["script"]:
+                spec["script"].pop("packageCache", None)
             if (source := spec["script"].get("source")) and len(source) == 2:
                 source.pop(draw.choice(["configMap", "git"]))
         else:
@@ -150,6 +156,20 @@ class Generator:
             for mount in workers["volumeMounts"]:
                 mount["name"] = workers["volumes"][0]["name"]
                 mount.pop("subPath", None)
+            for field in ("labels", "annotations"):
+                if field in workers and draw.random() < 0.9:
+                    workers[field] = {f"jobs.adaptrain.io/{key}": "a" for key in draw.sample(["a", "b", "c"], 2)}
+            for containers in ([workers], workers.get("initContainers", [])):
+                for container in containers:
+                    for one in container.get("envFrom", []):
+                        if len(one.keys() & {"configMapRef", "secretRef"}) != 1:
+                            one.pop("secretRef", None)
+                            one.setdefault("configMapRef", {"name": "a"})
+                    for one in container.get("env", []):
+                        one.pop("valueFrom", None)
+            if draw.random() < 0.8:
+                for field in ("securityContext", "initContainers", "hostNetwork"):
+                    workers.pop(field, None)
             for toleration in workers.get("tolerations", []):
                 toleration.update({"key": "a", "effect": "NoExecute", "operator": "Equal"})
 

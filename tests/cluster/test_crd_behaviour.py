@@ -126,7 +126,7 @@ def test_every_status_that_the_model_writes_is_taken(api: Callable[..., Any], jo
 def test_status_drops_what_it_does_not_know(api: Callable[..., Any], job: str) -> None:
     answer = api("PATCH", f"{job}/status", {"status": {"news": 1, "step": 2, "loss": None}}, kind=MERGE)
     assert answer.ok, answer.message
-    known = {"step": 2, "conditions": [], "avoidedNodes": [], "recentChanges": [], "metrics": {}}
+    known = {"step": 2, "conditions": [], "avoidedNodes": [], "recentChanges": [], "failedWorkers": [], "metrics": {}}
     assert answer.body["status"] == known
 
 
@@ -143,7 +143,9 @@ def test_the_table_has_our_columns(api: Callable[..., Any], job: str) -> None:
     api("PATCH", f"{job}/status", {"status": STATUS}, kind=MERGE)
     table = api("GET", job, accept=TABLE).body
     names = [column["name"] for column in table["columnDefinitions"]]
-    assert names == ["Name", "Phase", "Workers", "Step", "Metric", "ETA", "Age"]
+    usual = [column["name"] for column in table["columnDefinitions"] if not column["priority"]]
+    assert usual == ["Name", "Phase", "Workers", "Step", "Metric", "ETA", "Age"]
+    assert names == [*usual, "Epoch", "Loss", "Goodput", "Restarts", "Search", "Pods"]
     (row,) = table["rows"]
     assert row["cells"][:6] == ["digits", "Running", "2/3", 120, "val/accuracy 0.91", "3m"]
 

@@ -370,10 +370,15 @@ def test_alert_rules(helm: str, tmp_path: Path) -> None:
         )
 
     step, saved = f"adaptrain_job_step{{{job}}}", f"adaptrain_job_checkpoint_timestamp_seconds{{{job}}}"
-    failed, leader = 'adaptrain_operator_jobs{phase="Failed",pod="o"}', 'adaptrain_operator_leader{namespace="apart"}'
+    leader = 'adaptrain_operator_leader{namespace="apart"}'
+    failed, waiting = (f"adaptrain_operator_job_{what}_timestamp_seconds{{{job}}}" for what in ("failed", "waiting"))
     cases = [
-        test("20m", "AdaptrainJobFailed", {failed: "0x15 1x10"}, True),
-        test("20m", "AdaptrainJobFailed", {failed: "1x30"}, False),
+        test("20m", "AdaptrainJobFailed", {failed: "_x15 900x10"}, True),
+        test("40m", "AdaptrainJobFailed", {failed: "_x15 900x30"}, False),
+        test("20m", "AdaptrainJobFailed", {}, False),
+        test("90m", "AdaptrainJobNotRunning", {waiting: "60x100"}, True),
+        test("90m", "AdaptrainJobNotRunning", {waiting: "60x50 _x50"}, False),
+        test("5m", "AdaptrainJobNotRunning", {waiting: "60x100"}, False),
         test("40m", "AdaptrainJobStalled", {step: "0+10x10 100x40"}, True),
         test("40m", "AdaptrainJobStalled", {step: "0+10x50"}, False),
         test("40m", "AdaptrainJobStalled", {step: "0+10x10 _x40"}, False),
