@@ -291,3 +291,23 @@ def test_all_names_that_are_taken_are_told_at_once() -> None:
             assert message.index("ServiceAccount") > message.index("ConfigMap")
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("label", [naming.ROLE, naming.JOB_NAME])
+@pytest.mark.parametrize("name", ["prod-worker-0", "prod-coordinator-1"])
+def test_a_pod_stays_its_job_s_whatever_its_labels_become(name: str, label: str) -> None:
+    async def check() -> None:
+        async with site() as at:
+            uid = at.submit(**SPEC)["metadata"]["uid"]
+            await at.job()
+            pod = at.api.objects[POD.plural, NAMESPACE, name]
+            meta = {**pod["metadata"], "labels": {**pod["metadata"]["labels"], label: "web"}}
+            at.api.change(POD, name, metadata=meta)
+            await at.see()
+            pods = dict(at.cache.pods((NAMESPACE, "prod"), uid))
+            assert len(at.cache.pods((NAMESPACE, "prod"), uid)) == 3
+            assert set(pods) == {"worker", "coordinator"}
+            [seen] = [one for _, one in at.cache.pods((NAMESPACE, "prod"), uid) if one.name == name]
+            assert seen.template_hash == "", "it is replaced as one of another template is"
+
+    asyncio.run(check())

@@ -1,5 +1,7 @@
 """Names, labels and annotations of everything that a job becomes."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from adaptrain_api.objects import GROUP, VERSION
@@ -94,6 +96,31 @@ def coordinator_pod(job: str, number: int) -> str:
 
 def worker_pod(job: str, number: int) -> str:
     return f"{job}-worker-{number}"
+
+
+_POD = re.compile(rf"-({COORDINATOR}|{WORKER})-\d+$")
+
+
+def role(pod: Mapping[str, Any]) -> str:
+    """What a pod is, by its name, which nobody can change; of a name of another form its label tells."""
+    meta = pod["metadata"]
+    found = _POD.search(meta["name"])
+    return found.group(1) if found else (meta.get("labels") or {}).get(ROLE, "")
+
+
+def job_of(obj: Mapping[str, Any]) -> str | None:
+    """The name of the job that controls an object, else of the one that its label names."""
+    meta = obj["metadata"]
+    for owner in meta.get("ownerReferences") or []:
+        if owner.get("controller") and owner.get("kind") == KIND and "name" in owner:
+            return str(owner["name"])
+    return (meta.get("labels") or {}).get(JOB_NAME)
+
+
+def relabelled(pod: Mapping[str, Any]) -> bool:
+    """Whether somebody changed a pod's labels, so that policies and budgets no longer select it."""
+    found = pod["metadata"].get("labels") or {}
+    return (found.get(JOB_NAME), found.get(ROLE)) != (job_of(pod), role(pod))
 
 
 def workers(job: str) -> str:

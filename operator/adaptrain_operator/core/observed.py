@@ -74,8 +74,8 @@ class Pod:
     @classmethod
     def read(cls, pod: Object) -> "Pod":
         meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
-        annotations, labels = meta.get("annotations") or {}, meta.get("labels") or {}
-        own = containers.read(pod, labels.get(naming.ROLE, naming.WORKER))
+        annotations = meta.get("annotations") or {}
+        own = containers.read(pod, naming.role(pod) or naming.WORKER)
         conditions = {c["type"]: c for c in status.get("conditions") or []}
         scheduled = conditions.get("PodScheduled", {})
         prepared_for = conditions.get("PodReadyToStartContainers", {})
@@ -98,7 +98,8 @@ class Pod:
             deleting_until=timestamp(meta.get("deletionTimestamp")),
             grace=meta.get("deletionGracePeriodSeconds"),
             disrupted=target.get("reason", "") or "unnamed" if target.get("status") == "True" else None,
-            template_hash=annotations.get(naming.TEMPLATE_HASH, ""),
+            # One whose labels were changed is replaced as one of another template is.
+            template_hash="" if naming.relabelled(pod) else annotations.get(naming.TEMPLATE_HASH, ""),
             avoided_nodes=frozenset(filter(None, avoided.split(","))),
             unschedulable=scheduled.get("message", "") if scheduled.get("status") == "False" else None,
             unprepared_since=timestamp(prepared_for.get("lastTransitionTime")) if unprepared else None,

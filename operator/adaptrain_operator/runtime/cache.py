@@ -181,7 +181,7 @@ def _key(meta: Object) -> Key:
 
 
 def _job(meta: Object) -> Key | None:
-    name = (meta.get("labels") or {}).get(naming.JOB_NAME)
+    name = naming.job_of({"metadata": meta})
     return None if name is None else (meta.get("namespace") or "", name)
 
 
@@ -196,7 +196,7 @@ _KEPT = ("name", "namespace", "uid", "resourceVersion", "generation", "creationT
 def _trim(kind: Kind, obj: Object) -> Any:
     """Only what decisions read: a listing of thousands of pods must not stay in memory as it came."""
     if kind is POD:
-        return (obj["metadata"].get("labels") or {}).get(naming.ROLE, ""), Pod.read(obj)
+        return naming.role(obj), Pod.read(obj)
     if kind is NODE:
         return Node.read(obj)
     meta = {name: value for name, value in obj["metadata"].items() if name in _KEPT}
