@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.errors import InvalidJob
@@ -46,6 +48,10 @@ class BatchStatistics:
         self._group: Group | None = None
         self._counts = self._whole = True
         self._broken: GroupBroken | None = None
+        self._normalized: set[int] = set()
+        """By identity: the running statistics that this step's batch normalization moves."""
+        self._watched: list[tuple[nn.Module, str, str, torch.Tensor, int]] = []
+        """Each buffer when the step began: its module, that one's name, its own, and its version."""
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By identity: each running statistic, and what it was when the step began."""
         self.exchanged = False
@@ -60,10 +66,14 @@ class BatchStatistics:
         self.end(applied=False)
         self._group, self._counts, self._whole = group, counts, whole
         self._broken, self.exchanged = None, False
-        for module in self._model.modules():
-            if "running_mean" in module._buffers:
-                for buffer in module._buffers.values():
-                    self._keep(buffer)
+        self._normalized.clear()
+        self._watched.clear()
+        for name, module in self._model.named_modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    self._watched.append((module, name, key, buffer, buffer._version))
+                    if "running_mean" in module._buffers or _iterates(module, key):
+                        self._keep(buffer)
         with _lock:
             _open[threading.get_ident()] = self
             # Where torch.compile is in use, it calls ours and does not look into it.
@@ -82,9 +92,24 @@ class BatchStatistics:
         """
         Raises:
             GroupBroken: somebody was lost while statistics were exchanged.
+            InvalidJob: a forward pass changed a buffer by what this member alone has seen.
         """
         if self._broken is not None:
             raise self._broken
+        for module, name, key, buffer, version in self._watched:
+            now = module._buffers.get(key)
+            if (now is buffer and buffer._version == version) or id(buffer) in self._normalized:
+                continue
+            if key == "num_batches_tracked" or (_iterates(module, key) and self._whole):
+                continue
+            if now is not buffer and key in module._non_persistent_buffers_set and not _alike(now, buffer):
+                continue  # a table that grew
+            raise InvalidJob(
+                f"model: the forward pass changes {f'{name}.{key}'.removeprefix('.')}, a buffer of a"
+                f" {type(module).__name__}, by the samples that a worker alone has: set that module to evaluation mode"
+                " (or track_running_stats to False), give the whole batch at once, or change the buffer after a step"
+                " that was applied, by what all workers have"
+            )
 
     def end(self, applied: bool) -> None:
         """The step ends; if it was not applied, the running statistics are what they were before it."""
@@ -134,6 +159,7 @@ class BatchStatistics:
         self._refuse_parts(group, running[0], weight)
         for statistic in running:
             self._keep(statistic)
+            self._normalized.add(id(statistic))
         if group.size == 1:
             return _torch_batch_norm(x, running[0], running[1], weight, bias, True, momentum, eps)
         if eps <= 0:
@@ -269,6 +295,18 @@ def _affine(
     eps: float,
 ) -> torch.Tensor:
     return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+def _iterates(module: nn.Module, key: str) -> bool:
+    """Whether a buffer is of spectral normalization's power iteration, which depends on the weights alone."""
+    if isinstance(module, _SpectralNorm):
+        return True
+    hooks = module._forward_pre_hooks.values()
+    return key.endswith(("_u", "_v")) and any(isinstance(hook, SpectralNorm) for hook in hooks)
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    return one is not None and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def _moments(x: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:

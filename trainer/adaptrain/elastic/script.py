@@ -35,6 +35,7 @@ from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.device import settle
 from adaptrain.elastic.gradients import Said
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.guard import Guard
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.nonfinite import NonFinite, NotFinite
 from adaptrain.elastic.origin import Origin
@@ -127,6 +128,7 @@ class Elastic:
         state.counters.samples = self._source.length or 0
         self._whole = micro_batch is None or micro_batch >= batch_size
         """Whether the loop's body sees all of this worker's part at once."""
+        self._guard = Guard(state)
         self._task = ScriptTask(state, policy, batch_size, self._source)
         self._outside = Outside(model, optimizer)
         self._shares = Shares()
@@ -154,6 +156,7 @@ class Elastic:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Finish training with all others; an error is left where the operator finds it."""
+        self._guard.close()
         try:
             if error is None:
                 self._finish()
@@ -260,7 +263,8 @@ class Elastic:
             if said.keep:
                 self._keep_best()
             if spoiled is None:
-                state.step(clip_norm)
+                with self._guard.ours():
+                    state.step(clip_norm)
             else:
                 state.statistics.end(applied=False)
                 self._task.non_finite.pass_over(group, state, spoiled)

@@ -4,11 +4,11 @@ Both kinds answer for a place in the data, not for "the next" samples: a step th
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from adaptrain.data import seeded
 from adaptrain.elastic.sampler import Sampler
@@ -36,16 +36,57 @@ def source_of(data: Any, seed: int) -> Source:
     Raises:
         InvalidJob: it is neither, or empty.
     """
+    kind, size = type(data).__name__, getattr(data, "batch_size", None)
+    if isinstance(data, DataLoader) or (hasattr(data, "dataset") and hasattr(data, "batch_sampler")):
+        raise InvalidJob(
+            f"data is a {kind}, which makes batches: give Elastic its data set (loader.dataset), batch_size={size} and,"
+            " if it has one, its collate_fn as collate; elastic shuffles and splits"
+        )
+    if isinstance(data, Iterator):
+        raise InvalidJob(
+            f"data is a {kind}, which can be read only once: give a data set whose __iter__ begins anew, such as a"
+            " torch.utils.data.IterableDataset"
+        )
+    if isinstance(data, str | bytes | dict | torch.Tensor):
+        raise InvalidJob(
+            f"data is a {kind}, and no data set: give one such as torch.utils.data.TensorDataset(inputs, classes)"
+        )
     # torch's base class gives iterable data sets a __getitem__ that only raises.
     if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         if len(data) == 0:
             raise InvalidJob("the data set is empty: there is nothing to train on")
+        if isinstance(data, list | tuple):
+            _refuse_batches(data)
         return MapSource(data, seed)
     if hasattr(data, "__iter__"):
         return StreamSource(data, seed)
     raise InvalidJob(
         f"a {type(data).__name__} is no data set: it needs __len__ and __getitem__ (map-style), or __iter__ (iterable)"
     )
+
+
+def _refuse_batches(data: Any) -> None:
+    """
+    Raises:
+        InvalidJob: the samples of a list are batches, all of one size, but perhaps the last.
+    """
+    sizes = []
+    for sample in data[:3]:
+        parts = list(sample.values()) if isinstance(sample, Mapping) else sample
+        if not isinstance(parts, list | tuple) or len(parts) < 2:
+            return
+        if not all(isinstance(part, torch.Tensor) and part.ndim > 0 for part in parts):
+            return
+        lengths = {len(part) for part in parts}
+        if len(lengths) > 1 or 0 in lengths:
+            return
+        sizes.append(lengths.pop())
+    if len(sizes) > 1 and len(set(sizes[:-1])) == 1 and sizes[0] > 1:
+        raise InvalidJob(
+            f"data looks like a list of batches, of {sizes[0]} samples each: give the samples themselves, such as"
+            " torch.utils.data.TensorDataset(inputs, classes), and batch_size; if each is one sample, give a data set"
+            " that is no list"
+        )
 
 
 class MapSource:

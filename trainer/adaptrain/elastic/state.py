@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from adaptrain.elastic.batchnorm import BatchStatistics, check_batch_norm
 from adaptrain.elastic.gradients import Gradients
@@ -30,6 +31,11 @@ def check_model(model: torch.nn.Module) -> None:
         InvalidJob: it can't be replicated, or there is nothing to train.
     """
     check_batch_norm(model)
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(t, UninitializedParameter | UninitializedBuffer):
+            raise InvalidJob(
+                f"model: {name} has no shape yet: call the model once, with a sample, before it is trained"
+            )
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidJob("model: there is no parameter to train")
 
