@@ -56,7 +56,7 @@ async def watch(client: Client, path: str, selector: str = "") -> AsyncIterator[
     limit = aiohttp.ClientTimeout(total=None)
     answer = await api.call_api("GET", api.configuration.host + url, headers, _request_timeout=limit)
     left = b""
-    async for part in answer.content.iter_any():
+    async for part in answer.response.content.iter_any():
         *lines, left = (left + part).split(b"\n")
         for line in lines:
             yield json.loads(line)
@@ -97,7 +97,10 @@ class Coordinators:
 
     async def answer(self, request: web.Request) -> web.Response:
         assert request.transport is not None
-        job, number = self.numbers[request.transport.get_extra_info("sockname")[0]]
+        address = request.transport.get_extra_info("sockname")[0]
+        if address not in self.numbers:
+            return web.Response(status=404)
+        job, number = self.numbers[address]
         gate = await self.gate(job)
         admitted = gate.admits(request.headers.get("Authorization", ""), request.method, request.path)
         if admitted is None:
