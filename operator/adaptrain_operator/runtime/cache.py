@@ -5,6 +5,7 @@ older state never replaces a newer one, and an object that was deleted never com
 So a decision always sees our own last write, which is what keeps it from making anything twice.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ Key = tuple[str, str]
 """Namespace and name of a job."""
 
 REMEMBERED = 20000
+SHORT = 40
+"""Characters of a word that many objects have, such as a phase or a reason."""
 
 
 class _Entry:
@@ -204,7 +207,7 @@ def _trim(kind: Kind, obj: Object) -> Any:
     given = (obj["metadata"].get("annotations") or {}).get(naming.GIVEN)
     meta |= {} if given is None else {"annotations": {naming.GIVEN: given}}
     if kind in (JOB, SEARCH):
-        return {"metadata": meta, "spec": obj.get("spec") or {}, "status": obj.get("status") or {}}
+        return _shared({"metadata": meta, "spec": obj.get("spec") or {}, "status": obj.get("status") or {}})
     # Items of a list come without their kind.
     return {
         "apiVersion": kind.api.removeprefix("/apis/").removeprefix("/api/"),
@@ -212,3 +215,12 @@ def _trim(kind: Kind, obj: Object) -> Any:
         "metadata": meta,
         "spec": obj.get("spec") or {},
     }
+
+
+def _shared(value: Any) -> Any:
+    """The same, with one copy of each field's name and short word for all objects."""
+    if isinstance(value, dict):
+        return {sys.intern(name): _shared(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shared(item) for item in value]
+    return sys.intern(value) if isinstance(value, str) and len(value) <= SHORT else value

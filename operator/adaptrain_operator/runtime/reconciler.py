@@ -152,6 +152,9 @@ class Reconciler:
             await self._leases.refresh(plan.suspects)
         if plan.requeue_after is not None:
             self._queue.add(key, plan.requeue_after)
+        if plan.status.phase in ("Succeeded", "Failed") and not plan.delete:
+            # There may be thousands of them, and little is left to decide.
+            self._memories.pop(key, None)
 
     def _decide(self, key: Key, memory: _Memory, job: Job) -> Plan:
         plan, left_out = decide_anyhow(decide, job, self._observe(key, memory, job), clock.now())
