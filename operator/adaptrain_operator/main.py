@@ -42,6 +42,9 @@ STUCK = 60.0
 that starts anew has everything to do."""
 
 
+DEEPEST = 60_000
+"""Calls within calls. The API server takes objects of 10,000 levels: one that can't be parsed would make each listing
+fail, and so every tenant's job wait."""
 SEARCHERS = 4
 """Searches that are decided at once."""
 
@@ -273,6 +276,7 @@ def main() -> None:
     settings = Settings.from_env()
     ALLOWED.update(settings.allow)
     logs.configure(settings)
+    sys.setrecursionlimit(DEEPEST)
     sys.exit(asyncio.run(run(settings)))
 
 

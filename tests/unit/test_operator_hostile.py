@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from adaptrain_operator.core.decide import decide
 from adaptrain_operator.core.essentials import Essentials, decide_anyhow, decide_essentials, read_status
 from adaptrain_operator.core.observed import Job, Observed
 from adaptrain_operator.core.plan import Plan
+from adaptrain_operator.kube.kinds import JOB
+from adaptrain_operator.main import DEEPEST
 from adaptrain_operator.progress import LARGEST, Puller
+from adaptrain_operator.runtime.cache import Cache
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,3 +316,23 @@ def test_a_bucket_gives_what_it_holds_and_then_what_it_gets() -> None:
     assert bucket.owe(1) > 900
     buckets: Buckets[int] = Buckets(rate=0.001, burst=1, most=2)
     assert [buckets.of(key).take() for key in (1, 1, 2, 3, 1)] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize(("opened", "closed"), [('{"a":', "}"), ("[", "]")])
+def test_an_object_of_ten_thousand_levels_stops_no_listing(opened: str, closed: str) -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEEPEST)
+    try:
+        deep = json.loads(opened * 9990 + "1" + closed * 9990)
+        job = {"metadata": {"name": "job", "namespace": "ns", "uid": "u", "resourceVersion": "1"}, "spec": {"x": deep}}
+        cache = Cache()
+        assert cache.put(JOB, job) == {("ns", "job")}
+        world = World()
+        world.settle()
+        assert world.spec.model is not None
+        model = world.spec.model.model_copy(update={"args": {"deep": deep}})
+        world.spec = world.spec.model_copy(update={"model": model, "suspend": True})
+        plan, _ = decide_anyhow(decide, world.job, world.observed(), world.now)
+        assert {deletion.name for deletion in plan.delete} >= set(world.active())
+    finally:
+        sys.setrecursionlimit(limit)
