@@ -1,6 +1,9 @@
 """The trainer's parts that need no other process."""
 
 import math
+import sys
+import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +159,64 @@ def test_a_job_is_traced_where_somebody_made_a_folder_for_it(tmp_path: Path) -> 
     (tmp_path / "trace").mkdir()
     assert trace_directory(None, tmp_path) == tmp_path / "trace"
     assert trace_directory(told, tmp_path) == told
+
+
+class Large:
+    """A data set whose samples that are held at once are counted."""
+
+    held = most = 0
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        Large.held += 1
+        Large.most = max(Large.most, Large.held)
+        made = torch.zeros(1000)
+        weakref.finalize(made, Large.let_go)
+        return made, index % 3
+
+    @classmethod
+    def let_go(cls) -> None:
+        cls.held -= 1
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **made: object) -> DataSource:
+    module = types.ModuleType("given")
+    module.data = lambda: made  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "given", module)
+    return DataSource(name="given:data")
+
+
+def test_a_data_set_without_classes_is_read_a_sample_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    Large.held = Large.most = 0
+    data = load_data(given(monkeypatch, train=Large(50), validation=Large(4)))
+    assert (data.classes, data.shape) == (3, (1000,))
+    assert Large.most <= 2
+
+
+PAIRS = (torch.zeros(6, 2), torch.arange(6) % 3)
+
+
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        ({"train": PAIRS, "validation": Large(0)}, "returned validation, which is empty: give it samples"),
+        ({"train": Large(0), "validation": PAIRS, "classes": 3}, "returned train, which is empty"),
+        ({"train": PAIRS, "validation": PAIRS, "test": Large(0)}, "returned test, which is empty: leave it out"),
+        ({"train": PAIRS, "validation": iter(())}, "a tuple_iterator, which is no map-style data set"),
+        ({"train": (PAIRS[0], PAIRS[1] - 1), "validation": PAIRS}, r"sample 0 has class -1: .* from 0 on"),
+        ({"train": (PAIRS[0], PAIRS[1] * 0.5), "validation": PAIRS}, r"sample 0 has class 0\.0: "),
+        ({"train": (PAIRS[0], PAIRS[1][:3]), "validation": PAIRS}, "6 inputs and 3 classes"),
+        ({"train": [1, 2], "validation": PAIRS, "classes": 3}, "samples must be pairs of a tensor and its class"),
+        ({"train": PAIRS, "validation": PAIRS, "classes": 1}, "has classes 1: it must be a whole number from 2 on"),
+    ],
+)
+def test_what_is_no_data_set_is_one_sentence_at_the_start(
+    made: dict[str, object], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidJob, match=match):
+        load_data(given(monkeypatch, **made))
