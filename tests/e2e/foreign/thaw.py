@@ -23,7 +23,8 @@ with Elastic(model, optimizer, TensorDataset(x, tokens), batch_size=16) as elast
     for _ in elastic.epochs(passes := int(sys.argv[1])):
         for inputs, targets in elastic:
             time.sleep(PACE)
-            backbone.train(elastic.epoch >= passes // 2)
+            thawed = elastic.epoch >= passes // 2
+            backbone.train(thawed).requires_grad_(thawed)
             logits = model["head"](model["backbone"](inputs)).view(-1, 4)
             elastic.weight((targets != -100).sum())
             loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
