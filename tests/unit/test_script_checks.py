@@ -195,3 +195,13 @@ def test_what_is_one_is_taken(data: Any) -> None:
 def test_a_lazy_model_is_refused() -> None:
     with pytest.raises(InvalidJob, match=r"0\.weight has no shape yet: call the model once"):
         check_model(nn.Sequential(nn.LazyLinear(3)))
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def test_state_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(InvalidJob, match=r"0\._extra_state in its state_dict is a dict, .*: keep it in a buffer"):
+        check_model(nn.Sequential(Extra(3, 2)))

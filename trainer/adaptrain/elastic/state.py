@@ -36,6 +36,12 @@ def check_model(model: torch.nn.Module) -> None:
             raise InvalidJob(
                 f"model: {name} has no shape yet: call the model once, with a sample, before it is trained"
             )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InvalidJob(
+                f"model: {name} in its state_dict is a {type(value).__name__}, and workers send only tensors: keep it"
+                " in a buffer, or let get_extra_state return a tensor"
+            )
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidJob("model: there is no parameter to train")
 
