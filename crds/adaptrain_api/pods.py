@@ -24,7 +24,7 @@ from adaptrain_api.base import (
 from adaptrain_api.containers import VOLUME_PRIVILEGES, EnvFrom, EnvVar, InitContainer, Resources, Volume, VolumeMount
 from adaptrain_api.objects import immutable
 
-PRIVILEGES = (*VOLUME_PRIVILEGES, "hostNetwork", "capabilities", "root", "labels", "annotations")
+PRIVILEGES = (*VOLUME_PRIVILEGES, "hostNetwork", "serviceAccountName", "capabilities", "root", "labels", "annotations")
 """What the chart's value ``jobs.allow`` may name."""
 
 CAPABILITY = r"^[A-Z][A-Z0-9_]*$"
@@ -138,6 +138,13 @@ HOST_NETWORK = privilege(
     "the host's network",
     lambda self: not self.host_network,
     ".hostNetwork",
+)
+SERVICE_ACCOUNT = privilege(
+    "serviceAccountName",
+    "!has(self.serviceAccountName)",
+    "another ServiceAccount than the job's own, which has no rights,",
+    lambda self: self.service_account_name is None,
+    ".serviceAccountName",
 )
 
 
@@ -266,7 +273,7 @@ class PodTemplate(Model):
         ),
     ] = 900
 
-    rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES, INIT_MOUNTS_HAVE_VOLUMES, HOST_NETWORK)
+    rules: ClassVar[tuple[Rule, ...]] = (MOUNTS_HAVE_VOLUMES, INIT_MOUNTS_HAVE_VOLUMES, HOST_NETWORK, SERVICE_ACCOUNT)
 
 
 class Coordinator(Model):

@@ -20,7 +20,7 @@ GIT = {"command": ["python", "a.py"], "source": {"git": {"url": "https://a/b"}}}
 
 @pytest.fixture
 def privileged() -> Any:
-    ALLOWED.update(("hostPath", "hostNetwork", "capabilities", "root"))
+    ALLOWED.update(("hostPath", "hostNetwork", "serviceAccountName", "capabilities", "root"))
     yield
     ALLOWED.clear()
 
@@ -130,7 +130,7 @@ def test_the_administrators_defaults() -> None:
         Settings.from_env({"ADAPTRAIN_OPERATOR_ALLOW": "hostIPC"})
 
 
-def test_fields_that_people_need() -> None:
+def test_fields_that_people_need(privileged: None) -> None:
     workers = {
         "runtimeClassName": "nvidia",
         "serviceAccountName": "team",
