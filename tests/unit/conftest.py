@@ -1,15 +1,20 @@
 """Both kinds of storage for checkpoints, and a job that runs."""
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from adaptrain.elastic.group import Group
 from adaptrain.elastic.objects import Bucket
 from adaptrain.elastic.storage import Directory, Storage
+from torch.distributed import TCPStore
 
 from tests.s3 import S3Server
 from tests.unit.operator_world import World
+from tests.unit.test_group import HOST, control, meet
 
 
 class Place(NamedTuple):
@@ -49,3 +54,21 @@ def world() -> World:
     assert made.status.phase == "Running"
     assert made.active() == ["job-worker-0", "job-worker-1"]
     return made
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]]:
+    """Runs one function on each of two members; the second one's can be told to leave."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(2) as pool:
+
+        def run(first: Callable[[Group], Any], second: Callable[[Group, Any], Any]) -> list[Future[Any]]:
+            said = control()
+            return [
+                pool.submit(lambda: first(meet(control(), 0, store.port))),
+                pool.submit(lambda: second(meet(said, 1, store.port), said)),
+            ]
+
+        yield run

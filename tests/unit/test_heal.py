@@ -1,8 +1,5 @@
 """Members of a new group become equal: who is ahead sends its state, and whoever is lost meanwhile spoils nothing."""
 
-import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,9 +7,6 @@ import torch
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, tell
 from adaptrain.errors import InvalidJob
-from torch.distributed import TCPStore
-
-from tests.unit.test_group import HOST, control, meet
 
 
 def state(value: float, version: int, group: int = 0, width: int = 2) -> ReplicatedState:
@@ -25,24 +19,6 @@ def state(value: float, version: int, group: int = 0, width: int = 2) -> Replica
 
 def weight(of: ReplicatedState) -> float:
     return float(of.tensors()["model.weight"][0, 0])
-
-
-@pytest.fixture
-def pair() -> Iterator[Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]]:
-    """Runs one function on each of two members; the second one's can be told to leave."""
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
-    with ThreadPoolExecutor(2) as pool:
-
-        def run(first: Callable[[Group], Any], second: Callable[[Group, Any], Any]) -> list[Future[Any]]:
-            said = control()
-            return [
-                pool.submit(lambda: first(meet(control(), 0, store.port))),
-                pool.submit(lambda: second(meet(said, 1, store.port), said)),
-            ]
-
-        yield run
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from adaptrain_api.progress import foremost
 
 from adaptrain import clock
+from adaptrain.elastic import divergence
 from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
@@ -226,6 +227,9 @@ class ElasticLoop:
         self._control.trained = True
         if self._task.state.counters.step != step:
             self._measure(group, began, now)
+            if (at := self._task.state.counters.step) % divergence.EVERY_STEPS == 0:
+                with self._control.doing("computing"):
+                    divergence.compare(group, self._task.state.weights(), at)
         elif self._task.state.counters.skipped == skipped:
             self._task.state.counters.useful += now - began
         if self._checkpoints is not None and group.rank == 0:
