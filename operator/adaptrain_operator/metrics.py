@@ -34,6 +34,8 @@ DECISIONS_REDUCED = Counter(
     ["without"],
     registry=REGISTRY,
 )
+for _left_out in ("progress", "words", "everything"):
+    DECISIONS_REDUCED.labels(_left_out)  # from the beginning, so that the first one shows as an increase
 EVENTS_DROPPED = Counter(
     "adaptrain_operator_events_dropped_total",
     "Events that were not sent since their object or namespace had too many.",
@@ -45,6 +47,8 @@ UNREADABLE = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+for _kind in ("AdaptiveTrainingJob", "ArchitectureSearch", "Pod", "Node"):
+    UNREADABLE.labels(_kind)
 QUEUE_DEPTH = Gauge("adaptrain_operator_queue_depth", "Jobs that are due and wait for their turn.", registry=REGISTRY)
 REQUESTS = Counter(
     "adaptrain_operator_api_requests_total",

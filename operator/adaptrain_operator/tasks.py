@@ -20,6 +20,7 @@ async def forever(name: str, kind: str, work: Callable[[], Awaitable[None]]) -> 
         kind: of the task, in the metrics, where a job's name must not be.
         work: begins the work.
     """
+    ended = metrics.TASKS_ENDED.labels(kind)  # from the beginning, so that the first one shows as an increase
     loop, pause = asyncio.get_running_loop(), FIRST_PAUSE
     while True:
         began = loop.time()
@@ -28,7 +29,7 @@ async def forever(name: str, kind: str, work: Callable[[], Awaitable[None]]) -> 
             logger.error("%s ended and is begun again", name)
         except Exception:
             logger.exception("%s failed and is begun again", name)
-        metrics.TASKS_ENDED.labels(kind).inc()
+        ended.inc()
         if loop.time() - began > LONGEST_PAUSE:
             pause = FIRST_PAUSE
         await asyncio.sleep(pause)

@@ -41,7 +41,7 @@ WINDOW = 20
 """Seconds for ``$__rate_interval``: many scrapes."""
 WORKERS = 3
 
-OPERATOR_JOB = {
+OPERATOR_JOB: Object = {
     "apiVersion": "adaptrain.io/v1alpha1",
     "kind": "AdaptiveTrainingJob",
     "metadata": {"name": "seen"},
@@ -57,6 +57,12 @@ OPERATOR_JOB = {
         **small_training(),
     },
 }
+FAILING_JOB: Object = {
+    **OPERATOR_JOB,
+    "metadata": {"name": "late"},
+    "spec": {**OPERATOR_JOB["spec"], "preRunningDeadlineSeconds": 1},
+}
+"""No worker of it can train, so it fails of its deadline."""
 
 
 def free_port() -> int:
@@ -192,6 +198,7 @@ def prometheus(
         wait_for("first scrapes", lambda: len(server.ask("query", query=count)) == 2)
         words = ["--namespace", operator["namespace"]]
         run(*kubectl, "apply", *words, "-f", "-", give=json.dumps(OPERATOR_JOB))
+        run(*kubectl, "apply", *words, "-f", "-", give=json.dumps(FAILING_JOB))
         searching.start_worker()
         for _ in range(2):
             training.start_worker()
@@ -213,6 +220,7 @@ def prometheus(
             "adaptrain_job_validation",
             "adaptrain_worker_memory_bytes",
             "adaptrain_search_best",
+            "adaptrain_operator_job_failed_timestamp_seconds",
         ):
             wait_for(needed, lambda query=needed: server.ask("query", query=query), training)
         time.sleep(3)

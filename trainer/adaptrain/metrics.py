@@ -16,6 +16,9 @@ MOST_VALIDATIONS = 256
 """Names of validation metrics that are exported; more are left out."""
 
 
+REASONS = ("odd", "slow", "crowded", "full", "descriptors", "error")
+
+
 class Refusals:
     """What listeners close, by listener (``control``, ``http``, ``store``) and reason: ``odd`` (no message of ours, or
     no proof of the token), ``slow``, ``crowded``, ``full``, ``descriptors`` or ``error`` (of ours)."""
@@ -28,6 +31,10 @@ class Refusals:
             registry=registry,
         )
         self._names = names
+        # From the beginning, so that the first one shows as an increase.
+        for listener in ("control", "http"):
+            for reason in REASONS:
+                self._counter.labels(*names, listener, reason)
 
     def count(self, listener: str, reason: str) -> None:
         self._counter.labels(*self._names, listener, reason).inc()
