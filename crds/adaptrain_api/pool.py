@@ -50,7 +50,7 @@ def leaves_weights(job: TrainingJobSpec) -> bool:
     of the network that all cells share."""
     if job.search is None or job.checkpoint is None:
         return False
-    spec = ArchitectureSearchSpec.model_validate(job.search["spec"])
+    spec = ArchitectureSearchSpec.model_validate(job.of_search())
     trains = spec.execution == "Pool" and spec.trial.callable is None
     return trains and (trains_supernet(spec) or (spec.promote is not None and spec.promote.weights))
 

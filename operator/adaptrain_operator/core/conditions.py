@@ -51,7 +51,7 @@ def claim_problem(draft: Draft) -> tuple[str, str] | None:
     if mounting <= 1 or not modes or modes - set(SINGLE_NODE):
         return None
     most = "workers.max" if spec.search is None else "parallelism.max"
-    kept_anyway = spec.search is None or spec.search["spec"].get("algorithm", {}).get("name") in ONE_SHOT
+    kept_anyway = spec.search is None or spec.of_search("algorithm").get("name") in ONE_SHOT
     no_weights = "" if kept_anyway else ", or promote.weights to false"
     if modes == {"ReadWriteOncePod"}:
         return (

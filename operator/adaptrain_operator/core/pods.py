@@ -102,7 +102,7 @@ def coordinator_pod(
         if spec.checkpoint is not None and spec.checkpoint.volume is not None:
             mount_checkpoints(spec.checkpoint.volume, held, mounted)
             storage["ADAPTRAIN_STORAGE_DIR"] = f"{CHECKPOINT_DIR}/{checkpoint_folder(job.namespace, job.name)}"
-        if (secret := (spec.search["spec"].get("storage") or {}).get("postgresql")) is not None:
+        if (secret := spec.of_search("storage").get("postgresql")) is not None:
             key = {"secretKeyRef": {"name": secret["name"], "key": "url"}}
             storage["ADAPTRAIN_STORAGE_URL"] = {"valueFrom": key}
     pod["spec"] |= {
@@ -142,9 +142,9 @@ def coordinator_pod(
 
 
 def _coordinator_resources(job: Job, defaults: Defaults) -> Object:
-    search, default = job.spec.search, defaults.coordinator
-    if search is not None:
-        heavy = (search["spec"].get("algorithm") or {}).get("name") in HEAVY
+    default = defaults.coordinator
+    if job.spec.search is not None:
+        heavy = job.spec.of_search("algorithm").get("name") in HEAVY
         requested, most = ("768Mi", "2Gi") if heavy else ("128Mi", "1Gi")
         default = at_least(default, {"requests": {"memory": requested}, "limits": {"memory": most}})
     own = job.spec.coordinator
