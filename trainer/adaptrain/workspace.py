@@ -34,7 +34,7 @@ def enter() -> None:
             folder = _copied(folder, work, bounded=source is None)
         os.chdir(folder)
     except OSError as error:
-        raise InvalidJob(f"script.source: {folder} can't be entered: {error.strerror}") from error
+        raise InvalidJob(f"script.source: {folder} can't be entered: {error.strerror or error}") from error
 
 
 def _copied(folder: Path, work: Path, bounded: bool) -> Path:
@@ -43,11 +43,13 @@ def _copied(folder: Path, work: Path, bounded: bool) -> Path:
         return folder
     # A ConfigMap's files are links into a hidden folder, which the kubelet exchanges when they change.
     hidden = shutil.ignore_patterns("..*")
-    shutil.copytree(folder, work, symlinks=bounded, ignore=hidden, dirs_exist_ok=True)
-    for copied in (work, *work.rglob("*")):
+    # Into a folder of ours: the volume's own is the kubelet's, who alone may change its mode and times.
+    copy = work / "files"
+    shutil.copytree(folder, copy, symlinks=bounded, ignore=hidden, dirs_exist_ok=True)
+    for copied in (copy, *copy.rglob("*")):
         if not copied.is_symlink():
             copied.chmod(copied.stat().st_mode | stat.S_IWUSR)
-    return work
+    return copy
 
 
 def _too_much(folder: Path) -> str | None:
