@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from adaptrain.elastic import checkpoint
 from adaptrain.elastic.checkpoint import Checkpoints, Policy
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.lineage import Superseded
@@ -282,3 +283,29 @@ def test_a_store_that_is_away_for_a_while_costs_a_checkpoint_and_no_more(bucket:
     worker.save_aside(3)
     assert (worker.checkpoints.error, worker.checkpoints.newest_step) == ("", 3)
     assert steps(bucket) == [3, 1]
+
+
+def test_storage_that_does_not_answer_is_told_of_and_waited_for_with_a_bound(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(place)
+    worker.save(1)
+    answers, begin = threading.Event(), place.storage.begin
+
+    def hang(name: str) -> str:
+        answers.wait(30)
+        return begin(name)
+
+    monkeypatch.setattr(place.storage, "begin", hang)
+    monkeypatch.setattr(checkpoint, "SLOW_SECONDS", 0.0)
+    worker.state.counters.step = 2
+    with pytest.raises(Unavailable, match="has not answered for"):
+        worker.checkpoints.save(worker.state, 0.05)
+    worker.checkpoints.maybe_save(worker.state)
+    assert "the newest checkpoint is not saved yet" in worker.checkpoints.error
+    with pytest.raises(Unavailable, match="has not answered for"):
+        worker.checkpoints.save(worker.state, 0.05)
+    answers.set()
+    worker.checkpoints.save(worker.state, 30)
+    assert steps(place)[0] == 2
+    assert worker.checkpoints.error == ""

@@ -39,6 +39,10 @@ HELD_SECONDS = 300.0
 """A job that finds its folder held by another lineage for so long ends: it would train for nothing."""
 SECTION_SECONDS = 600.0
 """A section that reads or writes storage may take this long before its worker is taken for hung."""
+ANSWER_SECONDS = 30.0
+"""At the end of training storage is waited for so long at a time, and then the job's condition tells of it."""
+SLOW_SECONDS = 5.0
+"""A checkpoint that takes longer, and longer than three intervals, is told of."""
 MODEL_FILE = "model.safetensors"
 """Best weights, beside the checkpoints."""
 
@@ -80,6 +84,8 @@ class Checkpoints:
         self._control = control
         self._thread: threading.Thread | None = None
         self._due = time.monotonic() + policy.every_seconds
+        self._began = 0.0
+        """When the newest thread that saves was started."""
         self._origin = origin or Origin()
         self._key = key
         self._claimed: Claim | None = None
@@ -111,6 +117,8 @@ class Checkpoints:
         """
         self.give_up()
         due, busy = self._mates.any(self._leads and self._is_due(state.counters), self._busy)
+        if busy:
+            self._tell_slow()
         if busy or not due:
             return
         self._due = time.monotonic() + self._policy.every_seconds
@@ -123,16 +131,18 @@ class Checkpoints:
         improved = self._policy.keep_best and counters.best_step > self._best_step
         return (improved or time.monotonic() >= self._due) and self._control.may_commit
 
-    def save(self, state: ReplicatedState) -> None:
+    def save(self, state: ReplicatedState, seconds: float | None = None) -> None:
         """Save now, and wait for it.
+
+        Args:
+            seconds: how long at most; None: as long as it takes.
 
         Raises:
             Superseded: another lineage is newer.
-            OSError: storage refused.
+            OSError: storage refused, or is still at it. It may yet be saved.
         """
-        if self._thread is not None:
-            self._thread.join()
-        self._as_one(lambda: self._save(state, state.capture, self._control.epoch))
+        epoch = self._control.epoch
+        self._as_one(lambda: self._within(seconds, lambda: self._save(state, state.capture, epoch)))
 
     def failed(self, error: Exception, what: str = "a checkpoint could not be saved") -> None:
         """Keep why there is no newer checkpoint, for the job's condition: which the first process tells."""
@@ -217,15 +227,18 @@ class Checkpoints:
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
 
-    def export(self, state: ReplicatedState) -> None:
+    def export(self, state: ReplicatedState, seconds: float | None = None) -> None:
         """Write the best weights as safetensors.
+
+        Args:
+            seconds: how long at most; None: as long as it takes.
 
         Raises:
             Superseded: another lineage is newer.
-            OSError: storage refused.
+            OSError: storage refused, or is still at it.
         """
-        best = state.gather_best()
-        self._as_one(lambda: self._export(best, state.counters, self._control.epoch) if self._leads else None)
+        best, c, epoch = state.gather_best(), state.counters, self._control.epoch
+        self._as_one(lambda: self._within(seconds, lambda: self._export(best, c, epoch)) if self._leads else None)
 
     def _export(self, best: dict[str, torch.Tensor], c: Counters, epoch: int) -> None:
         self._check(epoch)
@@ -246,6 +259,42 @@ class Checkpoints:
         raise_first(said, error)
         return cast(T, done)
 
+    def _within(self, seconds: float | None, what: Callable[[], None]) -> None:
+        """Do something in a thread of its own, once the one before has ended, and wait for it."""
+        until = None if seconds is None else time.monotonic() + seconds
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                what()
+            except Exception as error:
+                failed.append(error)
+
+        self._join(until)
+        self._start(run)
+        self._join(until)
+        if failed:
+            raise failed[0]
+
+    def _join(self, until: float | None) -> None:
+        if self._thread is None:
+            return
+        self._thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        if self._thread.is_alive():
+            raise Unavailable(self._slow())
+
+    def _start(self, run: Callable[[], None]) -> None:
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _slow(self) -> str:
+        return f"{self._storage} has not answered for {time.monotonic() - self._began:.0f} s"
+
+    def _tell_slow(self) -> None:
+        if self._leads and time.monotonic() - self._began > max(SLOW_SECONDS, 3 * self._policy.every_seconds):
+            self.error = f"the newest checkpoint is not saved yet: {self._slow()}"
+
     @property
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -261,8 +310,7 @@ class Checkpoints:
             except Exception as error:  # training goes on: the condition CheckpointAvailable tells why it is old
                 self.failed(error)
 
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
+        self._start(run)
 
     def _save(self, state: ReplicatedState, capture: Callable[[], dict[str, Any]], epoch: int) -> None:
         captured: dict[str, Any] = {}

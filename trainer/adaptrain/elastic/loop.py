@@ -16,7 +16,7 @@ from adaptrain_api.progress import foremost
 
 from adaptrain import clock
 from adaptrain.elastic import divergence
-from adaptrain.elastic.checkpoint import MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
+from adaptrain.elastic.checkpoint import ANSWER_SECONDS, MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.lineage import Superseded
@@ -282,8 +282,8 @@ class ElasticLoop:
         while group.rank == 0:
             try:
                 with self._control.doing("section", SECTION_SECONDS):
-                    self._checkpoints.export(self._task.state)
-                    self._checkpoints.save(self._task.state)
+                    self._checkpoints.export(self._task.state, ANSWER_SECONDS)
+                    self._checkpoints.save(self._task.state, ANSWER_SECONDS)
                 break
             except (OSError, Superseded) as error:
                 # The coordinator is away, without which nothing may be committed, or storage refuses. The model is

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from adaptrain.elastic import tensorfile
 from adaptrain.elastic.storage import Storage
 from adaptrain.errors import InvalidJob
 
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS, MOST_RETRY_SECONDS = 0.5, 10.0
 DIGEST_SUFFIX = ".sha256"
 """Of the file beside a published one that tells its digest, as sha256sum writes and checks it."""
 DIGEST_LIMIT = 4096
@@ -33,13 +38,29 @@ class Weights:
     path: str
     sha256: str | None
 
-    def read(self, model: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def read(
+        self, model: Mapping[str, torch.Tensor], note: Callable[[str], None] = log.warning
+    ) -> dict[str, torch.Tensor]:
         """Its tensors, on the CPU: those that a model's state has, by the same names, of the same shapes and types.
+        What can't be read now is waited for.
+
+        Args:
+            note: tells people of the wait.
 
         Raises:
             InvalidJob: there is no such file, it is not what was written, or it is of another model.
-            OSError: it can't be read now.
         """
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                return self._read(model)
+            except OSError as error:
+                if pause == RETRY_SECONDS:
+                    note(f"training waits for initialWeights.path, which can't be read now: {error}")
+                time.sleep(pause)
+                pause = min(MOST_RETRY_SECONDS, 2 * pause)
+
+    def _read(self, model: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         file = self.root / self.path
         try:
             with file.open("rb") as stream:
