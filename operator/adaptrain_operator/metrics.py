@@ -31,7 +31,7 @@ TASKS_ENDED = Counter(
 DECISIONS_REDUCED = Counter(
     "adaptrain_operator_decisions_reduced_total",
     "Decisions that failed and were made without what pods and coordinators say, by what was left out.",
-    ["without"],
+    ["omitted"],
     registry=REGISTRY,
 )
 for _left_out in ("progress", "words", "everything"):
