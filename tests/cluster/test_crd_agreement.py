@@ -65,7 +65,7 @@ class Generator:
             "metadata": {"name": "job" if self.draw.random() < 0.95 else self.draw.choice(STRINGS)},
             "spec": spec,
         }
-        for _ in range(self.draw.choice([0, 1, 1, 1, 1, 2, 3])):
+        for _ in range(self.draw.choice([0, 0, 1, 1, 1, 1, 2, 3])):
             self.spoil(job)
         return job
 
@@ -168,7 +168,7 @@ class Generator:
                     for one in container.get("env", []):
                         one.pop("valueFrom", None)
             if draw.random() < 0.8:
-                for field in ("securityContext", "initContainers", "hostNetwork"):
+                for field in ("securityContext", "initContainers", "hostNetwork", "serviceAccountName"):
                     workers.pop(field, None)
             for toleration in workers.get("tolerations", []):
                 toleration.update({"key": "a", "effect": "NoExecute", "operator": "Equal"})
