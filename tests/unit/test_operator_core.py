@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from adaptrain_operator.core import children, conditions, naming
+from adaptrain_operator.core.coordinator import LAST_WORDS
 
 from tests.unit.operator_world import T0, World, make_spec
 
@@ -110,6 +111,25 @@ def test_what_happened_is_told_of_a_job_that_ended_before_it_was_asked(world: Wo
     world.step()
     assert world.status.phase == "Succeeded"
     assert [c.message for c in world.status.recent_changes] == ["job-worker-0 starts"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_coordinator_of_a_job_that_ended_before_it_was_asked_is_heard_out(answers: bool) -> None:
+    world = World()
+    world.settle()
+    for name in ("job-worker-0", "job-worker-1"):
+        world.end(name, 0, "Completed", '{"outcome": "completed", "step": 99, "epoch": 2}')
+    plan = world.step()
+    assert world.status.phase == "Succeeded"
+    assert (plan.ask is not None, plan.delete) == (True, [])
+    if answers:
+        told = [{"time": T0, "epoch": 1, "message": "starts from weights", "count": 0}]
+        world.answer(result=RESULT, recentChanges=told)
+    else:
+        world.now += LAST_WORDS
+    plan = world.step()
+    assert (plan.ask, [gone.name for gone in plan.delete]) == (None, ["job-coordinator-1"])
+    assert [c.message for c in world.status.recent_changes] == (["starts from weights"] if answers else [])
 
 
 RESULT = {

@@ -9,6 +9,8 @@ UNREACHABLE = 8.0
 """Seconds of silence after which a coordinator that had answered is replaced."""
 START_SECONDS = 120.0
 """A coordinator whose container runs has this long to be ready."""
+LAST_WORDS = 5.0
+"""Seconds that the coordinator of a job that is complete is kept to be heard once more."""
 KEEP_FAILED = 3
 FORGET_FAILED = 600.0
 
@@ -33,10 +35,8 @@ def decide_coordinator(draft: Draft) -> None:
         found = draft.seen.children.get(("Service", service["metadata"]["name"]))
         if not ownership.right(service, found):
             draft.plan.apply.append(service)
-    # Asking before it is ready would be in vain; once it has answered, being ready is no longer what counts.
-    answers = current is not None and (current.ready or draft.seen.contact.answered is not None)
-    if current is not None and answers and current.number == number and current.active and current.ip:
-        draft.plan.ask = (number, current.ip)
+    if current is not None and current.number == number:
+        _ask(draft, current)
 
 
 def hindered(draft: Draft) -> bool:
@@ -52,6 +52,27 @@ def remove_coordinators(draft: Draft) -> None:
     for pod in draft.seen.coordinators:
         if pod.active or pod.lingers:
             draft.delete(pod)
+
+
+def hear_out(draft: Draft, ended: float) -> bool:
+    """Whether the coordinator of a job that is complete is kept until its last words have come, and is asked for them:
+    training may take less time than passes between two questions."""
+    progress, left = draft.seen.contact.progress, ended + LAST_WORDS - draft.now
+    if left <= 0 or (progress is not None and progress.result is not None):
+        return False
+    number = max((pod.number for pod in draft.seen.coordinators), default=0)
+    _ask(draft, next((pod for pod in draft.seen.coordinators if pod.number == number), None))
+    if draft.plan.ask is None:
+        return False
+    draft.plan.wake(left)
+    return True
+
+
+def _ask(draft: Draft, current: Pod | None) -> None:
+    # Asking before it is ready would be in vain; once it has answered, being ready is no longer what counts.
+    answers = current is not None and (current.ready or draft.seen.contact.answered is not None)
+    if current is not None and answers and current.active and current.ip:
+        draft.plan.ask = (current.number, current.ip)
 
 
 def _why_replace(draft: Draft, number: int, current: Pod | None) -> str | None:

@@ -10,7 +10,7 @@ from adaptrain_api.progress import Result, headline, of_model
 from adaptrain_api.training_status import MOST_METRICS, AvoidedNode, TrainedModel, TrainingJobStatus
 
 from adaptrain_operator.core import children, conditions, drain, failures, naming, ownership
-from adaptrain_operator.core.coordinator import decide_coordinator, remove_coordinators
+from adaptrain_operator.core.coordinator import decide_coordinator, hear_out, remove_coordinators
 from adaptrain_operator.core.draft import Conditions, Draft
 from adaptrain_operator.core.failures import Ending
 from adaptrain_operator.core.observed import Job, Observed, Pod, moment
@@ -249,7 +249,6 @@ def _succeed(draft: Draft, result: Result) -> None:
     draft.conditions.clear("Restarting", "Complete", "training is complete")
     draft.conditions.clear("PodsReady", "Complete", "training is complete")
     conditions.tell_progress(draft)
-    conditions.tell_changes(draft)
     if (
         job.spec.checkpoint is not None and not job.spec.torchrun
     ):  # the last one is saved before training is said to be complete
@@ -283,7 +282,6 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
     draft.conditions.set("Failed", True, reason, message)
     for type in ("Rescaling", "Restarting", "PodsReady"):
         draft.conditions.clear(type, "Failed", "the job has failed")
-    conditions.tell_changes(draft)
     draft.fields |= {"phase": "Failed", "completion_time": moment(draft.now)}
     draft.fields |= {"eta": None, "eta_seconds": None, "workers": None, "ready_replicas": 0}
     _after_end(draft)
@@ -294,12 +292,14 @@ def _after_end(draft: Draft) -> None:
     done: datetime = draft.value("completion_time") or moment(draft.now)
     draft.fields["completion_time"] = done
     failed, ended = draft.conditions.true("Failed"), done.timestamp()
+    conditions.tell_changes(draft)
     running = [pod for pod in draft.seen.workers if not pod.terminal or pod.lingers]
     for pod in running:
         if failed or pod.phase == "Pending" or draft.now - ended > LINGER or draft.seen.lost(pod.node, draft.now):
             draft.delete(pod)
     if not running or draft.now - ended > LINGER:
-        remove_coordinators(draft)
+        if failed or not hear_out(draft, ended):
+            remove_coordinators(draft)
     else:
         draft.plan.wake(ended + LINGER + 1 - draft.now)
     draft.fields["replicas"] = len(draft.active)
