@@ -79,7 +79,7 @@ async def raw(client: Client, path: str) -> bytes:
     return await answer.read()
 
 
-async def until_running(client: Client, namespace: str, wanted: int, began: float, limit: float = 300) -> float:
+async def until_running(client: Client, namespace: str, wanted: int, began: float, limit: float = 900) -> float:
     while True:
         count = await running(client, namespace)
         took = time.monotonic() - began

@@ -4,6 +4,7 @@ from typing import Any
 
 import kopf
 from adaptrain_api import objects, search, training
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from adaptrain_operator.core import naming
 from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SEARCH, SERVICE
@@ -83,6 +84,20 @@ class _NoProgress(kopf.ProgressStorage):
 
     def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
         return essence
+
+
+class NoMemories(ResourceMemories):
+    """Keeps nothing of an object between its events: handlers of events need nothing, and there may be thousands."""
+
+    async def recall(
+        self,
+        raw_body: kopf.RawBody,
+        *,
+        memobase: Any = None,
+        noticed_by_listing: bool = False,
+        ephemeral: bool = True,
+    ) -> ResourceMemory:
+        return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
 
 
 def configure() -> kopf.OperatorSettings:

@@ -178,6 +178,7 @@ class Operator:
             kopf.operator(
                 registry=registry,
                 settings=handlers.configure(),
+                memories=handlers.NoMemories(),
                 standalone=True,
                 clusterwide=not self._settings.namespaces,
                 namespaces=self._settings.namespaces,

@@ -5,7 +5,7 @@ from typing import Any
 from adaptrain_api.progress import EXIT_INVALID
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node, Taint
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.operator_world import INJECTED, World, make_spec, stamp
@@ -160,6 +160,7 @@ class Story:
     st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=60),
     st.sets(st.sampled_from(INJECTED)).map(tuple),
 )
+@example([("start", 0), ("change", 0), ("scale_1", 0)], ())
 def test_whatever_happens(actions: list[tuple[str, int]], injected: tuple[str, ...]) -> None:
     story = Story(injected)
     story.decide()

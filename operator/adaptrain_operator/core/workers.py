@@ -213,7 +213,9 @@ def _roll(draft: Draft, stale: set[str], impatient: bool) -> None:
         for _ in range(len(ready) - max(0, spec.wanted - spec.max_unavailable)):
             _replace(draft, old)
         return
-    if len(ready) > spec.wanted and not trial:
+    training = [pod for pod in old if pod.uid in members]
+    if len(ready) > spec.wanted and (not trial or len(training) > spec.wanted):
+        # Of a template on trial nobody leaves for its workers, but there may be more of the old one than are wanted.
         _replace(draft, old)
         return
     waiting = [pod for pod in new if pod.uid not in members]

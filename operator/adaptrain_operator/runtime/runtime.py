@@ -167,7 +167,7 @@ class Runtime:
             metrics.QUEUE_WAIT.set(self._queue.overdue())
             for phase, count in self._cache.phases().items():
                 metrics.JOBS.labels(phase).set(count)
-            metrics.STANDING.look(self._cache.raw_jobs())
+            metrics.STANDING.look(self._cache.unsuccessful())
             beat()
             await asyncio.sleep(2)
 
