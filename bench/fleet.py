@@ -36,6 +36,7 @@ from bench.operator import (
     own_writes,
     remove_namespace,
     scrape,
+    simulate,
     spec,
     start,
     until_leading,
@@ -286,12 +287,7 @@ def main() -> int:
         asyncio.run(serve(arguments.serve))
         return 0
     if os.environ.get("CLUSTER", "local") == "local":
-        from localcluster.api import Cluster
-
-        cluster = Cluster()
-        cluster.up(nodes=0)
-        cluster.node_fake(arguments.nodes)
-        os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+        simulate(arguments.nodes)
     return 0 if asyncio.run(measure(arguments)) else 1
 
 

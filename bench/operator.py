@@ -7,6 +7,7 @@ which must replace nothing. Ends with one line of JSON.
 
 import argparse
 import asyncio
+import atexit
 import json
 import os
 import re
@@ -240,6 +241,27 @@ async def measure(arguments: argparse.Namespace) -> bool:
     return ok
 
 
+def simulate(nodes: int) -> None:
+    """Bring the local cluster up with simulated nodes. Others are cordoned: pods on them would wait for the image."""
+    from localcluster.api import Cluster
+
+    cluster = Cluster()
+    cluster.up(nodes=0)
+    cluster.node_fake(nodes)
+    os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+    kubectl = str(cluster.tool("kubectl"))
+
+    def call(*arguments: str) -> str:
+        return subprocess.run([kubectl, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    call("apply", "-f", "crds")
+    call("wait", "-f", "crds", "--for=condition=Established")
+    listed = call("get", "nodes", "-l", "adaptrain.io/simulated!=true", "--field-selector", "spec.unschedulable!=true", "-o", "name")
+    if real := listed.split():
+        call("cordon", *real)
+        atexit.register(call, "uncordon", *real)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
@@ -249,12 +271,7 @@ def main() -> int:
     parser.add_argument("--idle", type=float, default=30)
     arguments = parser.parse_args()
     if os.environ.get("CLUSTER", "local") == "local":
-        from localcluster.api import Cluster
-
-        cluster = Cluster()
-        cluster.up(nodes=0)
-        cluster.node_fake(arguments.nodes)
-        os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
+        simulate(arguments.nodes)
     return 0 if asyncio.run(measure(arguments)) else 1
 
 
