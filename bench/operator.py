@@ -256,7 +256,16 @@ def simulate(nodes: int) -> None:
 
     call("apply", "-f", "crds")
     call("wait", "-f", "crds", "--for=condition=Established")
-    listed = call("get", "nodes", "-l", "adaptrain.io/simulated!=true", "--field-selector", "spec.unschedulable!=true", "-o", "name")
+    listed = call(
+        "get",
+        "nodes",
+        "-l",
+        "adaptrain.io/simulated!=true",
+        "--field-selector",
+        "spec.unschedulable!=true",
+        "-o",
+        "name",
+    )
     if real := listed.split():
         call("cordon", *real)
         atexit.register(call, "uncordon", *real)

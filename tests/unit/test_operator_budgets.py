@@ -5,12 +5,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from adaptrain_operator import clock
 from adaptrain_operator.core import children, pods
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube import lease as leases
 from adaptrain_operator.kube.errors import error
 from adaptrain_operator.kube.lease import Election
-from adaptrain_operator.runtime.events import AT_ONCE, WAITING, Events
+from adaptrain_operator.runtime.events import AGAIN_AFTER, AT_ONCE, WAITING, Events
 from adaptrain_operator.runtime.queue import Queue
 from adaptrain_operator.runtime.statuses import only_fast, progress_every
 
@@ -126,6 +127,52 @@ def test_one_object_has_so_many_events_and_the_same_words_once() -> None:
                 events.tell(one, Event("Normal", "X", str(n)))
         assert events._outbox.qsize() == AT_ONCE
         assert len(events._said) == 1
+
+    asyncio.run(check())
+
+
+class Kept(Api):
+    """An API server that keeps events until it forgets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: dict[str, Object] = {}
+
+    async def create(self, kind: Any, namespace: str, body: Object) -> Object:
+        assert body["metadata"]["name"] not in self.events
+        self.events[body["metadata"]["name"]] = body
+        return body
+
+    async def replace(self, kind: Any, namespace: str, body: Object) -> Object:
+        if body["metadata"]["name"] not in self.events:
+            raise error(404, "NotFound", "")
+        self.events[body["metadata"]["name"]] = body
+        return body
+
+
+def test_an_event_that_comes_again_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        api, now = Kept(), 1000.0
+        monkeypatch.setattr(clock, "now", lambda: now)
+        events = Events(api, "me")  # type: ignore[arg-type]
+        task = asyncio.create_task(events.send())
+
+        async def come(times: int) -> list[int]:
+            for _ in range(times):
+                events.tell(Subject("ns", "one"), Event("Warning", "WorkerFailed", "boom"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return [event["count"] for event in api.events.values()]
+
+        assert await come(3) == [1]
+        now += AGAIN_AFTER
+        assert await come(1) == [4]
+        api.events.clear()
+        now += AGAIN_AFTER
+        assert await come(1) == [5]
+        (event,) = api.events.values()
+        assert (event["firstTimestamp"], event["lastTimestamp"]) == ("1970-01-01T00:16:40Z", "1970-01-01T00:18:40Z")
+        task.cancel()
 
     asyncio.run(check())
 

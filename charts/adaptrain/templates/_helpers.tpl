@@ -119,7 +119,7 @@ seccompProfile:
   verbs: [list] # after a refusal, so that what we choose is enough
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, update]
 {{- end }}
 
 {{- define "adaptrain.subject" -}}

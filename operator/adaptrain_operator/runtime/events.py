@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -12,12 +13,13 @@ from adaptrain_operator.budget import Bucket
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube.client import Client
-from adaptrain_operator.kube.errors import ApiError
+from adaptrain_operator.kube.errors import ApiError, NotFound
 from adaptrain_operator.kube.kinds import EVENT
 
 logger = logging.getLogger(__name__)
 
-AGAIN_AFTER = 600.0
+AGAIN_AFTER = 60.0
+"""Seconds until an event that came again is written again, with how often it has come."""
 AT_ONCE, PER_SECOND = 20, 1 / 15
 """Events of one object: at once, and then in the long run."""
 REMEMBERED, REMEMBERED_WORDS = 4096, 32
@@ -41,6 +43,15 @@ class Subject(Protocol):
     def uid(self) -> str: ...
 
 
+@dataclass(slots=True)
+class _Word:
+    """An event as the API server has it."""
+
+    first: float
+    written: float
+    count: int = 1
+
+
 class _Said:
     """What was said of an object, and what may be."""
 
@@ -48,7 +59,7 @@ class _Said:
 
     def __init__(self) -> None:
         self.bucket = Bucket(PER_SECOND, AT_ONCE)
-        self.words: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self.words: OrderedDict[tuple[str, str], _Word] = OrderedDict()
 
 
 class _Outbox:
@@ -82,7 +93,7 @@ class _Outbox:
 
 
 class Events:
-    """The same words about the same job or search are said once in ten minutes.
+    """The same words about the same job or search are one event, which counts how often they came.
 
     An object that has much to say costs others nothing: each has a bucket of its own, and namespaces take turns.
     """
@@ -99,19 +110,23 @@ class Events:
         if len(self._said) > REMEMBERED:
             self._said.popitem(last=False)
         key, now = (event.reason, event.message[:MESSAGE]), clock.now()
-        if now - said.words.get(key, -AGAIN_AFTER) < AGAIN_AFTER:
-            return
+        word = said.words.get(key)
+        if word is not None:
+            word.count += 1
+            if now - word.written < AGAIN_AFTER:
+                return
         where = {"job": f"{job.namespace}/{job.name}"}
         if not said.bucket.take():
             metrics.EVENTS_DROPPED.inc()
             logger.debug("dropped, since it has had many: %s: %s", event.reason, event.message, extra=where)
             return
-        said.words[key] = now
+        word = said.words.setdefault(key, _Word(now, now))
+        word.written = now
         said.words.move_to_end(key)
         if len(said.words) > REMEMBERED_WORDS:
             said.words.popitem(last=False)
         logger.info("%s: %s", event.reason, event.message, extra=where)
-        if not self._outbox.put(job.namespace, self._body(job, event, now)):
+        if not self._outbox.put(job.namespace, self._body(job, event, word)):
             metrics.EVENTS_DROPPED.inc()
 
     async def send(self) -> None:
@@ -119,13 +134,19 @@ class Events:
         while True:
             namespace, body = await self._outbox.get()
             try:
+                if body["count"] > 1:
+                    try:
+                        await self._client.replace(EVENT, namespace, body)
+                        continue
+                    except NotFound:  # the API server keeps events for an hour
+                        pass
                 await self._client.create(EVENT, namespace, body)
             except ApiError as problem:
                 logger.info("an event was lost: %s", problem)
 
-    def _body(self, job: Subject, event: Event, now: float) -> dict[str, Any]:
-        digest = hashlib.sha256(f"{job.uid} {event.reason} {event.message} {now}".encode()).hexdigest()[:16]
-        stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    def _body(self, job: Subject, event: Event, word: _Word) -> dict[str, Any]:
+        said = f"{job.uid} {event.reason} {event.message} {word.first}"
+        digest = hashlib.sha256(said.encode()).hexdigest()[:16]
         return {
             "apiVersion": "v1",
             "kind": "Event",
@@ -143,7 +164,11 @@ class Events:
             "source": {"component": naming.FIELD_MANAGER},
             "reportingComponent": naming.FIELD_MANAGER,
             "reportingInstance": self._identity,
-            "firstTimestamp": stamp,
-            "lastTimestamp": stamp,
-            "count": 1,
+            "firstTimestamp": _stamp(word.first),
+            "lastTimestamp": _stamp(word.written),
+            "count": word.count,
         }
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
