@@ -199,6 +199,8 @@ class Progress(Open):
     members: Annotated[list[Member], Field(max_length=MOST_MEMBERS)] = []
     joining: Annotated[list[Name], Field(max_length=MOST_MEMBERS)] = []
     """Ids of workers that are here and not among the members yet."""
+    preparing: Annotated[list[Name], Field(max_length=MOST_MEMBERS)] = []
+    """Those of them that still import, load and build: nobody waits for them."""
     silent: Annotated[list[Silent], last(MOST_MEMBERS)] = []
     recent_changes: Annotated[list[Change], last(MOST_CHANGES)] = []
     step: Count = 0

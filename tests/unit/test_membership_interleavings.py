@@ -29,6 +29,9 @@ class Worker:
     connected: bool = True
     alive: bool = True
     hung: bool = False
+    preparing: bool = False
+    stuck: bool = False
+    """Whether it never ends its preparations."""
     leaving: bool = False
     gone: bool = False
     group: int = 0
@@ -79,12 +82,21 @@ class World:
         worker.inbox.clear()
         worker.outbox.clear()
         m = self.membership
-        self.do(m.hello(self.now, worker.id, worker.id, "h", 1, worker.group, worker.peers, 0))
+        self.do(
+            m.hello(self.now, worker.id, worker.id, "h", 1, worker.group, worker.peers, 0, preparing=worker.preparing)
+        )
         if worker.leaving:
             self.do(m.leaving(self.now, worker.id))
 
+    def beat(self, worker: Worker) -> None:
+        self.membership.beat(self.now, worker.id, Activity("idle", self.now), 0, 0)
+        if not worker.preparing:
+            self.do(self.membership.prepared(self.now, worker.id))
+
     def join(self) -> None:
         worker = Worker(f"w{len(self.workers)}")
+        worker.preparing = self.random.random() < 0.5
+        worker.stuck = worker.preparing and self.random.random() < 0.1
         self.workers[worker.id] = worker
         self.connect(worker)
 
@@ -98,6 +110,8 @@ class World:
                 else:
                     worker.outbox.append(("broken", frame["epoch"]))
                 return
+            case "plan" | "leave" | "form" if worker.preparing:
+                raise AssertionError("somebody may wait for a worker that is not prepared")
             case "plan":
                 worker.planned = frame["epoch"]
             case "leave":
@@ -144,6 +158,11 @@ class World:
             for p in peers:
                 self.leave_group(p)
 
+    def end_preparations(self, worker: Worker) -> None:
+        worker.preparing = False
+        if worker.connected:
+            self.beat(worker)
+
     def leave_group(self, worker: Worker) -> None:
         worker.group = 0
         worker.peers = frozenset()
@@ -170,7 +189,7 @@ class World:
         self.now += self.random.random() * 0.2
         for worker in self.workers.values():
             if worker.connected:
-                self.membership.beat(self.now, worker.id, Activity("idle", self.now), 0, 0)
+                self.beat(worker)
         kind = self.random.random()
         living = self.living()
         if not living or kind < 0.04:
@@ -182,6 +201,8 @@ class World:
             worker.leaving = True
             if worker.connected:
                 self.do(self.membership.leaving(self.now, worker.id))
+            if worker.preparing:  # it ends at once
+                worker.alive = False
         elif kind < 0.10:
             self.replace_coordinator()
         elif kind < 0.11:  # a connection breaks without its worker
@@ -200,9 +221,11 @@ class World:
 
     def flow(self, worker: Worker) -> None:
         choices = []
+        if worker.preparing and not worker.stuck:
+            choices.append(self.end_preparations)
         if worker.inbox:
             choices.append(self.hear)
-        if not worker.group:
+        if not worker.group and not worker.preparing:
             choices.append(self.follow)
         if worker.outbox and worker.connected:
             choices.append(self.say)
@@ -217,7 +240,7 @@ class World:
             self.now += 0.05
             self.notice()
             for worker in self.living():
-                self.membership.beat(self.now, worker.id, Activity("idle", self.now), 0, 0)
+                self.beat(worker)
                 for _ in range(5):
                     self.flow(worker)
             self.do(self.membership.tick(self.now))
@@ -231,7 +254,7 @@ def test_every_interleaving_ends_with_all_the_living_in_one_group(minimum: int, 
         for _ in range(world.random.randrange(10, 400)):
             world.chance()
         world.calm()
-        staying = [w for w in world.living() if not w.leaving]
+        staying = [w for w in world.living() if not w.leaving and not w.preparing]
         groups = {w.group for w in staying}
         if len(staying) >= minimum:
             assert len(groups) <= 1, f"seed {seed}: more than one group"

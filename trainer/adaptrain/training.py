@@ -1,11 +1,15 @@
 """A job with model, data and phases, on one of its workers: a replica of the model, trained with all others."""
 
+from collections.abc import Callable
+from functools import partial
+
 from adaptrain_api.checkpoints import InitialWeights
 from adaptrain_api.progress import Result
 from adaptrain_api.training import AdaptiveTrainingJob
 from torch import nn
 
 from adaptrain.data import load_data
+from adaptrain.elastic.arrival import Arrival, arrive
 from adaptrain.elastic.followers import Place
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.origin import Origin
@@ -16,10 +20,15 @@ from adaptrain.phases.supervised import SupervisedTask
 from adaptrain.process import Farewell, WorkerSettings
 
 
-def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, place: Place) -> Result:
-    """Train until the job is done, or this worker is asked to leave; ``place`` is this process's in the worker."""
+def train(
+    told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, place: Place, arrival: Arrival | None
+) -> Result:
+    """Train until the job is done, or this worker is asked to leave; ``place`` is this process's in the worker. A
+    worker of one process has arrived before; of several, only now is there one to speak for all."""
     spec = job.spec
-    mates = _mates(told, place)
+    mates, join = _mates(told, place)
+    if arrival is None and place.rank == 0:
+        arrival = join(farewell, preparing=True)
     metrics, trace = prepare(told, job.metadata.namespace or "default", job.metadata.name)
     assert spec.model is not None
     assert spec.data is not None
@@ -32,10 +41,14 @@ def train(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, pl
     task = SupervisedTask(
         spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
     )
-    # Only a warm worker says hello: the others never wait for an import.
-    leaves = farewell if place.rank == 0 else None
-    session = Session(told, metrics, trace, spec.checkpoint, leaves, mates, Origin.of(job))
+    # A follower's beats begin here: what came before may keep its threads from running.
+    others = mates.tell(arrival.control.workers if arrival is not None else 0)
+    task.warm_up(mates.alone(), max(1, spec.workers.min, others))
+    mates.agree(True)
+    arrival = arrival or join(None, leads=False)
+    session = Session(told, metrics, trace, spec.checkpoint, arrival, mates, Origin.of(job))
     loop = session.loop(task)
+    session.control.prepared()
     for group in loop.units():
         with loop.attempt():
             task.unit(group)
@@ -49,13 +62,15 @@ def _weights(told: WorkerSettings, given: InitialWeights | None) -> Weights | No
     return Weights(told.weights, given.path, given.sha256)
 
 
-def _mates(told: WorkerSettings, place: Place) -> Mates:
+def _mates(told: WorkerSettings, place: Place) -> tuple[Mates, Callable[..., Arrival]]:
+    """The processes of this worker, and how this one arrives."""
     if place.size == 1:
-        return Mates()
+        return Mates(), partial(arrive, told)
     from adaptrain.elastic.pod import Pod  # FSDP takes seconds to import
 
     def leave_behind(words: str) -> None:
         if told.termination_log is not None:
             told.termination_log.write_text(words)
 
-    return Pod(place, leave_behind)
+    pod = Pod(place, leave_behind)
+    return pod, partial(arrive, told, connect=pod.control)

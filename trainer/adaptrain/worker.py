@@ -11,6 +11,7 @@ from adaptrain_api.sources import Script
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from adaptrain import workspace
+from adaptrain.elastic.arrival import arrive
 from adaptrain.elastic.followers import ALONE, Place, fork
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.manifest import read_job
@@ -37,14 +38,17 @@ def main() -> NoReturn:
         else:
             # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
             farewell = Farewell()
+            # Who forks has no thread yet that could speak to the coordinator.
+            processes = job.spec.workers.processes_per_worker
+            arrival = arrive(told, farewell, preparing=True) if processes == 1 else None
             from adaptrain.training import train
 
-            if (processes := job.spec.workers.processes_per_worker) > 1:
+            if processes > 1:
                 import adaptrain.elastic.pod  # noqa: F401 -- once for all of them
 
             place = fork(processes)
             told = _placed(told, place)
-            result = train(told, job, farewell, place)
+            result = train(told, job, farewell, place, arrival)
     except InvalidJob as error:
         log.error("%s", error)
         place.mourn()

@@ -232,6 +232,11 @@ def _starting(draft: Draft) -> str:
     for pod in pending:
         if pod.unschedulable is not None:
             return f"worker {pod.number} waits for the volume of its claim"
+    progress = draft.seen.contact.progress
+    for pod in draft.active:
+        if progress is not None and draft.fresh and pod.uid in progress.preparing:
+            since = f"since {moment(pod.running_since or draft.now):%H:%M:%S} UTC"
+            return f"worker {pod.number} prepares {since}: it imports, reads its data, and tries its model"
     return "the others are being started"
 
 

@@ -103,12 +103,14 @@ def _drop_lost(draft: Draft) -> None:
 
 
 def _drop_unheard(draft: Draft) -> None:
-    """A worker that runs and doesn't report is hung: since its start, or since there was no coordinator to miss it."""
+    """A worker that runs and doesn't report, or doesn't end its preparations, is hung: since its start, or since there
+    was no coordinator to miss it."""
     progress = draft.seen.contact.progress
     coordinator = next((pod for pod in draft.seen.coordinators if pod.number == draft.seen.contact.number), None)
     if progress is None or not draft.fresh or progress.state == "done" or coordinator is None:
         return
-    heard = draft.members | set(progress.joining) | {one.id for one in progress.silent}
+    preparing = set(progress.preparing)
+    heard = draft.members | (set(progress.joining) - preparing) | {one.id for one in progress.silent}
     for pod in draft.active:
         if pod.uid in heard or pod.running_since is None or coordinator.running_since is None:
             continue
@@ -118,10 +120,11 @@ def _drop_unheard(draft: Draft) -> None:
             draft.plan.wake(until - draft.now)
             continue
         draft.delete(pod)
+        what = "prepared its model and data" if pod.uid in preparing else "reported to the coordinator"
         draft.event(
             "Warning",
             "WorkerUnheard",
-            f"{pod.name} runs and has not reported to the coordinator within workers.startDeadlineSeconds "
+            f"{pod.name} runs and has not {what} within workers.startDeadlineSeconds "
             f"({allowed:.0f} s); another takes its place",
         )
 

@@ -9,14 +9,15 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from adaptrain.elastic import handshake, wire
 from adaptrain.elastic.frames import FROM_COORDINATOR
 from adaptrain.elastic.membership import coordinator_of
-from adaptrain.elastic.orders import Orders
+from adaptrain.elastic.orders import LAST, Orders
 from adaptrain.elastic.sockets import INTERVAL, GroupSockets, inode
 from adaptrain.elastic.threads import forever
 from adaptrain.ports import split
@@ -60,6 +61,8 @@ class Epochs:
         self.step = 0
         self.trained = False
         """Whether this worker has applied a step itself, or its script has run for a while."""
+        self.workers = 0
+        """How many workers there are, members or not, this one included; 0: that is not known."""
 
     @contextmanager
     def group(self, epoch: int, peers: list[str]) -> Iterator[None]:
@@ -108,6 +111,9 @@ class Epochs:
     def leave(self) -> None:
         """Ask to leave at the step's end."""
         raise NotImplementedError
+
+    def prepared(self) -> None:
+        """This worker said hello while it was preparing; from now on others may wait for it."""
 
     @property
     def may_commit(self) -> bool:
@@ -159,10 +165,25 @@ class Epochs:
 
 
 class Control(Epochs):
-    """The control connection and what came over it."""
+    """The control connection and what came over it.
 
-    def __init__(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> None:
+    Args:
+        unneeded: this worker is preparing until ``prepared``. Should it be asked to end before, this is called, in any
+            thread, with the order, and ends the process.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        identity: Identity,
+        sockets: GroupSockets,
+        unneeded: Callable[[wire.Frame], NoReturn] | None = None,
+    ) -> None:
         super().__init__(identity, sockets)
+        self._unneeded = unneeded
+        self._may_greet = threading.Event()
+        self._may_greet.set()
         self._address = split(address)
         self._token = token
         sockets.spare(self._own_sockets)
@@ -198,8 +219,17 @@ class Control(Epochs):
         return self._sock is not None and self._group > 0 and coordinator_of(self._epoch) == self._number
 
     def leave(self) -> None:
-        self._leaving = True
-        self.say({"is": "leaving"})
+        with self._lock:
+            self._leaving = True
+            self.say({"is": "leaving"})
+            if self._unneeded is not None:
+                self._unneeded({"do": "go", "save": False})
+
+    def prepared(self) -> None:
+        with self._lock:
+            self._unneeded = None
+            self._say_beat()
+        self._may_greet.set()
 
     @property
     def connected(self) -> bool:
@@ -234,6 +264,7 @@ class Control(Epochs):
     def _listen(self) -> None:
         logged = -ALONE_SECONDS
         while True:
+            self._may_greet.wait()
             try:
                 sock = socket.create_connection(self._address, timeout=CONNECT_SECONDS)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -257,19 +288,19 @@ class Control(Epochs):
             said.update({"id": i.id, "name": i.name, "host": i.host, "port": i.port})
             with self._lock:
                 said.update({"group": self._group and self._epoch, "peers": self._peers, "version": self.version})
-                said["trained"] = self.trained
+                said.update({"trained": self.trained, "preparing": self._unneeded is not None})
             return said
 
         try:
             answer, pending = handshake.introduce(sock, self._token, say)
             sock.settimeout(wire.SILENCE_SECONDS)
-            self._welcome(sock, FROM_COORDINATOR.check(answer), said["group"])
+            self._welcome(sock, FROM_COORDINATOR.check(answer), said)
             for frame in wire.frames(sock, pending):
                 self._hear(FROM_COORDINATOR.check(frame))
         finally:
             sock.close()
 
-    def _welcome(self, sock: socket.socket, answer: wire.Frame, group: int) -> None:
+    def _welcome(self, sock: socket.socket, answer: wire.Frame, said: wire.Frame) -> None:
         match answer["do"]:
             case "refuse":
                 self._put(answer)
@@ -277,8 +308,12 @@ class Control(Epochs):
                 raise wire.BadFrame(f"coordinator {answer['number']} is older than {self._number}")
             case "welcome":
                 with self._lock:
-                    if (self._group and self._epoch) != group:
+                    if (self._group and self._epoch) != said["group"]:
                         raise ConnectionError("the group was entered or left since hello was said")
+                    if said["preparing"] and not answer.get("preparing") and self._unneeded is not None:
+                        # It would let all others wait for this worker.
+                        self._may_greet.clear()
+                        raise ConnectionError("an older release, which is greeted once this worker is prepared")
                     self._number, self._sock = answer["number"], sock
                 self._alone_since = None
                 if self._leaving:
@@ -289,6 +324,7 @@ class Control(Epochs):
     def _hear(self, frame: wire.Frame) -> None:
         match frame["do"]:
             case "beat":
+                self.workers = frame.get("workers") or 0
                 return
             case "adopt":
                 if not self._obey(frame):  # the group broke while nobody listened
@@ -302,6 +338,9 @@ class Control(Epochs):
         self._put(frame)
 
     def _put(self, order: wire.Frame) -> None:
+        with self._lock:
+            if self._unneeded is not None and order["do"] in LAST:
+                self._unneeded(order)
         with self._arrived:
             self._orders.put(order)
             self._arrived.notify()
@@ -309,9 +348,19 @@ class Control(Epochs):
     def _beat(self) -> None:
         while True:
             time.sleep(wire.BEAT_SECONDS)
+            self._say_beat()
+
+    def _say_beat(self) -> None:
+        with self._lock:
             doing, since, bound = self._activity()
             age = time.monotonic() - since
-            frame = {"is": "beating", "doing": doing, "age": age, "bound": bound}
+            frame = {
+                "is": "beating",
+                "doing": doing,
+                "age": age,
+                "bound": bound,
+                "preparing": self._unneeded is not None,
+            }
             self.say(frame | {"version": self.version, "step": self.step, "trained": self.trained})
 
     def _activity(self) -> tuple[str, float, float]:

@@ -74,6 +74,7 @@ class Coordinator:
             state=m.state,
             members=members,
             joining=m.joining,
+            preparing=m.preparing,
             silent=silent,
             recent_changes=changes,
             result=self._result,
@@ -91,7 +92,7 @@ class Coordinator:
             if (old := self._writers.get(id)) is not None:
                 old.transport.abort()
             self._writers[id] = writer
-            writer.write(wire.encode(reply({"do": "welcome", "number": self.number})))
+            writer.write(wire.encode(reply({"do": "welcome", "number": self.number, "preparing": True})))
             self._do(
                 self._membership.hello(
                     time.monotonic(),
@@ -103,6 +104,7 @@ class Coordinator:
                     frozenset(hello["peers"]),
                     hello["version"],
                     hello.get("trained"),
+                    bool(hello.get("preparing")),
                 )
             )
             while (frame := await wire.read(guest.reader)) is not None:
@@ -122,7 +124,9 @@ class Coordinator:
                 doing: Doing = frame["doing"] if frame["doing"] in get_args(Doing) else "idle"
                 activity = Activity(doing, now - frame["age"], frame.get("bound") or HUNG_SECONDS)
                 m.beat(now, id, activity, frame["version"], frame["step"], frame.get("trained"))
-                self._do([Send(id, {"do": "beat"})])
+                if not frame.get("preparing"):
+                    self._do(m.prepared(now, id))
+                self._do([Send(id, {"do": "beat", "workers": m.here})])
             case "ready":
                 self._do(m.ready(now, id, frame["epoch"], frame.get("port")))
             case "broken":

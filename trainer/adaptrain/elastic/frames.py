@@ -120,6 +120,7 @@ FROM_WORKER = Dialect(
             "peers": Ids,
             "version": Version,
             "trained": Flag | None,
+            "preparing": Flag | None,
         },
         "beating": {
             "doing": Id,
@@ -128,6 +129,7 @@ FROM_WORKER = Dialect(
             "version": Version,
             "step": Count,
             "trained": Flag | None,
+            "preparing": Flag | None,
         },
         "ready": {"epoch": Epoch, "port": Port | None},
         "broken": {"epoch": Epoch, "why": Note},
@@ -146,8 +148,8 @@ FROM_COORDINATOR = Dialect(
     "do",
     {
         **ANSWERS,
-        "welcome": {"number": Epoch},
-        "beat": {},
+        "welcome": {"number": Epoch, "preparing": Flag | None},
+        "beat": {"workers": Count | None},
         "plan": {"epoch": Epoch},
         "leave": {"epoch": Epoch},
         "adopt": {"epoch": Epoch, "group": Epoch},

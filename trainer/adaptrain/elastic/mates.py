@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from adaptrain.elastic.control import Control, Epochs, Identity
+from adaptrain.elastic.control import Epochs, Identity
 from adaptrain.elastic.device import own_device
 from adaptrain.elastic.group import Group, Meeting, form
 from adaptrain.elastic.sockets import GroupSockets
@@ -16,6 +16,8 @@ from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.wire import Frame
 
 T = TypeVar("T")
+
+NOBODY = Identity("", "", "", 0)
 
 
 class Mates:
@@ -30,10 +32,6 @@ class Mates:
     savers: ProcessGroup | None = None
     """Of their threads that save checkpoints, if there are several mates."""
 
-    def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
-        """This process's side of the conversation with the coordinator."""
-        return Control(address, token, identity, sockets)
-
     @cached_property
     def device(self) -> torch.device:
         """Where this process computes."""
@@ -46,6 +44,11 @@ class Mates:
             GroupBroken: somebody was lost meanwhile.
         """
         return form(control, sockets, order["epoch"], self.meeting(order, device))
+
+    def alone(self) -> Group:
+        """A group of this worker alone, which no coordinator knows: for what it tries before it joins the others."""
+        sockets = GroupSockets()
+        return Group(Epochs(NOBODY, sockets), sockets, 0, 0, 1, None)
 
     def meeting(self, order: Frame, device: torch.device) -> Meeting:
         """Where the processes number ``rank`` of all workers meet."""

@@ -10,6 +10,9 @@ job's status before the coordinator exists, so that of two coordinators only one
 
 A change is *planned* when everybody can still compute (a join, a farewell): members finish the step that they are in
 and leave together. It is *unplanned* when somebody is lost: whoever waits for the lost one is told to leave at once.
+
+A worker may say hello while it is still *preparing* (imports, data, the model, a first pass). It is no member before it
+is prepared, so nobody waits for it; the operator replaces one that prepares for too long.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,6 +32,11 @@ ASIDE_SECONDS, ASIDES = 5.0, 3
 aside: they go on, and it joins again when it is done. So often at most; after that it is as any other one."""
 STUCK_SECONDS = 120.0
 """When all members of a group wait this long for one another, their group is broken and none of them noticed."""
+
+GATHER_SECONDS = 2.0
+"""A job that nobody trains yet waits this long for workers that still prepare, once others could begin."""
+PREPARING_SILENCE_SECONDS = 60.0
+"""A worker that prepares is not taken for lost sooner: an import may keep all of its threads from running."""
 
 AWAY_SECONDS = 1.0
 """A member of the running group whose connection closed has this long to come back, as long as no other member of the
@@ -158,6 +166,9 @@ class Membership:
         self._held: dict[str, tuple[float, Member]] = {}
         self._aside: dict[str, Member] = {}
         """Who still works on its first step, which nobody waits for any more."""
+        self._preparing: dict[str, Member] = {}
+        self._gather_until: float | None = None
+        """Since members that could begin wait for those that prepare."""
 
     @property
     def state(self) -> Literal["waiting", "forming", "running", "done"]:
@@ -178,8 +189,10 @@ class Membership:
         peers: frozenset[str] = frozenset(),
         version: int = 0,
         trained: bool | None = None,
+        preparing: bool = False,
     ) -> list[Action]:
-        """A worker arrived: fresh (``group`` 0), or back while it is still in a group of ``peers``."""
+        """A worker arrived: fresh (``group`` 0; it may still be preparing), or back while it is still in a group of
+        ``peers``."""
         known = self.members.get(id)
         if known is not None and self._formed and group == known.group == self.epoch:
             known.away, known.heard = None, now
@@ -188,12 +201,19 @@ class Membership:
         self.silent.pop(id, None)
         self._missing.pop(id, None)
         self._aside.pop(id, None)
+        self._preparing.pop(id, None)
         member = Member(id, name, host, port, now, now, version, group=group, peers=peers, trained=trained)
-        if not self.finished and (held := self._hold(now, id)) > 0:
-            self._held[id] = now + held, member
-            self._tell(now, f"{name} was lost {len(self._losses[id])} times in a minute: held back for {held:.0f} s")
-            return [*actions, Send(id, {"do": "leave", "epoch": self.epoch})]
-        return actions + self._admit(now, member)
+        if preparing and not group and not self.finished:
+            self._preparing[id] = member
+            return actions
+        return actions + self._let_in(now, member)
+
+    def prepared(self, now: float, id: str) -> list[Action]:
+        """A worker that may have been preparing is prepared."""
+        if (member := self._preparing.pop(id, None)) is None:
+            return []
+        member.joined = member.heard = now
+        return self._let_in(now, member)
 
     def ready(self, now: float, id: str, epoch: int, port: int | None = None) -> list[Action]:
         """A worker has left every group and waits for this epoch's."""
@@ -226,6 +246,8 @@ class Membership:
         """A worker was asked to end (SIGTERM) and leaves at its step's end."""
         if self._aside.pop(id, None) is not None:
             return [Send(id, {"do": "go", "save": False})]
+        if self._preparing.pop(id, None) is not None:
+            return [Send(id, {"do": "go", "save": False}), *self._form(now)]
         member = self.members.get(id)
         if member is None or member.leaving:
             return []
@@ -236,9 +258,8 @@ class Membership:
 
     def done(self, now: float, id: str) -> list[Action]:
         """A worker has finished training. Others of its group may still be about to, and may yet need each other."""
-        self.finished = True
         self.members.pop(id, None)
-        return self._form(now)
+        return [*self._finish(), *self._form(now)]
 
     def ended(self, now: float, id: str, epoch: int, failed: bool) -> list[Action]:
         """The script that a worker launched has ended. Training is done when all have; who fails is to blame, unless
@@ -250,8 +271,7 @@ class Membership:
             member.ended = True
             if not all(m.ended for m in self.group):
                 return []
-            self.finished = True
-            return [Send(m.id, {"do": "finish"}) for m in self.group]
+            return [*self._finish(), *(Send(m.id, {"do": "finish"}) for m in self.group)]
         away = next((m for m in self.members.values() if m.away is not None), None)
         if away is not None:
             return self._lose(now, away.id, "is gone")
@@ -261,6 +281,8 @@ class Membership:
         """A worker's connection closed."""
         self._held.pop(id, None)
         self._aside.pop(id, None)
+        if self._preparing.pop(id, None) is not None:
+            return self._form(now)
         member = self.members.get(id)
         if member is not None and self._formed and member.group == self.epoch:
             member.away = now
@@ -271,7 +293,7 @@ class Membership:
         self, now: float, id: str, activity: Activity, version: int, step: int, trained: bool | None = None
     ) -> None:
         """A worker is alive, and says what it does."""
-        if (member := self.members.get(id) or self._aside.get(id)) is not None:
+        if (member := self.members.get(id) or self._aside.get(id) or self._preparing.get(id)) is not None:
             member.heard, member.activity, member.version, member.step = now, activity, version, step
             member.trained = trained
 
@@ -287,7 +309,7 @@ class Membership:
         if pause > MISSED_SECONDS / 3:
             # The coordinator itself was stopped or starved, and what was said meanwhile waits in its sockets: that is
             # nobody else's silence.
-            for member in (*self.members.values(), *self._aside.values()):
+            for member in (*self.members.values(), *self._aside.values(), *self._preparing.values()):
                 member.heard += pause
                 member.activity = replace(member.activity, since=member.activity.since + pause)
             self._changed += pause
@@ -313,6 +335,11 @@ class Membership:
             elif now - member.activity.since > member.activity.bound:
                 why = f"did not finish its first step within {member.activity.bound:.0f} s"
                 actions += self._miss(now, member, why, member.activity.since)
+        for member in list(self._preparing.values()):
+            if (quiet := now - member.heard) > PREPARING_SILENCE_SECONDS:
+                actions += [Drop(member.id, f"was not heard for {quiet:.0f} s"), *self.gone(now, member.id)]
+        if self._gather_until is not None and now >= self._gather_until:
+            actions += self._form(now)
         actions += self._set_aside(now)
         if (hung := self._hung(now)) is not None:
             why = f"did not answer for {self._busy(now, hung):.0f} s while others waited"
@@ -338,7 +365,17 @@ class Membership:
     def joining(self) -> list[str]:
         """Ids of those who are here and not in the running group."""
         inside = {m.id for m in self.group}
-        return [id for id in (*self.members, *self._held, *self._aside) if id not in inside]
+        return [id for id in (*self.members, *self._held, *self._aside, *self._preparing) if id not in inside]
+
+    @property
+    def preparing(self) -> list[str]:
+        """Ids of those of them who still prepare."""
+        return list(self._preparing)
+
+    @property
+    def here(self) -> int:
+        """How many workers are here, members or not."""
+        return len(self.members) + len(self._held) + len(self._aside) + len(self._preparing)
 
     @property
     def _opened(self) -> bool:
@@ -361,6 +398,31 @@ class Membership:
         over = len(self._losses.get(id, ())) - FLAPS
         first, most = HELD_SECONDS
         return min(most, first * 2.0**over) if over >= 0 else 0.0
+
+    def _let_in(self, now: float, member: Member) -> list[Action]:
+        if not self.finished and (held := self._hold(now, id := member.id)) > 0:
+            self._held[id] = now + held, member
+            lost = f"{member.name} was lost {len(self._losses[id])} times in a minute"
+            self._tell(now, f"{lost}: held back for {held:.0f} s")
+            return [Send(id, {"do": "leave", "epoch": self.epoch})]
+        return self._admit(now, member)
+
+    def _finish(self) -> list[Action]:
+        """Training is complete: nobody needs those that still prepare."""
+        self.finished = True
+        unneeded = list(self._preparing)
+        self._preparing.clear()
+        return [Send(id, {"do": "finish"}) for id in unneeded]
+
+    def _gathers(self, now: float) -> bool:
+        """Whether those that could begin wait for others that still prepare: for a moment, and only where nobody has
+        trained yet."""
+        begun = any(m.left or m.version > 0 or m.trained for m in self.members.values())
+        if not self._preparing or begun or self.finished:
+            return False
+        if self._gather_until is None:
+            self._gather_until = now + GATHER_SECONDS
+        return now < self._gather_until
 
     def _admit(self, now: float, member: Member) -> list[Action]:
         if self.finished:
@@ -489,9 +551,9 @@ class Membership:
             del self.members[member.id]
             # The last to go would take the progress since the newest checkpoint with it.
             actions.append(Send(member.id, {"do": "go", "save": not staying and index == 0}))
-        if not staying or (len(staying) < self.minimum and not self.finished):
+        if not staying or (len(staying) < self.minimum and not self.finished) or self._gathers(now):
             return actions
-        self._formed, self._changed = True, now
+        self._formed, self._changed, self._gather_until = True, now, None
         first = staying[0]
         for rank, member in enumerate(staying):
             member.group, member.left, member.ended = self.epoch, False, False

@@ -36,10 +36,11 @@ from torch.distributed import TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from adaptrain.elastic import wire
+from adaptrain.elastic.arrival import Unneeded
 from adaptrain.elastic.control import Control, Epochs, Identity
 from adaptrain.elastic.followers import Place, Watch
 from adaptrain.elastic.group import Group, GroupBroken, Meeting, meet
-from adaptrain.elastic.mates import Mates
+from adaptrain.elastic.mates import NOBODY, Mates
 from adaptrain.elastic.shards import ShardedState, shard
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import ReplicatedState, spread_words
@@ -78,9 +79,12 @@ class Pod(Mates):
         self.savers = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=FOREVER))
         self._mesh = init_device_mesh(kind, (place.size,))
 
-    def control(self, address: str, token: str, identity: Identity, sockets: GroupSockets) -> Epochs:
+    def control(
+        self, address: str, token: str, identity: Identity, sockets: GroupSockets, unneeded: Unneeded | None
+    ) -> Epochs:
+        """This process's side of the conversation with the coordinator."""
         if self._watch is not None:
-            return _Lead(self, self._watch, address, token, identity, sockets)
+            return _Lead(self, self._watch, address, token, identity, sockets, unneeded)
         assert self._place.line is not None
         return _Follower(self, self._place.line, identity, sockets)
 
@@ -89,6 +93,10 @@ class Pod(Mates):
         with group.together():
             group.join(self.meeting(order, device))
         return group
+
+    def alone(self) -> Group:
+        sockets = GroupSockets()
+        return PodGroup(self, Epochs(NOBODY, sockets), sockets, {"epoch": 0, "rank": 0, "peers": [""]})
 
     @property
     def replica(self) -> type[ReplicatedState]:
@@ -182,12 +190,19 @@ class _Lead(Control):
     """Takes orders for all mates."""
 
     def __init__(
-        self, pod: Pod, watch: Watch, address: str, token: str, identity: Identity, sockets: GroupSockets
+        self,
+        pod: Pod,
+        watch: Watch,
+        address: str,
+        token: str,
+        identity: Identity,
+        sockets: GroupSockets,
+        unneeded: Unneeded | None,
     ) -> None:
         self._pod = pod
         self._watch = watch
         watch.pass_on = self._pass_on
-        super().__init__(address, token, identity, sockets)
+        super().__init__(address, token, identity, sockets, unneeded)
 
     def next(self) -> wire.Frame:
         return self._pod.tell(super().next())

@@ -31,6 +31,7 @@ from adaptrain_api.progress import EXIT_INVALID
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
+from adaptrain.elastic.arrival import arrive
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
 from adaptrain.elastic.device import settle
 from adaptrain.elastic.gradients import Said
@@ -377,8 +378,8 @@ class Elastic:
 
     @cached_property
     def _session(self) -> Session:
-        given = self._settings, self._metrics, self._trace, self._checkpoint, self._farewell
-        return Session(*given, origin=self._origin)
+        given = self._settings, self._metrics, self._trace, self._checkpoint
+        return Session(*given, arrive(self._settings, self._farewell), origin=self._origin)
 
     @cached_property
     def _loop(self) -> ElasticLoop:

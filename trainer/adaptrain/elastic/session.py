@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,26 +15,24 @@ from adaptrain_api.progress import Result, foremost
 from torch.distributed import TCPStore
 
 from adaptrain.elastic import http
+from adaptrain.elastic.arrival import Arrival
 from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Identity
 from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.threads import forever
 from adaptrain.elastic.trace import Trace, trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.ports import listen_on, listens_at
-from adaptrain.process import Farewell, WorkerSettings
+from adaptrain.ports import listens_at
+from adaptrain.process import WorkerSettings
 
 log = logging.getLogger(__name__)
 
 MEMORY_SECONDS = 5.0
 LOCALHOST = "127.0.0.1"
-STORE_BACKLOG = 512
 
 
 def alone() -> WorkerSettings:
@@ -62,24 +61,15 @@ class Session:
         metrics: WorkerMetrics,
         trace: Trace,
         checkpoint: Checkpoint | None,
-        farewell: Farewell | None,
+        arrival: Arrival,
         mates: Mates | None = None,
         origin: Origin | None = None,
     ) -> None:
         self._mates = mates or Mates()
-        self._settings = settings
         self.metrics = metrics
         self.trace = trace
-        # Not of a follower: where a worker's lead meets others, all of its processes do.
-        self._store = None
-        if self._mates.rank == 0:
-            self._store = _open_store(listens_at(settings.host))
-        self._sockets = GroupSockets()
-        port = self._store.port if self._store is not None else 0
-        identity = Identity(settings.id, settings.name, settings.host, port)
-        self.control = self._mates.control(settings.coordinator, settings.token, identity, self._sockets)
-        if farewell is not None:
-            threading.Thread(target=self._leave_after, args=(farewell,), daemon=True, name="farewell").start()
+        self.control, self._sockets = arrival.control, arrival.sockets
+        self._store = None if arrival.listening is None else _open_store(settings.host, arrival.listening)
         self._checkpoints: Checkpoints | None = None
         if (storage := _storage(settings)) is not None:
             c = checkpoint
@@ -109,18 +99,16 @@ class Session:
             log.info("training is complete: %s, %s", result.message, result.metrics)
         return result
 
-    def _leave_after(self, farewell: Farewell) -> None:
-        farewell.wait()
-        log.info("asked to end: leaving at the step's end")
-        self.control.leave()
 
-
-def _open_store(host: str) -> TCPStore:
+def _open_store(host: str, listening: socket.socket) -> TCPStore:
     """Where an epoch's members meet, if this worker is its first."""
-    listening = listen_on(host, 0, STORE_BACKLOG)
     port = listening.getsockname()[1]
     return TCPStore(
-        host or "localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        listens_at(host) or "localhost",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
     )
 
 

@@ -25,6 +25,7 @@ from adaptrain.elastic.sampler import Sampler, share
 from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.elastic.trace import Trace
+from adaptrain.elastic.warmup import no_trace
 from adaptrain.elastic.weights import Weights
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
@@ -123,6 +124,27 @@ class SupervisedTask:
         said = f", sha256 {self._weights.sha256}" if self._weights.sha256 is not None else ""
         group.note(f"starts from the weights in {self._weights.path}{said}")
 
+    def warm_up(self, group: Group, workers: int) -> None:
+        """Take a forward and a backward pass that leave no trace, before this worker joins: over one sample, as often
+        as there are samples for one of so many ``workers``.
+
+        Raises:
+            Exception: whatever the first step would raise.
+        """
+        state = self.state
+        whole = min(self._phase.batch.size, len(self._data.train))
+        # A batch normalization takes one sample of a larger batch only together with other members.
+        each = max(math.ceil(whole / workers), min(2, whole))
+        first = torch.zeros(1, dtype=torch.int64)
+        taken, counted = group.own(first.expand(each), spare=first)
+        state.gradients.zero()
+        with no_trace(state), state.statistics.step(group, counts=True, whole=self._whole):
+            x, y = self._data.train.fetch(first, derive(self._seed, "sample", 0))
+            x, y = self._prepared(x[taken], y[taken], taken, epoch=0)
+            self._add_gradients(group, taken, x, y, counted, whole)
+            settle(state.device)
+            state.statistics.check()
+
     def report(self) -> dict[str, Any]:
         c = self.state.counters
         return {
@@ -170,9 +192,7 @@ class SupervisedTask:
             state.gradients.zero()
             with state.statistics.step(group, counts=counted > 0, whole=self._whole):
                 x, y = self._data.train.fetch(taken, derive(self._seed, "sample", c.epoch))
-                if self._phase.augmentation is not None:
-                    x = augment(x, taken, self._phase.augmentation, derive(self._seed, "augmentation", c.epoch))
-                x, y = x.to(state.device), y.to(state.device)
+                x, y = self._prepared(x, y, taken, c.epoch)
                 clock.loaded()
                 self._add_gradients(group, taken, x, y, counted, len(ids))
                 settle(state.device)
@@ -196,6 +216,14 @@ class SupervisedTask:
         c.cursor += len(ids)
         if c.cursor >= len(self._data.train):
             c.epoch, c.cursor = c.epoch + 1, 0
+
+    def _prepared(
+        self, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples as they go into the model, where it is."""
+        if self._phase.augmentation is not None:
+            x = augment(x, ids, self._phase.augmentation, derive(self._seed, "augmentation", epoch))
+        return x.to(self.state.device), y.to(self.state.device)
 
     def _add_gradients(
         self, group: Group, ids: torch.Tensor, x: torch.Tensor, y: torch.Tensor, counted: int, total: int
