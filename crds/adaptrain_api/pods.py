@@ -267,8 +267,9 @@ class PodTemplate(Model):
             ge=30,
             le=86400,
             description=(
-                "Seconds in which the container of a worker must report to the coordinator; one that does not is "
-                "taken for hung, and replaced. Raise it if a script works for longer before its training begins."
+                "Seconds in which the container of a worker must report to the coordinator, prepared to train; one "
+                "that does not is taken for hung, and replaced. Raise it if a script works for longer before its "
+                "training begins, or if the first pass of a model takes longer (a compiler)."
             ),
         ),
     ] = 900

@@ -9,19 +9,21 @@ from tests.unit.operator_world import World
 ALLOWED = 100
 
 
-def without(world: World, uid: str, joining: bool = False) -> Progress:
+def without(world: World, uid: str, joining: bool, preparing: bool) -> Progress:
     assert world.progress is not None
     members = [member for member in world.progress.members if member.id != uid]
-    return world.progress.model_copy(update={"members": members, "joining": [uid] if joining else [], "silent": []})
+    here = [uid] if joining or preparing else []
+    said = {"members": members, "joining": here, "preparing": here if preparing else [], "silent": []}
+    return world.progress.model_copy(update=said)
 
 
-def pass_time(world: World, uid: str, seconds: float, joining: bool = False) -> None:
-    """The worker says nothing, or has said hello and nothing more; all others take part."""
+def pass_time(world: World, uid: str, seconds: float, joining: bool = False, preparing: bool = False) -> None:
+    """The worker says nothing, or has said hello and nothing more, or that it prepares; all others take part."""
     end = world.now + seconds
     while world.now < end:
         world.now += 1
         world.answer()
-        world.progress = without(world, uid, joining)
+        world.progress = without(world, uid, joining, preparing)
         world.carry_out(world.decide())
         world.start()
 
@@ -66,6 +68,21 @@ def test_a_worker_that_the_coordinator_knows_is_the_coordinators_to_judge() -> N
     name = sorted(world.active())[1]
     pass_time(world, world.pods[name]["metadata"]["uid"], 3 * ALLOWED, joining=True)
     assert name in world.active()
+
+
+def test_a_worker_that_never_ends_its_preparations_is_replaced_and_costs_nobody_anything() -> None:
+    world = three_workers()
+    name = sorted(world.active())[1]
+    uid = world.pods[name]["metadata"]["uid"]
+    pass_time(world, uid, ALLOWED - 5, preparing=True)
+    assert name in world.active()
+    ready = {condition.type: condition for condition in world.status.conditions}["PodsReady"]
+    assert (ready.status, ready.reason) == ("False", "WorkersStarting")
+    assert f"worker {name.rpartition('-')[2]} prepares since" in ready.message
+    pass_time(world, uid, 10, preparing=True)
+    assert name not in world.active()
+    assert len(world.active()) == 3
+    assert not world.status.restarts
 
 
 def test_no_worker_is_missed_by_a_coordinator_that_cannot_be_asked() -> None:

@@ -97,7 +97,7 @@ class BatchStatistics:
         if self._broken is not None:
             raise self._broken
         for module, name, key, buffer, version in self._watched:
-            now = module._buffers.get(key)
+            now = dict(module._buffers.items()).get(key)  # torch.jit has a mapping of its own, without get
             if (now is buffer and buffer._version == version) or id(buffer) in self._normalized:
                 continue
             if key == "num_batches_tracked" or (_iterates(module, key) and self._whole):
