@@ -49,18 +49,25 @@ SUCCESSOR, TOLD, AGE = 2.0, 2.0, 5.0
 
 
 async def watch(client: Client, path: str, selector: str = "") -> AsyncIterator[Object]:
-    """What changes, from now on, with everything that there is first."""
-    api = client._api
-    headers: dict[str, str] = {"Accept": "application/json"}
-    url = f"{path}?watch=1&allowWatchBookmarks=false&labelSelector={selector}"
-    await api.update_params_for_auth(headers, [], ["BearerToken"], url, "GET", None)
-    limit = aiohttp.ClientTimeout(total=None)
-    answer = await api.call_api("GET", api.configuration.host + url, headers, _request_timeout=limit)
-    left = b""
-    async for part in answer.response.content.iter_any():
-        *lines, left = (left + part).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+    """What changes, from now on, with everything that there is first. The API server ends a watch that is slow."""
+    version, api = "", client._api
+    while True:
+        headers: dict[str, str] = {"Accept": "application/json"}
+        since = f"&resourceVersion={version}" if version else ""
+        url = f"{path}?watch=1&allowWatchBookmarks=true&labelSelector={selector}{since}"
+        await api.update_params_for_auth(headers, [], ["BearerToken"], url, "GET", None)
+        limit = aiohttp.ClientTimeout(total=None)
+        answer = await api.call_api("GET", api.configuration.host + url, headers, _request_timeout=limit)
+        try:
+            async for line in answer.response.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise SystemExit(f"the watch of {path} failed: {event['object'].get('message')}")
+                version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    yield event
+        except aiohttp.ClientError:
+            continue
 
 
 class Coordinators:
