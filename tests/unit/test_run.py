@@ -9,8 +9,9 @@ import pytest
 from adaptrain.display import Display, Follow
 from adaptrain.elastic.loop import in_one_line
 from adaptrain.errors import InvalidJob
+from adaptrain.local import LocalJob
 from adaptrain.manifest import read_job
-from adaptrain.run import _own, share_gpus
+from adaptrain.run import _own, from_cluster, share_gpus
 from adaptrain_api.progress import Change, Progress
 from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console
@@ -144,3 +145,30 @@ def test_an_output_folder_is_of_one_training_for_however_long_that_goes_on(tmp_p
     }
     _own(tmp_path / "out", AdaptiveTrainingJob.model_validate(named))
     _own(tmp_path / "out", other)
+
+
+def with_env(*env: dict[str, object]) -> AdaptiveTrainingJob:
+    spec = {"workers": {"max": 1, "env": [*env]}, "script": {"command": ["python", "train.py"]}}
+    return AdaptiveTrainingJob.model_validate({"metadata": {"name": "a"}, "spec": spec})
+
+
+def test_local_workers_have_the_environment_that_the_manifest_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    key = {"secretKeyRef": {"name": "s", "key": "k"}}
+    job = with_env(
+        {"name": "CACHE", "value": "$(HOME)/cache"},
+        {"name": "HF_HOME", "value": "$(CACHE)/hf"},
+        {"name": "EMPTY"},
+        {"name": "SECRET", "valueFrom": key},
+    )
+    with LocalJob(job) as local:
+        given = local.given
+    assert given == {"CACHE": "/home/me/cache", "HF_HOME": "/home/me/cache/hf", "EMPTY": ""}
+
+
+def test_what_only_a_cluster_has_is_said_unless_the_shell_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = with_env({"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}})
+    monkeypatch.delenv("TOKEN", raising=False)
+    assert from_cluster(job) == ["workers.env TOKEN"]
+    monkeypatch.setenv("TOKEN", "t")
+    assert from_cluster(job) == []

@@ -21,6 +21,7 @@ from adaptrain_api.training import AdaptiveTrainingJob, dump
 
 from adaptrain.asking import ask
 from adaptrain.ports import hold_port
+from adaptrain.torchrun import expanded
 
 FILES = {"ADAPTRAIN_JOB_FILE": "job.json", "ADAPTRAIN_TOKEN_FILE": "token"}
 PRELOADED = ["adaptrain.worker", "adaptrain.training", "adaptrain.search.training"]
@@ -28,6 +29,9 @@ PRELOADED = ["adaptrain.worker", "adaptrain.training", "adaptrain.search.trainin
 each import the program's main module again."""
 # Spinning threads would take the cores that the other workers of this machine need.
 THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+LOGGED = {"PYTHONUNBUFFERED": "1"}
+"""As in the trainer image: what a script prints is in its log at once, and not lost if it is killed."""
 
 
 class LocalJob:
@@ -57,6 +61,7 @@ class LocalJob:
         (self.directory / "job.json").write_text(json.dumps(dump(job.model_copy(update={"metadata": metadata}))))
         self.logs = logs or self.directory
         self.logs.mkdir(parents=True, exist_ok=True)
+        self._env = job.spec.workers.env
         self._checkpoints = checkpoints
         self.checkpoint_uri = checkpoint_uri(job.spec.checkpoint, job.metadata.namespace, job.metadata.name)
         """Where checkpoints are if not in a directory."""
@@ -132,7 +137,7 @@ class LocalJob:
             more["ADAPTRAIN_TRACE_DIR"] = str(self._trace)
         if self._source is not None:
             more["ADAPTRAIN_SOURCE_DIR"] = str(self._source)
-        arguments = (self._environment(more | environment), self.logs / f"worker-{number}.log")
+        arguments = (self._environment(self.given | more | environment), self.logs / f"worker-{number}.log")
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         self.workers[number] = process
@@ -177,9 +182,21 @@ class LocalJob:
         path = self.logs / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The values that ``workers.env`` gives, as in a pod: one may name another one, or a variable of this process.
+
+        What comes from the cluster (``valueFrom``) is left to this process's own environment.
+        """
+        given: dict[str, str] = {}
+        for variable in self._env:
+            if variable.value_from is None:
+                [given[variable.name]] = expanded([variable.value or ""], os.environ | given)
+        return given
+
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         files = {name: str(self.directory / file) for name, file in FILES.items()}
-        return os.environ | THREADS | files | more
+        return os.environ | THREADS | LOGGED | files | more
 
 
 def _work(environment: dict[str, str], log: Path) -> None:

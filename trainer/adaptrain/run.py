@@ -185,6 +185,8 @@ def run_manifest(path: Path, workers: int | None, output: Path | None, name: str
         _own(output, job)
     logs, source, display = new_logs(output), path.parent.absolute(), Display(console)
     gpus = share_gpus(wanted, display)
+    if lacking := from_cluster(job):
+        display.say(f"what only a cluster has is left out: {', '.join(lacking)}; set it in your shell if it is needed")
     display.say(f"starting {_count(wanted, 'worker')}; their logs are in {logs}")
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
@@ -213,6 +215,20 @@ def new_logs(output: Path) -> Path:
     logs = output / "logs" / time.strftime("%Y%m%d-%H%M%S")
     logs.mkdir(parents=True, exist_ok=True)
     return logs
+
+
+def from_cluster(job: AdaptiveTrainingJob) -> list[str]:
+    """Fields of ``workers.env`` and ``envFrom`` whose values no local worker gets."""
+    workers = job.spec.workers
+    lacking = [
+        f"workers.env {variable.name}"
+        for variable in workers.env
+        if variable.value_from is not None and variable.name not in os.environ
+    ]
+    for origin in workers.env_from:
+        named = origin.secret_ref or origin.config_map_ref
+        lacking += [] if named is None else [f"workers.envFrom {named.name}"]
+    return lacking
 
 
 def share_gpus(workers: int, display: Display) -> list[str]:
