@@ -1,6 +1,10 @@
 """A worker's first words while it prepares, to coordinators of this release and of an older one."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -92,6 +96,39 @@ def test_a_worker_that_is_asked_to_end_while_it_prepares_says_so_and_ends() -> N
         assert worker.ended == [{"do": "go", "save": False}]
         while next(said)["is"] != "leaving":
             pass
+
+
+FORKING = """
+import os, signal, sys, time
+from adaptrain.elastic.control import Control, Identity
+from adaptrain.elastic.sockets import GroupSockets
+
+control = Control(sys.argv[1], "secret", Identity("u", "w", "h", 1), GroupSockets(), lambda order: None)
+while not control.connected:
+    time.sleep(0.01)
+if (child := os.fork()) == 0:
+    time.sleep(600)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_worker_is_missed_at_once_though_a_child_of_its_data_lives_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen([sys.executable, "-c", FORKING, address], stdout=subprocess.PIPE, text=True) as worker:
+            connection, _ = server.accept()
+            connection.settimeout(60)
+            receive(connection, TOKEN, WELCOME | {"preparing": True})
+            assert worker.stdout is not None
+            child = int(worker.stdout.readline())
+            try:
+                while connection.recv(1000):
+                    pass
+                os.kill(child, 0)  # it lives
+            finally:
+                os.kill(child, signal.SIGKILL)
 
 
 def test_a_coordinator_lets_in_who_does_not_say_that_it_prepares() -> None:

@@ -111,11 +111,35 @@ def test_the_trajectory_is_the_same_bits_with_and_without_it() -> None:
     assert [name for name in ended if name != "generators" and ended[name] != other[name]] == []
 
 
-@pytest.mark.parametrize(("workers", "each"), [(1, 16), (3, 6), (16, 2), (100, 2)])
+@pytest.mark.parametrize(("workers", "each"), [(1, 16), (3, 5), (16, 2), (100, 2)])
 def test_it_takes_as_many_samples_as_a_step_will_bring(workers: int, each: int) -> None:
     alone = Alone()
     alone.warm_up(workers)
     assert forwards == [(each, 1, SIDE, SIDE)]
+
+
+def test_where_a_compiler_is_in_use_neither_steps_nor_evaluations_wait_for_it() -> None:
+    compiled: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(torch.is_grad_enabled())
+        return graph.forward
+
+    class Compiled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Flatten(), nn.Linear(SIDE * SIDE, 10), nn.Dropout(0.5))
+            self.compile(backend=backend)
+
+    alone = Alone(Compiled, samples=32)
+    weights = {n: t.clone() for n, t in alone.task.state.tensors().items()}
+    alone.warm_up()
+    assert compiled == [True, False]
+    assert all(torch.equal(t, weights[n]) for n, t in alone.task.state.tensors().items())
+    assert all(module.training for module in alone.task.state.model.modules())
+    for _ in range(3):
+        alone.task.unit(alone.group)
+    assert alone.task.state.counters.evaluated_step == 2
+    assert compiled == [True, False], "nothing is left to compile"
 
 
 def test_of_a_data_set_that_is_smaller_than_a_batch_it_takes_no_more_than_there_are() -> None:

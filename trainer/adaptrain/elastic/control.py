@@ -6,6 +6,7 @@ that must be left at once. The training thread only reads flags, and asks for it
 """
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -193,6 +194,7 @@ class Control(Epochs):
         self._number = 0
         self._leaving = False
         self._alone_since: float | None = None
+        os.register_at_fork(after_in_child=self._forget)
         for target in (self._listen, self._beat, self._sever):
             forever(f"control{target.__name__}", target)
 
@@ -260,6 +262,12 @@ class Control(Epochs):
             if self._sock is not None:
                 self._sock.close()
                 self._sock = None
+
+    def _forget(self) -> None:
+        """A child that a user's code forks, while data is read, must not hold this worker's connection open: its end is
+        seen by that."""
+        if (sock := self._sock) is not None:
+            sock.close()
 
     def _listen(self) -> None:
         logged = -ALONE_SECONDS

@@ -5,6 +5,7 @@ whole batch, and the sums add up. So the trajectory does not depend on how many 
 """
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class SupervisedTask:
 
     def warm_up(self, group: Group, workers: int) -> None:
         """Take a forward and a backward pass that leave no trace, before this worker joins: over one sample, as often
-        as there are samples for one of so many ``workers``.
+        as there are samples for the last of so many ``workers``. Where a compiler is in use, evaluate as well.
 
         Raises:
             Exception: whatever the first step would raise.
@@ -134,7 +135,7 @@ class SupervisedTask:
         state = self.state
         whole = min(self._phase.batch.size, len(self._data.train))
         # A batch normalization takes one sample of a larger batch only together with other members.
-        each = max(math.ceil(whole / workers), min(2, whole))
+        each = max(whole // workers, min(2, whole))
         first = torch.zeros(1, dtype=torch.int64)
         taken, counted = group.own(first.expand(each), spare=first)
         state.gradients.zero()
@@ -144,6 +145,15 @@ class SupervisedTask:
             self._add_gradients(group, taken, x, y, counted, whole)
             settle(state.device)
             state.statistics.check()
+            if "torch._dynamo" in sys.modules:
+                self._try_evaluation(math.ceil(len(self._data.validation) / workers))
+
+    @torch.no_grad()
+    def _try_evaluation(self, share: int) -> None:
+        """Compile what evaluates: the others would wait for that as well."""
+        self.state.model.eval()
+        x, _ = self._data.validation.fetch(torch.zeros(1, dtype=torch.int64))
+        self._logits(x[torch.zeros(min(EVALUATION_BATCH, share), dtype=torch.int64)].to(self.state.device))
 
     def report(self) -> dict[str, Any]:
         c = self.state.counters
