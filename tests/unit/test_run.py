@@ -2,16 +2,19 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from adaptrain import torchrun
 from adaptrain.display import Display, Follow
 from adaptrain.elastic.loop import in_one_line
 from adaptrain.errors import InvalidJob
 from adaptrain.local import LocalJob
 from adaptrain.manifest import read_job
 from adaptrain.run import _own, from_cluster, share_gpus
+from adaptrain_api.failures import error_of
 from adaptrain_api.progress import Change, Progress
 from adaptrain_api.training import AdaptiveTrainingJob, dump
 from rich.console import Console
@@ -172,3 +175,14 @@ def test_what_only_a_cluster_has_is_said_unless_the_shell_has_it(monkeypatch: py
     assert from_cluster(job) == ["workers.env TOKEN"]
     monkeypatch.setenv("TOKEN", "t")
     assert from_cluster(job) == []
+
+
+def test_a_script_that_a_signal_ended_is_not_blamed_on_what_it_said_before() -> None:
+    command = ["sh", "-c", "echo a warning >&2; kill -9 $$"]
+    process = torchrun.Process(command, {**os.environ, "RANK": "1"})
+    process.wait(30)
+    end = torchrun.end_of([process])
+    assert end is not None
+    assert end.exit_code == 137
+    assert end.message == "a warning\nthe script's rank 1 ended by SIGKILL"
+    assert error_of(end.message) == "the script's rank # ended by SIGKILL"

@@ -259,9 +259,11 @@ def end_of(processes: list[Process]) -> End | None:
     codes = [process.poll() for process in processes]
     for process, code in zip(processes, codes, strict=True):
         if code:
-            how = f"with exit code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
-            message = f"the script's rank {process.rank} ended {how}\n{process.last_words()}"
-            return End(code if code > 0 else 128 - code, message.strip())
+            words, who = process.last_words(), f"the script's rank {process.rank} ended"
+            if code > 0:
+                return End(code, f"{who} with exit code {code}\n{words}".strip())
+            # Its last words are not the reason, and a failure is known by its last line.
+            return End(128 - code, f"{words}\n{who} by {signal.Signals(-code).name}".strip())
     return End() if all(code == 0 for code in codes) else None
 
 
