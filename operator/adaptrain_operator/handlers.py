@@ -115,7 +115,7 @@ def configure() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
     settings.watching.chunk_size = 250
-    settings.queueing.idle_timeout = 1.0
+    settings.queueing.idle_timeout = 0.1  # a listing's thousands of objects have a queue and a task each for so long
     settings.queueing.exit_timeout = 1.0
     settings.process.ultimate_exiting_timeout = 20
     for kind in ("pods", "services", "poddisruptionbudgets", "networkpolicies"):

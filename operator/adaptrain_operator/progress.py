@@ -255,7 +255,8 @@ class Puller:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=3, sock_connect=1.5),
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+                # A connection is kept from one question to the next of a small fleet; a large one's come too late.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=1.5 * INTERVAL),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
