@@ -205,3 +205,33 @@ class Extra(nn.Linear):
 def test_state_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(InvalidJob, match=r"0\._extra_state in its state_dict is a dict, .*: keep it in a buffer"):
         check_model(nn.Sequential(Extra(3, 2)))
+
+
+def test_a_second_network_with_an_optimizer_of_its_own_is_refused_before_the_first_step() -> None:
+    """As a GAN's tutorial has it: the discriminator is unknown to Elastic."""
+    net, other = fresh(), fresh()
+    optimizer, second = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (net, other))
+    before = [p.clone() for p in net.parameters()]
+
+    def train() -> None:
+        with Elastic(net, optimizer, DATA, batch_size=8) as elastic:
+            for inputs, classes in elastic:
+                F.cross_entropy(other(inputs), classes).backward()
+                second.step()
+                elastic.step(F.cross_entropy(net(inputs), classes))
+
+    with pytest.raises(InvalidJob, match=r"SGD trains Linear, which is no part of the model.*parameter group for each"):
+        train()
+    assert all(map(torch.equal, before, net.parameters()))
+
+
+def test_a_copy_that_is_made_and_trained_within_a_step_is_nobodys_business() -> None:
+    net = fresh()
+    with Elastic(net, torch.optim.SGD(net.parameters(), lr=0.1), DATA, batch_size=8) as elastic:
+        for _ in elastic.epochs(1):
+            for inputs, classes in elastic:
+                inner = fresh()
+                F.cross_entropy(inner(inputs), classes).backward()
+                torch.optim.SGD(inner.parameters(), lr=0.1).step()
+                elastic.step(F.cross_entropy(net(inputs), classes))
+    assert elastic.steps == 4

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from adaptrain.elastic.optimizers import nested
+from adaptrain.elastic.outside import Outside
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.errors import InvalidJob
 
@@ -15,7 +16,8 @@ from adaptrain.errors import InvalidJob
 class Guard:
     """Refuses steps that are not ours, of any optimizer that has a parameter of the model, until it is closed."""
 
-    def __init__(self, state: ReplicatedState) -> None:
+    def __init__(self, state: ReplicatedState, outside: Outside) -> None:
+        self._outside = outside
         self._known = {id(p) for p in state.model.parameters()}
         self._own = nested(state.optimizer)
         self._counts = self._groups()
@@ -57,3 +59,4 @@ class Guard:
             raise InvalidJob(
                 f"{type(optimizer).__name__} stepped beside elastic.step(loss), so that workers would differ: {remedy}"
             )
+        self._outside.check(optimizer)

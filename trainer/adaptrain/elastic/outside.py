@@ -61,6 +61,20 @@ class Outside:
             noted = [(t, t._version) for t in own_tensors if id(t) not in shared and not t.is_inference()]
             self._versions.setdefault(type(module).__name__, []).extend(noted)
 
+    def check(self, optimizer: Optimizer) -> None:
+        """Of an optimizer that steps in the loop's body, before the first step is applied.
+
+        Raises:
+            InvalidJob: it trains a module that there was before, and that is no part of the model.
+        """
+        theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, tensors in (self._versions or {}).items():
+            if any(id(tensor) in theirs for tensor, _ in tensors):
+                raise InvalidJob(
+                    f"{type(optimizer).__name__} trains {name}, which is no part of the model: {REMEDY}; give Elastic"
+                    " one optimizer, with a parameter group for each part"
+                )
+
     def _check_optimizers(self) -> None:
         """
         Raises:

@@ -129,9 +129,9 @@ class Elastic:
         state.counters.samples = self._source.length or 0
         self._whole = micro_batch is None or micro_batch >= batch_size
         """Whether the loop's body sees all of this worker's part at once."""
-        self._guard = Guard(state)
-        self._task = ScriptTask(state, policy, batch_size, self._source)
         self._outside = Outside(model, optimizer)
+        self._guard = Guard(state, self._outside)
+        self._task = ScriptTask(state, policy, batch_size, self._source)
         self._shares = Shares()
         self._offered: Group | None = None
         self._batch: tuple[int, int] | None = None
