@@ -1,10 +1,11 @@
 """One checkpoint as a folder of files, none of which can be silently wrong, and none of which is ever unpickled.
 
 ``tensors-<process>.safetensors`` hold the tensors, and load with plain safetensors; ``counters.json`` tells where
-training was. ``manifest.json`` is written last: what the checkpoint is of, every other file's length and XXH3-128
-digest, taken from the bytes as they were handed to the storage, every tensor's type and shape, and where its parts
-are. The manifest's own digest is of its text with zeros in the digest's place: it finds what storage has spoiled. With
-a key there are SHA-256 digests too, and an HMAC of the manifest, so that it finds as well what another one has forged.
+training was, ``metrics.jsonl`` how it got there (see ``history``). ``manifest.json`` is written last: what the
+checkpoint is of, every other file's length and XXH3-128 digest, taken from the bytes as they were handed to the
+storage, every tensor's type and shape, and where its parts are. The manifest's own digest is of its text with zeros in
+the digest's place: it finds what storage has spoiled. With a key there are SHA-256 digests too, and an HMAC of the
+manifest, so that it finds as well what another one has forged.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from adaptrain.elastic import tensorfile
+from adaptrain.elastic import history, tensorfile
 from adaptrain.elastic.storage import MANIFEST, Storage
 from adaptrain.elastic.words import gather_words
 
@@ -37,6 +38,8 @@ UNSIGNED = "0" * 32
 UNSEALED = "0" * 64
 SMALL_LIMIT = 1 << 28
 """Bytes of a manifest, or of the counters."""
+ROWS_LIMIT = 2 * history.MOST_BYTES
+"""Bytes of the history."""
 
 
 class Corrupt(Exception):
@@ -55,6 +58,7 @@ def write(
     savers: dist.ProcessGroup | None = None,
     of: dict[str, Any] | None = None,
     key: bytes | None = None,
+    rows: str = "",
 ) -> bytes:
     """Write all files of a checkpoint but its manifest, which is returned. ``tensors`` are on the CPU.
 
@@ -63,6 +67,7 @@ def write(
             those tensors that are DTensors, and its share of the others. Who fails fails on all of them.
         of: what the checkpoint is of, in JSON.
         key: seals the manifest, so that who has not got it can't forge one.
+        rows: the training's history.
 
     Raises:
         OSError: storage refused.
@@ -72,10 +77,11 @@ def write(
     try:
         said = _write_own(storage, folder, tensors, rank, size, key)
         if rank == 0:
-            text = json.dumps(counters).encode()
-            with storage.create(f"{folder}/{COUNTERS}") as stream:
-                stream.write(text)
-            said["files"][COUNTERS] = _told(_Digest(key is not None, text))
+            for name, text in ((COUNTERS, json.dumps(counters).encode()), (history.FILE, rows.encode())):
+                if text:
+                    with storage.create(f"{folder}/{name}") as stream:
+                        stream.write(text)
+                    said["files"][name] = _told(_Digest(key is not None, text))
     except OSError as error:
         if savers is None:
             raise
@@ -167,6 +173,30 @@ def read(
     if odd := next((name for name, left in missing.items() if left != 0), None):
         raise Corrupt(f"{odd} is not there as its manifest tells")
     return found, counters
+
+
+def rows_of(storage: Storage, folder: str, key: bytes | None = None) -> str | None:
+    """The training's history up to a checkpoint; None: it has none, as those of older releases.
+
+    Raises:
+        Corrupt: it isn't what was written.
+        OSError: storage refused.
+    """
+    manifest = manifest_of(storage, folder, key)
+    if history.FILE not in manifest["files"]:
+        return None
+    expected = _expected(manifest, history.FILE)
+    length = expected.get("bytes")
+    if type(length) is not int or not 0 <= length <= ROWS_LIMIT:
+        raise Corrupt(f"{history.FILE} has {length!r:.50} bytes, and at most {ROWS_LIMIT} are read")
+    with _verified(storage, f"{folder}/{history.FILE}", expected, key is not None) as file:
+        text = file.rest(length)
+    try:
+        rows = text.decode("ascii")
+        history.check(rows, manifest["step"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Corrupt(f"{history.FILE} can't be read: {error}") from None
+    return rows
 
 
 def manifest_of(storage: Storage, folder: str, key: bytes | None = None, cached: bool = True) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Checkpoints: saved aside by a thread, and only by the newest lineage.
 
 A job's storage holds a folder for each checkpoint (see ``archive`` and ``storage``); the claims of its lineages (see
-``lineage``); and at the end ``model.safetensors`` with its digest beside it. ``resume`` reads them, ``retention`` says
-which ones stay.
+``lineage``); the ``metrics.jsonl`` of the newest checkpoint (see ``history``); and at the end ``model.safetensors``
+with its digest beside it. ``resume`` reads them, ``retention`` says which ones stay.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from adaptrain.elastic import archive, lineage
+from adaptrain.elastic import archive, history, lineage
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.failures import TOLD, raise_first, told
 from adaptrain.elastic.lineage import Claim, Held, Superseded
@@ -24,7 +24,7 @@ from adaptrain.elastic.membership import COUNT_BITS, coordinator_of
 from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.resume import Reader
 from adaptrain.elastic.retention import Retention
-from adaptrain.elastic.state import Counters, ReplicatedState
+from adaptrain.elastic.state import HISTORY, Counters, ReplicatedState
 from adaptrain.elastic.storage import Storage, Unavailable
 from adaptrain.elastic.weights import publish
 from adaptrain.errors import InvalidJob
@@ -94,6 +94,8 @@ class Checkpoints:
         self._retention = Retention(storage, self._origin, key, policy.keep, policy.keep_best)
         self._best_step = 0
         """Step of the best metric when the last checkpoint was begun."""
+        self._rows: str | None = None
+        """The history of the checkpoint that was loaded, until it is published."""
         self._unfinished: list[str] = []
         """Folders of this process that could neither be completed nor removed."""
         self.newest_step: int | None = None
@@ -198,10 +200,14 @@ class Checkpoints:
             InvalidJob: it is of another training, model or optimizer, or none is as it was written.
             OSError: storage doesn't say what there is.
         """
-        found = next(self._reader.readable(state), None) or self._reader.named(state)
+        found, named = next(self._reader.readable(state), None), False
+        if found is None:
+            found, named = self._reader.named(state), True
         if found is None:
             return False
         saved, tensors, counters = found
+        self._rows = self._as_one(lambda: self._reader.rows(saved, named))
+        counters["more"][HISTORY] = self._rows
         state.restore({**tensors, "counters": counters})
         self.newest_step, self.newest_time = state.counters.step, saved.time
         self._best_step = state.counters.best_step
@@ -314,11 +320,12 @@ class Checkpoints:
 
     def _save(self, state: ReplicatedState, capture: Callable[[], dict[str, Any]], epoch: int) -> None:
         captured: dict[str, Any] = {}
-        name = folder = ""
+        rows = name = folder = ""
         error: Exception | None = None
         try:
             captured = capture()
             counters = captured.pop("counters")
+            rows = counters["more"].pop(HISTORY)
             name, folder = self._begin(counters["step"], epoch) if self._leads else ("", "")
         except TOLD as failure:
             error = failure
@@ -332,11 +339,12 @@ class Checkpoints:
             raise
         if not (folder := said[0]["folder"]):
             self.newest_step, self.error = counters["step"], ""
+            self._publish_rows(rows, epoch)
             return
         try:
             of = self._origin.told()
             manifest = archive.write(
-                self._storage, folder, state.parts(captured), counters, self._mates.savers, of, self._key
+                self._storage, folder, state.parts(captured), counters, self._mates.savers, of, self._key, rows
             )
             if not self._leads:
                 return
@@ -348,6 +356,7 @@ class Checkpoints:
             self._verify(committed)
         self._retention.good.add(committed)
         self.newest_step, self.newest_time, self.error, self._held_since = counters["step"], time.time(), "", None
+        self._publish_rows(rows, epoch)
         self._tidy(counters["best_step"], epoch)
 
     def _begin(self, step: int, epoch: int) -> tuple[str, str]:
@@ -385,8 +394,23 @@ class Checkpoints:
         except Superseded:
             return
 
+    def _publish_rows(self, rows: str, epoch: int) -> None:
+        """Write the newest checkpoint's history beside the checkpoints, which are saved whatever becomes of this."""
+        if not (rows and self._leads):
+            return
+        try:
+            with self._storage.replace(history.FILE, lambda: self._check(epoch)) as path:
+                path.write_text(rows)
+        except OSError as error:
+            self.failed(error, f"{history.FILE} could not be written")
+        except Superseded:
+            return
+
     def _begin_lineage(self) -> None:
         self._claim()
+        rows, self._rows = self._rows, None
+        # Its writer may have been lost before it was published, or a checkpoint that is no longer good was newer.
+        self._publish_rows(rows or "", self._control.epoch)
 
     @property
     def _has_claimed(self) -> bool:

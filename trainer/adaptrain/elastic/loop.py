@@ -105,6 +105,7 @@ class ElasticLoop:
         self._sockets = sockets
         self._task = task
         self._checkpoints = task.non_finite.checkpoints = checkpoints
+        task.state.history.recording = checkpoints is not None
         self._durations: deque[float] = deque(maxlen=32)
         self._applied: float | None = None
         self._measured = 0

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from adaptrain.elastic import archive
+from adaptrain.elastic import archive, history
 from adaptrain.elastic.failures import Foreign
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.optimizers import Unsupported
@@ -101,10 +101,9 @@ class Reader:
             InvalidJob: there is no such one, or it can't be used.
             OSError: it can't be read now.
         """
-        if (wanted := self._origin.resume_from) is None:
+        if self._origin.resume_from is None:
             return None
-        folder, _, name = wanted.rpartition("/")
-        storage = self._storage.beside(folder) if folder else self._storage
+        storage, name = self._wanted()
         saved = Saved.of(name, True, time.time())
         assert saved is not None, "the API checks the name"
         try:
@@ -113,6 +112,31 @@ class Reader:
             raise InvalidJob(f"checkpoint.resumeFrom: {storage}/{name} can't be used: {error}") from error
         # What was best, and why training ended, was by another manifest's measure.
         return saved, tensors, _unfinished(counters) | {"best": {}, "best_step": 0, "best_epoch": counters["epoch"]}
+
+    def rows(self, saved: Saved, named: bool) -> str | None:
+        """The history of a checkpoint that was found; None: there is none, or not as it was written, and it begins
+        anew.
+
+        Args:
+            named: whether it is the one that the job's manifest names.
+
+        Raises:
+            OSError: it can't be read now.
+        """
+        if not self._leads:
+            return None
+        storage = self._wanted()[0] if named else self._storage
+        try:
+            return archive.rows_of(storage, saved.name, self._key)
+        except archive.Corrupt as error:
+            log.warning("%s of checkpoint %s can't be used (%s) and begins anew", history.FILE, saved.name, error)
+            self._note(f"{history.FILE} of checkpoint {saved.name} can't be used and begins anew: {error}")
+            return None
+
+    def _wanted(self) -> tuple[Storage, str]:
+        """The storage and the name of the checkpoint that the job's manifest names."""
+        folder, _, name = (self._origin.resume_from or "").rpartition("/")
+        return self._storage.beside(folder) if folder else self._storage, name
 
     @property
     def _leads(self) -> bool:

@@ -279,6 +279,8 @@ class Elastic:
                 self._session.metrics.samples.inc(part)
                 self._task.non_finite.applied(state)
                 c.step += 1
+                rate = float(state.optimizer.param_groups[0]["lr"])
+                state.history.step(c.step, c.epoch, state.gradients.loss, rate, total, c.skipped)
             c.cursor += total
             if self._source.ended(c.epoch, c.cursor):
                 c.epoch, c.cursor, self._pass_over = c.epoch + 1, 0, True
@@ -286,9 +288,9 @@ class Elastic:
 
     def report(self, **metrics: float) -> None:
         """Tell how good the model is, as ``report(**{"val/accuracy": 0.9})``; the same on every worker."""
-        self._task.state.counters.metrics = self._task.state.counters.metrics | {
-            k: float(v) for k, v in metrics.items()
-        }
+        c, told = self._task.state.counters, {k: float(v) for k, v in metrics.items()}
+        c.metrics = c.metrics | told
+        self._task.state.history.evaluated(c.step, c.epoch, told)
 
     def keep_best(self) -> None:
         """Take the present weights for those that training leaves behind; else the last ones are.

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from adaptrain.elastic.batchnorm import BatchStatistics, check_batch_norm
 from adaptrain.elastic.gradients import Gradients
 from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.history import History
 from adaptrain.elastic.optimizers import OptimizerState, Unsupported
 from adaptrain.elastic.transfer import spread
 from adaptrain.elastic.weights import Weights
@@ -23,6 +24,8 @@ TORN = -1
 """Version of a state that was being overwritten when its source was lost."""
 INITIAL = 1
 """Version of the initial state, once it is decided whose counts."""
+HISTORY = "history"
+"""Under this name the rows of the history go with the counters, in ``more``, which older releases pass over."""
 
 
 def check_model(model: torch.nn.Module) -> None:
@@ -133,6 +136,7 @@ class ReplicatedState:
         self.optimizer = optimizer
         self._more = more or {}
         self.counters = Counters()
+        self.history = History()
         self._named = dict(model.named_parameters())
         trained = self._trained()
         self.gradients = self._gradients(trained)
@@ -338,7 +342,9 @@ class ReplicatedState:
             "optimizer": self._optimizer.state_dict(),
             "frozen": [name for name, p in self._named.items() if not p.requires_grad],
         }
-        return asdict(self.counters)
+        said = asdict(self.counters)
+        said["more"][HISTORY] = self.history.text()
+        return said
 
     def _fill(self, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
         """Take over another state, whose tensors may be this one's own memory."""
@@ -363,6 +369,9 @@ class ReplicatedState:
             )
         known = {f.name for f in fields(Counters)}  # a newer release may tell more
         self.counters = Counters(**{name: value for name, value in counters.items() if name in known})
+        more = dict(self.counters.more)  # not the one of a capture, which may be restored again
+        self.history.take(more.pop(HISTORY, None), self.counters.step)
+        self.counters.more = more
         for name, sink in self._more.items():
             if name in self.counters.more:
                 sink.load_state_dict(self.counters.more[name])
@@ -412,7 +421,7 @@ def spread_words(said: Any, speaks: bool, broadcast: Callable[[torch.Tensor], ob
     if speaks:
         text.copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
     broadcast(text)
-    return json.loads(bytes(text.tolist()))
+    return json.loads(text.numpy().tobytes())
 
 
 def in_words(t: torch.Tensor) -> str:

@@ -221,6 +221,8 @@ class SupervisedTask:
             self._metrics.samples.inc(len(mine))
             self.non_finite.applied(state)
             c.step += 1
+            rate = self._phase.optimizer.learning_rate
+            state.history.step(c.step, c.epoch, state.gradients.loss, rate, len(ids), c.skipped)
         else:
             c.evaluated_step = c.step - 1  # the weights may be others
         c.cursor += len(ids)
@@ -267,6 +269,7 @@ class SupervisedTask:
         accuracy, loss = self._score(group, self._data.validation)
         c.metrics = {"val/accuracy": accuracy, "val/loss": loss}
         c.evaluated_step = c.step
+        self.state.history.evaluated(c.step, c.epoch, c.metrics)
         sign = -1 if self._metric == "val/loss" else 1
         gain = sign * (c.metrics[self._metric] - c.best[self._metric]) if c.best else 1.0
         if gain > 0:
@@ -287,7 +290,9 @@ class SupervisedTask:
         with _weights(self.state.model, self.state.best):
             accuracy, loss = self._score(group, self._data.test)
         c = self.state.counters
-        c.metrics = c.metrics | {"test/accuracy": accuracy, "test/loss": loss}
+        tested = {"test/accuracy": accuracy, "test/loss": loss}
+        c.metrics = c.metrics | tested
+        self.state.history.evaluated(c.step, c.epoch, tested)
 
     @torch.no_grad()
     def _score(self, group: Group, split: Split) -> tuple[float, float]:
