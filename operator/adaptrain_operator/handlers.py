@@ -7,6 +7,7 @@ from adaptrain_api import objects, search, training
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from adaptrain_operator.core import naming
+from adaptrain_operator.kube.client import PAGE
 from adaptrain_operator.kube.kinds import BUDGET, JOB, NODE, POD, POLICY, SEARCH, SERVICE
 from adaptrain_operator.runtime.runtime import Runtime
 
@@ -114,7 +115,7 @@ def configure() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
-    settings.watching.chunk_size = 250
+    settings.watching.chunk_size = PAGE
     settings.queueing.idle_timeout = 0.1  # a listing's thousands of objects have a queue and a task each for so long
     settings.queueing.exit_timeout = 1.0
     settings.process.ultimate_exiting_timeout = 20

@@ -32,7 +32,7 @@ Key = tuple[str, str]
 INTERVAL = 1.0
 UNREACHED_INTERVAL = 10.0
 """A coordinator that never answered is asked ever more seldom: it may be on a node that we can't reach."""
-PULLS_PER_SECOND = 300.0
+PULLS_PER_SECOND = 240.0
 """Of all coordinators whose jobs are settled; those of others are asked every ``INTERVAL``."""
 LARGEST, LARGEST_OF_TRIALS = 1024 * 1024, 4 * 1024 * 1024
 """Bytes of an answer; of a search's whose trials are jobs, which orders them."""
@@ -255,8 +255,8 @@ class Puller:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=3, sock_connect=1.5),
-                # A connection is kept from one question to the next of a small fleet; a large one's come too late.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=1.5 * INTERVAL),
+                # A thousand connections that wait for the next question would hold 10 MB.
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )

@@ -25,7 +25,7 @@ Object = dict[str, Any]
 MERGE = "application/merge-patch+json"
 CONNECTIONS = 16
 """At once to the API server: each costs a third of a megabyte for TLS alone, for as long as it is kept."""
-PAGE = 250
+PAGE = 100
 """Objects per page of a listing: the peak of memory, not its sum, is what a limit kills for."""
 
 Observer = Callable[[str, str, int, float], None]

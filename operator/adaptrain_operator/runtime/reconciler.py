@@ -72,8 +72,6 @@ class _Memory:
     """What is remembered of a job between decisions. Losing all of it costs a few requests and nothing else."""
 
     uid: str
-    version: str = ""
-    job: Job | None = None
     spec: tuple[int, TrainingJobSpec | None, str] | None = None
     """As it was read last: its generation, and why it can't be read if that is so."""
     objects: Made = field(default_factory=Made)
@@ -201,14 +199,10 @@ class Reconciler:
 
     def _read(self, memory: _Memory, raw: Object) -> Job | None:
         meta = raw["metadata"]
-        if memory.job is not None and memory.version == meta["resourceVersion"]:
-            return memory.job
         spec = self._read_spec(memory, raw)
         if spec is None:
-            memory.job = None
             return None
-        memory.version = meta["resourceVersion"]
-        memory.job = Job(
+        return Job(
             name=meta["name"],
             namespace=meta["namespace"],
             uid=meta["uid"],
@@ -219,7 +213,6 @@ class Reconciler:
             status=read_status(raw["status"]),
             made=memory.made,
         )
-        return memory.job
 
     def _read_spec(self, memory: _Memory, raw: Object) -> TrainingJobSpec | None:
         """Once for each generation: it may have a megabyte, and the status changes all the time."""
