@@ -108,6 +108,18 @@ def test_who_joined_commits_all_of_it(place: Place, pair: Any) -> None:
     assert steps(place) == list(range(1, 12))
 
 
+def test_who_is_a_little_behind_gets_only_what_it_lacks(place: Place, pair: Any) -> None:
+    """And the last step that it has, which the others may have taken again."""
+    first, behind = train(Worker(place), 8), train(Worker(place), 6, value=0.6)
+    first.state.counters.version, behind.state.counters.version = 9, 7
+    assert [json.loads(row)["step"] for row in first.state.history.text(6).splitlines()] == [6, 7, 8]
+    for done in pair(first.state.heal, lambda group, _: behind.state.heal(group)):
+        done.result(30)
+    save(train(behind, 11))
+    assert steps(place) == list(range(1, 12))
+    assert [row["loss"] for row in rows(place) if "loss" in row][4:8] == [5.6, 6.5, 7.5, 8.5]
+
+
 def test_a_fenced_writer_leaves_the_file_alone(place: Place) -> None:
     old, new = train(Worker(place), 3), Worker(place, lineage=2)
     save(old)

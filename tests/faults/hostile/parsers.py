@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptrain.elastic import archive
+from adaptrain.elastic import archive, history
 from adaptrain.elastic.storage import Directory
 from adaptrain_api.manifest import documents
 from adaptrain_api.progress import Progress
@@ -85,7 +85,8 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         storage = Directory(Path(folder))
         at = storage.begin("step-3.1")
-        good = archive.write(storage, at, tensors, counters)
+        rows = "".join(f'{{"step": {step}, "loss": 0.5, "batch_size": 64}}\n' for step in (1, 2, 3))
+        good = archive.write(storage, at, tensors, counters, rows=rows)
         files = {path.name: path.read_bytes() for path in (Path(folder) / at).iterdir() if path.is_file()}
 
         def attempt(outcome: Outcome) -> None:
@@ -99,6 +100,8 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
                 for _ in range(rng.randint(1, 4)):
                     data[rng.randrange(len(data))] = rng.randrange(256)
                 changed[name] = bytes(data[: rng.randint(0, len(data))] + rng.randbytes(rng.randint(0, 50)))
+                if name == history.FILE:  # with a digest that is right
+                    manifest["files"][name] = archive._told(archive._Digest(False, changed[name]))
             for name, data in changed.items():
                 (Path(folder) / at / name).write_bytes(data)
             (Path(folder) / at / archive.MANIFEST).write_bytes(_signed(manifest))
@@ -106,6 +109,8 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
                 archive.read(storage, at, lambda _: tensors)
             with outcome.attempt(archive.Corrupt, archive.Mismatch, OSError):
                 archive.verify(storage, at)
+            with outcome.attempt(archive.Corrupt, archive.Mismatch, OSError):
+                archive.rows_of(storage, at)
 
         return _for(seconds, "checkpoints", attempt)
 

@@ -396,6 +396,7 @@ class Checkpoints:
 
     def _publish_rows(self, rows: str, epoch: int) -> None:
         """Write the newest checkpoint's history beside the checkpoints, which are saved whatever becomes of this."""
+        self._rows = None
         if not (rows and self._leads):
             return
         try:
@@ -408,9 +409,8 @@ class Checkpoints:
 
     def _begin_lineage(self) -> None:
         self._claim()
-        rows, self._rows = self._rows, None
         # Its writer may have been lost before it was published, or a checkpoint that is no longer good was newer.
-        self._publish_rows(rows or "", self._control.epoch)
+        self._publish_rows(self._rows or "", self._control.epoch)
 
     @property
     def _has_claimed(self) -> bool:

@@ -64,18 +64,23 @@ class History:
             json.dumps({"step": step, "data_epoch": epoch, **{name: _finite(value) for name, value in kept.items()}})
         )
 
-    def text(self) -> str:
-        """All rows, as they are in a file."""
-        return "".join(f"{line}\n" for line in self._lines)
+    def text(self, since: int = 0) -> str:
+        """The rows of that step and later ones, as they are in a file."""
+        at = len(self._lines) if since > 0 else 0
+        while at and _step_of(self._lines[at - 1]) >= since:
+            at -= 1
+        return "\n".join([*self._lines[at:], ""])
 
     def take(self, text: Any, step: int) -> None:
-        """Take over another state's rows, which is at that step. If it has none, as those of an older release, the
-        present ones stay. Rows of later steps go: those steps are taken again."""
-        if isinstance(text, str):
-            self._lines, self._bytes = text.splitlines(), len(text)
-            self._bound()
-        while self._lines and _step_of(self._lines[-1]) > step:
+        """Take over another state's rows, which is at that step. The present ones of steps before them stay; all of
+        them up to that step, if it has none, as those of an older release."""
+        rows = text.splitlines() if isinstance(text, str) else []
+        until = _step_of(rows[0]) if rows else step + 1
+        while self._lines and _step_of(self._lines[-1]) >= until:
             self._drop_last()
+        self._lines += rows
+        self._bytes += sum(len(line) + 1 for line in rows)
+        self._bound()
 
     def _append(self, line: str) -> None:
         self._lines.append(line)

@@ -254,7 +254,8 @@ class ReplicatedState:
         live = into = self.tensors()
         try:
             with group.together():
-                said = tell(group, sources[0], self._counters() if group.rank == sources[0] else None)
+                units = newest[0] - min(states)[0]
+                said = tell(group, sources[0], self._counters(units) if group.rank == sources[0] else None)
                 if mine != newest:
                     into = self.room(said)
                     if fresh:
@@ -336,14 +337,18 @@ class ReplicatedState:
         words = self._shapes()
         return words, _digest(words)
 
-    def _counters(self) -> dict[str, Any]:
+    def _counters(self, units: int | None = None) -> dict[str, Any]:
+        """
+        Args:
+            units: by how many units those are behind that the counters are for, at most; None: they may know nothing.
+        """
         self.counters.more = {
             **{name: source.state_dict() for name, source in self._more.items()},
             "optimizer": self._optimizer.state_dict(),
             "frozen": [name for name, p in self._named.items() if not p.requires_grad],
         }
         said = asdict(self.counters)
-        said["more"][HISTORY] = self.history.text()
+        said["more"][HISTORY] = self.history.text(0 if units is None else self.counters.step - units)
         return said
 
     def _fill(self, tensors: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
