@@ -194,6 +194,15 @@ def test_a_history_that_storage_spoiled_is_found(place: Place) -> None:
         archive.verify(place.storage, newest(place))
 
 
+def test_with_a_key_rows_that_another_one_forged_are_found(place: Place) -> None:
+    one = train(worker(place, job(), key=b"secret"), 4)
+    save(one)
+    assert archive.rows_of(place.storage, newest(place), b"secret") == one.state.history.text()
+    forge(place, b"")
+    with pytest.raises(archive.Corrupt, match="not sealed with this job's key"):
+        archive.rows_of(place.storage, newest(place), b"secret")
+
+
 def forge(place: Place, text: bytes) -> None:
     """Put another history into the newest checkpoint, with digests that are right."""
     folder = place.root / newest(place)
