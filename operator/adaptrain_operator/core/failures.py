@@ -92,6 +92,12 @@ ROWS = (
         lambda e: e.outcome == "completed" and e.ran and (e.exit.code == 0 or e.exit.reason in LOST_WITH_NODE),
     ),
     Row(
+        "reason `Evicted`, a message of its own limits (ephemeral storage, `emptyDir.sizeLimit`)",
+        "the kubelet, since the pod passed a limit of its own, even if it then left in order",
+        Ending.FAILED,
+        lambda e: e.pod.reason == "Evicted" and any(words in e.pod.message for words in OWN_LIMITS),
+    ),
+    Row(
         "exit code 0, result `left`",
         "the trainer, which was asked to leave: a smaller `replicas`, `suspend`, a drain",
         Ending.DISRUPTED,
@@ -102,12 +108,6 @@ ROWS = (
         "the operator, a user, a drain or an autoscaler, which deleted it",
         Ending.DISRUPTED,
         lambda e: e.pod.deleting,
-    ),
-    Row(
-        "reason `Evicted`, a message of its own limits (ephemeral storage, `emptyDir.sizeLimit`)",
-        "the kubelet, since the pod passed a limit of its own",
-        Ending.FAILED,
-        lambda e: e.pod.reason == "Evicted" and any(words in e.pod.message for words in OWN_LIMITS),
     ),
     Row(
         "DisruptionTarget `PreemptionByScheduler`",
