@@ -218,6 +218,7 @@ def test_arguments_to_resume_are_added_once_there_is_something(
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "ckpt-old").symlink_to("what was removed meanwhile")
     given: dict[str, Any] = {"launcher": "torchrun", "command": ["a"], "resume_args": ["--resume", "x"]}
     script = Script(**given, resume_file=resume_file)
     assert resume_arguments(script, tmp_path) == (["--resume", "x"] if resumes else [])

@@ -73,11 +73,16 @@ def resume_arguments(script: Script, checkpoints: Path | None) -> list[str]:
     if not script.resume_args or checkpoints is None:
         return []
     there = checkpoints.glob(script.resume_file) if script.resume_file is not None else checkpoints.iterdir()
-    newest = max(((one.stat().st_mtime_ns, one) for one in there), default=None)
-    if newest is None:
+    found: list[tuple[int, Path]] = []
+    for one in there:
+        with suppress(FileNotFoundError):  # a worker that is about to end may still remove its older ones
+            found.append((one.stat().st_mtime_ns, one))
+    if not found:
         return []
-    found = {"ADAPTRAIN_RESUME_FILE": str(newest[1]), "ADAPTRAIN_RESUME_DIR": str(newest[1].parent)}
-    return expanded(script.resume_args, found)
+    _, newest = max(found)
+    return expanded(
+        script.resume_args, {"ADAPTRAIN_RESUME_FILE": str(newest), "ADAPTRAIN_RESUME_DIR": str(newest.parent)}
+    )
 
 
 class Launcher:
