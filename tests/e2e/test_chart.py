@@ -103,7 +103,7 @@ NAMESPACED = {
     ("", "secrets"): {"create", "get"},
     ("", "persistentvolumeclaims"): {"get"},
     ("", "limitranges"): {"list"},
-    ("", "events"): {"create"},
+    ("", "events"): {"create", "update"},
 }
 """What the operator does where its jobs are, and so all that it may do."""
 
