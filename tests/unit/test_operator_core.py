@@ -119,8 +119,13 @@ def test_the_coordinator_of_a_job_that_ended_before_it_was_asked_is_heard_out(an
     world.settle()
     for name in ("job-worker-0", "job-worker-1"):
         world.end(name, 0, "Completed", '{"outcome": "completed", "step": 99, "epoch": 2}')
+    (own,) = world.pods["job-coordinator-1"]["status"]["containerStatuses"]
+    own["ready"], world.answered = False, None
     plan = world.step()
     assert world.status.phase == "Succeeded"
+    assert (plan.ask, plan.delete) == (None, []), "it has just started"
+    own["ready"] = True
+    plan = world.step()
     assert (plan.ask is not None, plan.delete) == (True, [])
     if answers:
         told = [{"time": T0, "epoch": 1, "message": "starts from weights", "count": 0}]

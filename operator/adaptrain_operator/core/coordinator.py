@@ -9,7 +9,7 @@ UNREACHABLE = 8.0
 """Seconds of silence after which a coordinator that had answered is replaced."""
 START_SECONDS = 120.0
 """A coordinator whose container runs has this long to be ready."""
-LAST_WORDS = 5.0
+LAST_WORDS = 10.0
 """Seconds that the coordinator of a job that is complete is kept to be heard once more."""
 KEEP_FAILED = 3
 FORGET_FAILED = 600.0
@@ -61,9 +61,10 @@ def hear_out(draft: Draft, ended: float) -> bool:
     if left <= 0 or (progress is not None and progress.result is not None):
         return False
     number = max((pod.number for pod in draft.seen.coordinators), default=0)
-    _ask(draft, next((pod for pod in draft.seen.coordinators if pod.number == number), None))
-    if draft.plan.ask is None:
+    current = next((pod for pod in draft.seen.coordinators if pod.number == number), None)
+    if current is None or not current.active:
         return False
+    _ask(draft, current)  # once it is ready: it may have started just before
     draft.plan.wake(left)
     return True
 
