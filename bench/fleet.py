@@ -16,6 +16,7 @@ import sys
 import time
 from base64 import b64decode
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ async def watch(client: Client, path: str, selector: str = "") -> AsyncIterator[
         await api.update_params_for_auth(headers, [], ["BearerToken"], url, "GET", None)
         limit = aiohttp.ClientTimeout(total=None)
         answer = await api.call_api("GET", api.configuration.host + url, headers, _request_timeout=limit)
-        try:
+        with suppress(aiohttp.ClientError):
             async for line in answer.response.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -66,8 +67,6 @@ async def watch(client: Client, path: str, selector: str = "") -> AsyncIterator[
                 version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
                     yield event
-        except aiohttp.ClientError:
-            continue
 
 
 class Coordinators:

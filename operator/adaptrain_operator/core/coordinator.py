@@ -60,8 +60,7 @@ def hear_out(draft: Draft, ended: float) -> bool:
     progress, left = draft.seen.contact.progress, ended + LAST_WORDS - draft.now
     if left <= 0 or (progress is not None and progress.result is not None):
         return False
-    number = max((pod.number for pod in draft.seen.coordinators), default=0)
-    current = next((pod for pod in draft.seen.coordinators if pod.number == number), None)
+    current = max(draft.seen.coordinators, key=lambda pod: pod.number, default=None)
     if current is None or not current.active:
         return False
     _ask(draft, current)  # once it is ready: it may have started just before
