@@ -22,13 +22,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Meeting, form
+from adaptrain.elastic.rendezvous import Rendezvous
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import ReplicatedState
+from adaptrain.metrics import WorkerMetrics
+from adaptrain.ports import listen_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.report import emit
 
+TOKEN = "what-members-know"
 HOST, MEMBERS, BATCH, SIDE, WARM = "127.0.0.1", 2, 16, 64, 3
 BAR = 1.1
 
@@ -52,11 +56,19 @@ def member(rank: int, port: int, steps: int, said: Any) -> None:
     torch.manual_seed(0)
     store = dist.TCPStore(HOST, port, is_master=rank == 0, wait_for_workers=False)
     dist.init_process_group("gloo", store=dist.PrefixStore("ddp", store), rank=rank, world_size=MEMBERS)
-    identity = SimpleNamespace(host=HOST)
+    meeting_port = torch.zeros(1, dtype=torch.int64)
+    if rank == 0:
+        listening = listen_on(HOST, 0, MEMBERS)
+        meeting_port[0] = Rendezvous(listening, TOKEN, WorkerMetrics("", "").refusals).port
+    dist.broadcast(meeting_port, 0)
     control = SimpleNamespace(
-        must_leave=False, should_leave=False, identity=identity, doing=lambda *_: nullcontext()
-    )  # fmt: skip
-    meeting = Meeting("epoch/1", rank, MEMBERS, HOST, port, torch.device("cpu"))
+        must_leave=False,
+        should_leave=False,
+        identity=SimpleNamespace(host=HOST),
+        token=TOKEN,
+        doing=lambda *_: nullcontext(),
+    )
+    meeting = Meeting("epoch/1", rank, MEMBERS, HOST, int(meeting_port), torch.device("cpu"))
     group = form(cast(Control, control), GroupSockets(), 1, meeting)
     model = timm.create_model("resnet18", num_classes=10)
     peer = copy.deepcopy(model)

@@ -1,6 +1,5 @@
 """Both kinds of storage for checkpoints, and a job that runs."""
 
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +9,10 @@ import pytest
 from adaptrain.elastic.group import Group
 from adaptrain.elastic.objects import Bucket
 from adaptrain.elastic.storage import Directory, Storage
-from torch.distributed import TCPStore
 
 from tests.s3 import S3Server
 from tests.unit.operator_world import World
-from tests.unit.test_group import HOST, control, meet
+from tests.unit.test_group import control, meet, rendezvous
 
 
 class Place(NamedTuple):
@@ -59,9 +57,7 @@ def world() -> World:
 @pytest.fixture
 def pair() -> Iterator[Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]]:
     """Runs one function on each of two members; the second one's can be told to leave."""
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    store = rendezvous()
     with ThreadPoolExecutor(2) as pool:
 
         def run(first: Callable[[Group], Any], second: Callable[[Group, Any], Any]) -> list[Future[Any]]:

@@ -36,7 +36,9 @@ class Nccl:
 
 def group(nccl: Nccl, must_leave: bool) -> Group:
     control = SimpleNamespace(must_leave=False, should_leave=False, doing=lambda *_: contextlib.nullcontext())
-    made = Group(cast(Control, control), GroupSockets(), 1, 0, 2, Links(cast(Any, None), cast(Any, nccl)))
+    made = Group(
+        cast(Control, control), GroupSockets(), 1, 0, 2, Links(cast(Any, None), cast(Any, None), cast(Any, nccl))
+    )
     made.begin_sum(cast(Any, SimpleNamespace(is_cuda=True)))
     control.must_leave = must_leave
     return made

@@ -16,10 +16,10 @@ from adaptrain.elastic.gradients import Gradients, Said
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.sockets import GroupSockets
 from torch import nn
-from torch.distributed import DistStoreError, TCPStore
+from torch.distributed import DistStoreError
 from torch.utils.checkpoint import checkpoint
 
-from tests.unit.test_group import HOST, control, meet
+from tests.unit.test_group import control, meet, rendezvous
 
 ALONE = Group(cast(Control, SimpleNamespace(must_leave=False, should_leave=False)), GroupSockets(), 1, 0, 1, None)
 
@@ -36,7 +36,7 @@ def together(size: int, act: Callable[[Group], Any]) -> list[Any]:
 
 
 def _together(size: int, act: Callable[[Group], Any]) -> list[Any]:
-    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    store = rendezvous()
 
     def member(rank: int) -> Any:
         return act(meet(control(), rank, store.port, size))

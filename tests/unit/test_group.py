@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 import weakref
@@ -16,20 +15,30 @@ import pytest
 import torch
 from adaptrain.elastic.control import Control
 from adaptrain.elastic.group import Abandoned, Group, GroupBroken, Meeting, form
+from adaptrain.elastic.rendezvous import Rendezvous
 from adaptrain.elastic.sockets import GroupSockets
-from torch.distributed import TCPStore
+from adaptrain.metrics import WorkerMetrics
+from adaptrain.ports import listen_on
 
 ELEMENTS = 16_000_000
 """64 MB: more than the sockets between two members hold."""
 HOST = "127.0.0.1"
+TOKEN = "what-members-know"
 Act = Callable[[Group, torch.Tensor], None]
 
 
 def control() -> Any:
-    identity = SimpleNamespace(host=HOST)
     return SimpleNamespace(
-        must_leave=False, should_leave=False, identity=identity, doing=lambda *_: contextlib.nullcontext()
+        must_leave=False,
+        should_leave=False,
+        identity=SimpleNamespace(host=HOST),
+        token=TOKEN,
+        doing=lambda *_: contextlib.nullcontext(),
     )
+
+
+def rendezvous() -> Rendezvous:
+    return Rendezvous(listen_on(HOST, 0, 16), TOKEN, WorkerMetrics("", "").refusals)
 
 
 def meet(said: Any, rank: int, port: int, size: int = 2) -> Group:
@@ -58,9 +67,7 @@ def take_part(act: Act, port: int) -> None:
 @pytest.mark.parametrize("act", [send, add])
 @pytest.mark.parametrize("turn", range(2))
 def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int, act: Act) -> None:
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
-    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    store = rendezvous()
     other = multiprocessing.get_context("spawn").Process(target=take_part, args=(act, store.port))
     other.start()
     said, sent, broken = control(), threading.Event(), threading.Event()

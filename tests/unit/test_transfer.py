@@ -12,9 +12,8 @@ from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import TORN
 from adaptrain.elastic.transfer import spread
-from torch.distributed import TCPStore
 
-from tests.unit.test_group import HOST, control, meet
+from tests.unit.test_group import HOST, control, meet, rendezvous
 from tests.unit.test_heal import state, weight
 
 PIECE, SMALL = 4096, 512
@@ -33,9 +32,7 @@ def together() -> Iterator[Any]:
     with ThreadPoolExecutor(3) as pool:
 
         def run(*acts: Any) -> list[Any]:
-            with socket.create_server((HOST, 0)) as free:
-                port = free.getsockname()[1]
-            store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+            store = rendezvous()
             told = control()
             done = [
                 pool.submit(lambda rank=rank, act=act: act(meet(told, rank, store.port, len(acts))))

@@ -20,8 +20,8 @@ REASONS = ("odd", "slow", "crowded", "full", "descriptors", "error")
 
 
 class Refusals:
-    """What listeners close, by listener (``control``, ``http``, ``store``) and reason: ``odd`` (no message of ours, or
-    no proof of the token), ``slow``, ``crowded``, ``full``, ``descriptors`` or ``error`` (of ours)."""
+    """What listeners close, by listener (``control``, ``http``, ``rendezvous``) and reason: ``odd`` (no message of
+    ours, or no proof of the token), ``slow``, ``crowded``, ``full``, ``descriptors`` or ``error`` (of ours)."""
 
     def __init__(self, registry: CollectorRegistry, labels: tuple[str, str], names: tuple[str, str]) -> None:
         self._counter = Counter(
@@ -32,7 +32,7 @@ class Refusals:
         )
         self._names = names
         # From the beginning, so that the first one shows as an increase.
-        for listener in ("control", "http"):
+        for listener in ("control", "http", "rendezvous"):
             for reason in REASONS:
                 self._counter.labels(*names, listener, reason)
 

@@ -5,10 +5,13 @@ import itertools
 import json
 import os
 import random
+import socket
 import statistics
+import struct
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -54,20 +57,35 @@ REQUESTS = [
     b"POST /trials HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
     b"GET /healthz HTTP/1.0\r\n\r\n",
 ]
+FRAMES = [wire.encode(frame) for frame in SAID]
+_MAGIC = struct.pack("<BI", 0, 0x3C85F7CE)
+STORE = [
+    _MAGIC + struct.pack("<BQ", 1, 8) + b"k" * 8 + struct.pack("<Q", 8_000_000) + b"v" * 1000,
+    _MAGIC + struct.pack("<BQ", 1, 2**62),
+    _MAGIC + struct.pack("<BQ", 9, 2**40),
+]
+"""What torch's TCPStore takes: a long value that has begun, and lengths that cannot be."""
 
 
 def control(seconds: float, rng: random.Random) -> Outcome:
     """Strangers on the control port of a job, and members of another coordinator that say anything."""
     outcome = Outcome("control")
     asyncio.run(_members(outcome, seconds / 3, rng))
-    _strangers(outcome, seconds * 2 / 3, rng, web=False)
+    _strangers(outcome, seconds * 2 / 3, rng, lambda local, _: [local.control_address[1]], FRAMES)
+    return outcome
+
+
+def rendezvous(seconds: float, rng: random.Random) -> Outcome:
+    """Strangers on the ports where the members of a group meet."""
+    outcome = Outcome("rendezvous")
+    _strangers(outcome, seconds, rng, lambda _, pids: _listening(pids, _challenges), [*FRAMES, *STORE])
     return outcome
 
 
 def http(seconds: float, rng: random.Random) -> Outcome:
     """Strangers on the HTTP ports of a job's coordinator and workers."""
     outcome = Outcome("http")
-    _strangers(outcome, seconds, rng, web=True)
+    _strangers(outcome, seconds, rng, lambda _, pids: _listening(pids, _serves_http), REQUESTS)
     return outcome
 
 
@@ -105,7 +123,13 @@ async def _members(outcome: Outcome, seconds: float, rng: random.Random) -> None
     await asyncio.gather(serves, return_exceptions=True)
 
 
-def _strangers(outcome: Outcome, seconds: float, rng: random.Random, web: bool) -> None:
+def _strangers(
+    outcome: Outcome,
+    seconds: float,
+    rng: random.Random,
+    where: Callable[[LocalJob, list[int]], list[int]],
+    said: list[bytes],
+) -> None:
     """Honest members train on, at their pace and in the same group, and no process of theirs grows."""
     paced: AdaptiveTrainingJob = job(model={"name": "bench.paced:mlp", "args": {"seconds": STEP_SECONDS}})
     with tempfile.TemporaryDirectory() as folder, LocalJob(paced, trace=Path(folder)) as local:
@@ -117,9 +141,10 @@ def _strangers(outcome: Outcome, seconds: float, rng: random.Random, web: bool) 
         pids = [local.workers[number].pid or 0 for number in workers]
         assert local.coordinator is not None
         pids.append(local.coordinator.pid)
-        ports = _http_ports(pids) if web else [local.control_address[1]]
+        ports = where(local, pids)
+        assert ports
         before, first = [_used(pid) for pid in pids], step_of(local)
-        asyncio.run(_attack(outcome, ports, seconds, rng, web))
+        asyncio.run(_attack(outcome, ports, seconds, rng, said))
         progress = local.progress() if seconds >= CAMPAIGN_SECONDS else _recovered(local, first)
         kept = seconds < CAMPAIGN_SECONDS or (progress is not None and progress.epoch == epoch)
         if progress is None or not kept or len(progress.members) != 2 or progress.step <= first:
@@ -149,7 +174,7 @@ def _ratio(times: list[float]) -> float | None:
     return steps[int(len(steps) * 0.99)] / statistics.median(steps) if len(steps) > 20 else None
 
 
-async def _attack(outcome: Outcome, ports: list[int], seconds: float, rng: random.Random, web: bool) -> None:
+async def _attack(outcome: Outcome, ports: list[int], seconds: float, rng: random.Random, said: list[bytes]) -> None:
     until = time.monotonic() + seconds
     kept: list[asyncio.StreamWriter] = []
 
@@ -165,13 +190,13 @@ async def _attack(outcome: Outcome, ports: list[int], seconds: float, rng: rando
                         if len(kept) > KEPT:
                             kept.pop(0).transport.abort()
                         rng.choice(kept).write(b"G")
-                    case 1 if web:
-                        writer.write(rng.choice(REQUESTS))
+                    case 1:
+                        writer.write(rng.choice(said))
                         await asyncio.wait_for(reader.read(1000), 0.2)
                         writer.transport.abort()
                     case _:
-                        data = line(rng, SAID)
-                        writer.write(rng.choice(REQUESTS)[: rng.randint(1, 60)] + data if web else data)
+                        begun = rng.choice(said)
+                        writer.write(begun[: rng.randint(0, min(60, len(begun)))] + line(rng, SAID))
                         writer.transport.abort() if rng.random() < 0.5 else writer.close()
             await asyncio.sleep(0.005)
 
@@ -180,10 +205,18 @@ async def _attack(outcome: Outcome, ports: list[int], seconds: float, rng: rando
         writer.transport.abort()
 
 
-def _http_ports(pids: list[int]) -> list[int]:
+def _listening(pids: list[int], serves: Callable[[int], bool]) -> list[int]:
     said = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ports = [int(one.split()[3].rpartition(":")[2]) for one in said if any(f"pid={pid}," in one for pid in pids)]
-    return [port for port in ports if _serves_http(port)]
+    return [port for port in ports if serves(port)]
+
+
+def _challenges(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as asked:
+            return b'"challenge"' in asked.recv(1000)
+    except OSError:
+        return False
 
 
 def _serves_http(port: int) -> bool:

@@ -9,6 +9,7 @@ from tests.faults.hostile.outcome import Outcome
 TARGETS: dict[str, Callable[[float, random.Random], Outcome]] = {
     "control": listeners.control,
     "http": listeners.http,
+    "rendezvous": listeners.rendezvous,
     "progress": parsers.progress,
     "objects": parsers.objects,
     "checkpoints": parsers.checkpoints,

@@ -41,14 +41,16 @@ class Identity:
     name: str
     host: str
     port: int
-    """Of this worker's own TCPStore."""
+    """Of this worker's own rendezvous."""
 
 
 class Epochs:
     """Which epoch this process is in and which one it is to go to, as it was told; shuts down a group's sockets."""
 
-    def __init__(self, identity: Identity, sockets: GroupSockets) -> None:
+    def __init__(self, identity: Identity, sockets: GroupSockets, token: str = "") -> None:
         self.identity = identity
+        self.token = token
+        """What members of a group prove to each other that they know."""
         self._sockets = sockets
         self._lock = threading.RLock()
         self._group = 0
@@ -181,12 +183,11 @@ class Control(Epochs):
         sockets: GroupSockets,
         unneeded: Callable[[wire.Frame], NoReturn] | None = None,
     ) -> None:
-        super().__init__(identity, sockets)
+        super().__init__(identity, sockets, token)
         self._unneeded = unneeded
         self._may_greet = threading.Event()
         self._may_greet.set()
         self._address = split(address)
-        self._token = token
         sockets.spare(self._own_sockets)
         self._sock: socket.socket | None = None
         self._orders = Orders()
@@ -300,7 +301,7 @@ class Control(Epochs):
             return said
 
         try:
-            answer, pending = handshake.introduce(sock, self._token, say)
+            answer, pending = handshake.introduce(sock, self.token, say)
             sock.settimeout(wire.SILENCE_SECONDS)
             self._welcome(sock, FROM_COORDINATOR.check(answer), said)
             for frame in wire.frames(sock, pending):

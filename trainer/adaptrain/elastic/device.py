@@ -14,13 +14,16 @@ from datetime import timedelta
 from typing import Protocol, cast
 
 import torch
-from torch.distributed import TCPStore, Work, is_nccl_available
+from torch.distributed import Store, Work, is_nccl_available
 
 from adaptrain.errors import InvalidJob
 
 NCCL = {
     # A lost peer is ours to handle: the watchdog would end this process.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    # Neither its threads nor other members' may ask for the store once the group is formed: it is written in Python.
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
     # As long as gloo waits for members that never come.
     "TORCH_NCCL_NONBLOCKING_TIMEOUT": "30",
 }
@@ -61,7 +64,7 @@ def settle(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def connect_gpus(store: TCPStore, name: str, rank: int, size: int, device: torch.device) -> Collectives | None:
+def connect_gpus(store: Store, name: str, rank: int, size: int, device: torch.device) -> Collectives | None:
     """A group for the tensors on members' GPUs; None where gloo is to serve them too.
 
     Raises:

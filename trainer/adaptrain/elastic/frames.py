@@ -19,6 +19,8 @@ NOTE_LENGTH = 300
 LARGEST = 1e300
 PEERS = 1000
 """Most members of a group."""
+LARGEST_VALUE = 1 << 20
+"""Bytes of what a member sets for others. gloo's is its addresses for all of them, some 100 bytes each."""
 
 
 def _finite(value: object) -> object:
@@ -48,6 +50,8 @@ Flag = Annotated[bool, Field(strict=True)]
 Ids = Annotated[list[Id], Field(max_length=PEERS)]
 Readings = FewReadings
 Nonce = Annotated[str, Field(strict=True, min_length=16, max_length=128)]
+
+Length = Annotated[int, Field(strict=True, ge=0, le=LARGEST_VALUE)]
 
 NoneType = type(None)
 
@@ -142,7 +146,12 @@ FROM_WORKER = Dialect(
     },
 )
 
+FROM_MEMBER = Dialect("is", {"hello": {}, "set": {"key": Name, "bytes": Length}, "get": {"key": Name}})
+"""What a member says to the rendezvous of the group's first member."""
+
 ANSWERS = {"refuse": {"why": Words}}
+
+FROM_RENDEZVOUS = Dialect("do", {**ANSWERS, "welcome": {}, "value": {"bytes": Length}})
 
 FROM_COORDINATOR = Dialect(
     "do",

@@ -1,4 +1,4 @@
-"""An epoch's process group: an ordinary gloo group over the TCPStore of the epoch's first member.
+"""An epoch's process group: an ordinary gloo group whose members meet at the first one's rendezvous.
 
 It is never torch's default group, which a user's code or FSDP inside a pod may own.
 """
@@ -15,14 +15,14 @@ from datetime import timedelta
 from typing import cast
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
+from torch.distributed import PrefixStore, ProcessGroupGloo, Work
 
 from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.device import Collectives, connect_gpus
+from adaptrain.elastic.rendezvous import MemberStore
 from adaptrain.elastic.sockets import GroupSockets
 
 GPU_POLL_SECONDS = 2e-4
-STORE_SECONDS = 5.0
 FORM_SECONDS = 30.0
 POLL_SECONDS = 0.005
 SLICE = timedelta(seconds=0.05)
@@ -41,6 +41,8 @@ class GroupBroken(Exception):
 class Links:
     """A member's connections to all others."""
 
+    store: MemberStore
+    """Held, since torch's groups hold only the part of it that isn't Python's."""
     every: Collectives
     """Takes any tensor."""
     gpus: Collectives | None = None
@@ -256,7 +258,7 @@ class Meeting:
     size: int
     host: str
     port: int
-    """Of the store."""
+    """Of the first member's rendezvous."""
     device: torch.device
     """Where the members' tensors are."""
 
@@ -283,7 +285,7 @@ def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | No
 
     def connect() -> None:
         try:
-            made.set_result(_connect(control.identity.host, meeting))
+            made.set_result(_connect(control.identity.host, control.token, meeting))
         except BaseException as error:
             made.set_exception(error)
 
@@ -302,14 +304,13 @@ def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | No
         sockets.formed()
 
 
-def _connect(own_host: str, meeting: Meeting) -> Links:
-    # A client of its own for each attempt: severing its socket ends the attempt.
-    timeout = timedelta(seconds=STORE_SECONDS)
-    store = TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timeout)
+def _connect(own_host: str, token: str, meeting: Meeting) -> Links:
+    # A connection of its own for each attempt: severing its socket ends the attempt.
+    store = MemberStore(meeting.host, meeting.port, token)
     options = ProcessGroupGloo._Options()
     options._devices = [ProcessGroupGloo.create_device(hostname=own_host)]
     options._timeout = timedelta(seconds=FORM_SECONDS)
     every = ProcessGroupGloo(PrefixStore(meeting.name, store), meeting.rank, meeting.size, options)
     every._set_default_timeout(COLLECTIVE)
     gpus = connect_gpus(store, f"{meeting.name}/gpus", meeting.rank, meeting.size, meeting.device)
-    return Links(cast(Collectives, every), gpus)
+    return Links(store, cast(Collectives, every), gpus)

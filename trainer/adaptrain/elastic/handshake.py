@@ -1,4 +1,5 @@
-"""How a pod's connection to its coordinator begins: each end proves that it knows the job's token, which is not sent.
+"""How a pod's connection to its coordinator, or to another pod's rendezvous, begins: each end proves that it knows the
+job's token, which is not sent.
 
 ::
 
@@ -7,13 +8,14 @@
     coordinator  welcome    number, …; or refuse, why; proof of all that and of both nonces
 
 A worker obeys nothing that was not proved, and a coordinator hears nobody who has not proved. Either closes the
-connection otherwise.
+connection otherwise. A proof names the role of who gives it, so it is of no use on a connection of the other sort.
 """
 
 import json
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from adaptrain_api.proof import make_nonce, proof, proved
 
@@ -28,6 +30,18 @@ LONGEST = 2 * wire.MAX_FRAME
 _CHALLENGE = Dialect("do", {"challenge": {"nonce": Nonce}})
 
 
+@dataclass(frozen=True)
+class Roles:
+    """In which role each end of a connection speaks."""
+
+    caller: str
+    listener: str
+
+
+CONTROL = Roles("worker", "coordinator")
+MEMBERS = Roles("member", "rendezvous")
+
+
 class Unproved(wire.BadFrame):
     """The other end does not know the token."""
 
@@ -37,38 +51,38 @@ def challenge() -> Frame:
     return {"do": "challenge", "nonce": make_nonce()}
 
 
-def hello(token: str, challenge: Frame, said: Frame) -> Frame:
+def hello(token: str, challenge: Frame, said: Frame, roles: Roles = CONTROL) -> Frame:
     """What a worker answers to a challenge: what it says of itself, proved."""
     said = {"is": "hello", "protocol": wire.PROTOCOL, **said, "nonce": make_nonce()}
-    return said | {"proof": proof(token, "worker", str(challenge["nonce"]), _words(said))}
+    return said | {"proof": proof(token, roles.caller, str(challenge["nonce"]), _words(said))}
 
 
-def check_hello(token: str, challenge: Frame, said: Frame) -> None:
+def check_hello(token: str, challenge: Frame, said: Frame, roles: Roles = CONTROL) -> None:
     """
     Raises:
         Unproved: this hello does not answer the challenge.
     """
     if not isinstance(said.get("nonce"), str) or not proved(
-        said.get("proof"), token, "worker", challenge["nonce"], _words(said)
+        said.get("proof"), token, roles.caller, challenge["nonce"], _words(said)
     ):
         raise Unproved("a hello that does not prove that its sender knows the token")
 
 
-def answer(token: str, challenge: Frame, hello: Frame, said: Frame) -> Frame:
+def answer(token: str, challenge: Frame, hello: Frame, said: Frame, roles: Roles = CONTROL) -> Frame:
     """What a coordinator answers to a hello (``welcome`` or ``refuse``), proved."""
-    return said | {"proof": proof(token, "coordinator", challenge["nonce"], hello["nonce"], _words(said))}
+    return said | {"proof": proof(token, roles.listener, challenge["nonce"], hello["nonce"], _words(said))}
 
 
-def check_answer(token: str, challenge: Frame, hello: Frame, said: Frame) -> None:
+def check_answer(token: str, challenge: Frame, hello: Frame, said: Frame, roles: Roles = CONTROL) -> None:
     """
     Raises:
-        Unproved: this answer is from no coordinator of this job.
+        Unproved: who answers does not belong to this job.
     """
-    if not proved(said.get("proof"), token, "coordinator", challenge["nonce"], hello["nonce"], _words(said)):
-        raise Unproved("what answers at the coordinator's address does not prove that it knows the token")
+    if not proved(said.get("proof"), token, roles.listener, challenge["nonce"], hello["nonce"], _words(said)):
+        raise Unproved(f"what answers at the {roles.listener}'s address does not prove that it knows the token")
 
 
-def introduce(sock: socket.socket, token: str, say: Callable[[], Frame]) -> tuple[Frame, bytes]:
+def introduce(sock: socket.socket, token: str, say: Callable[[], Frame], roles: Roles = CONTROL) -> tuple[Frame, bytes]:
     """A worker's side, on a blocking socket, whose time-out it changes; ``say`` is asked for what it says of itself.
     Returns the answer, which is proved, and what came after it.
 
@@ -86,16 +100,16 @@ def introduce(sock: socket.socket, token: str, say: Callable[[], Frame]) -> tupl
                 raise wire.BadFrame("too long")
             sock.settimeout(max(0.001, until - time.monotonic()))
             if not (data := sock.recv(65536)):
-                raise ConnectionError("the coordinator closed the connection")
+                raise ConnectionError(f"the {roles.listener} closed the connection")
             came += data
         line, _, came = came.partition(b"\n")
         return wire.decode(line)
 
     asked = _CHALLENGE.check(frame())
-    greeting = hello(token, asked, say())
+    greeting = hello(token, asked, say(), roles)
     sock.sendall(wire.encode(greeting))
     answered = frame()
-    check_answer(token, asked, greeting, answered)
+    check_answer(token, asked, greeting, answered, roles)
     return answered, came
 
 

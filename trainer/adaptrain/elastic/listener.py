@@ -88,9 +88,14 @@ class Listener:
         Raises:
             OSError: it can't be opened.
         """
-        self._socket = listen_on(host, port, BACKLOG)
-        self._socket.setblocking(False)
+        self.adopt(listen_on(host, port, BACKLOG))
+        assert self._socket is not None
         return int(self._socket.getsockname()[1])
+
+    def adopt(self, listening: socket.socket) -> None:
+        """Take a port that was opened before."""
+        listening.setblocking(False)
+        self._socket = listening
 
     async def run(self) -> None:
         """Accept connections until cancelled, which closes all of them."""

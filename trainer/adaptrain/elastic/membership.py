@@ -93,8 +93,8 @@ class Member:
     name: str
     host: str
     port: int
-    """Of this worker's own TCPStore: the epoch's first member hosts the epoch's. A script's launcher has another one
-    for each epoch, and says so when it is ready."""
+    """Of this worker's own rendezvous: members meet at the first one's. A script's launcher has a store for each epoch,
+    and says so when it is ready."""
     joined: float
     heard: float
     version: int = 0

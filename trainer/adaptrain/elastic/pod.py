@@ -86,7 +86,7 @@ class Pod(Mates):
         if self._watch is not None:
             return _Lead(self, self._watch, address, token, identity, sockets, unneeded)
         assert self._place.line is not None
-        return _Follower(self, self._place.line, identity, sockets)
+        return _Follower(self, self._place.line, identity, sockets, token)
 
     def form(self, control: Epochs, sockets: GroupSockets, order: wire.Frame, device: torch.device) -> Group:
         group = PodGroup(self, control, sockets, order)
@@ -222,8 +222,8 @@ class _Lead(Control):
 class _Follower(Epochs):
     """Does as its lead does, and says what that says, but for a group that broke: the lead may not know yet."""
 
-    def __init__(self, pod: Pod, line: socket.socket, identity: Identity, sockets: GroupSockets) -> None:
-        super().__init__(identity, sockets)
+    def __init__(self, pod: Pod, line: socket.socket, identity: Identity, sockets: GroupSockets, token: str) -> None:
+        super().__init__(identity, sockets, token)
         self._pod = pod
         self._line = line
         for target in (self._listen, self._beat, self._sever):

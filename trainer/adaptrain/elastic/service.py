@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from adaptrain.descriptors import raise_limit
 from adaptrain.elastic import handshake, http, wire
 from adaptrain.elastic.frames import Dialect
+from adaptrain.elastic.handshake import CONTROL, Roles
 from adaptrain.elastic.listener import Bounds, Guest, Listener, Serve
 from adaptrain.metrics import Refusals
 
@@ -82,7 +83,7 @@ def listen(serve: Serve, site: Site, token: str, ports: tuple[str, int, int], an
     return control
 
 
-async def meet(guest: Guest, token: str, dialect: Dialect) -> tuple[wire.Frame, Reply]:
+async def meet(guest: Guest, token: str, dialect: Dialect, roles: Roles = CONTROL) -> tuple[wire.Frame, Reply]:
     """Have a connection prove that it knows the token, and speaks our protocol; it is told if not. Returns its hello,
     and what makes a proved answer.
 
@@ -94,12 +95,12 @@ async def meet(guest: Guest, token: str, dialect: Dialect) -> tuple[wire.Frame, 
     guest.writer.write(wire.encode(asked))
     if (said := await wire.read(guest.reader)) is None:
         raise EOFError
-    handshake.check_hello(token, asked, said)
+    handshake.check_hello(token, asked, said, roles)
     guest.admit()
-    reply = partial(handshake.answer, token, asked, said)
+    reply = partial(handshake.answer, token, asked, said, roles=roles)
     if said.get("protocol") != wire.PROTOCOL:
         guest.writer.write(
-            wire.encode(reply({"do": "refuse", "why": f"the coordinator speaks protocol {wire.PROTOCOL}"}))
+            wire.encode(reply({"do": "refuse", "why": f"the {roles.listener} speaks protocol {wire.PROTOCOL}"}))
         )
         raise wire.BadFrame(f"protocol {said.get('protocol')!r:.20} is spoken, not {wire.PROTOCOL}")
     return dialect.check(said), reply

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import torch
 from adaptrain_api.checkpoints import Checkpoint
 from adaptrain_api.progress import Result, foremost
-from torch.distributed import TCPStore
 
 from adaptrain.elastic import http
 from adaptrain.elastic.arrival import Arrival
@@ -21,6 +19,7 @@ from adaptrain.elastic.coordinator import Coordinator
 from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.mates import Mates
 from adaptrain.elastic.origin import Origin
+from adaptrain.elastic.rendezvous import Rendezvous
 from adaptrain.elastic.storage import Directory, Storage, Unavailable
 from adaptrain.elastic.threads import forever
 from adaptrain.elastic.trace import Trace, trace_directory
@@ -69,7 +68,8 @@ class Session:
         self.metrics = metrics
         self.trace = trace
         self.control, self._sockets = arrival.control, arrival.sockets
-        self._store = None if arrival.listening is None else _open_store(settings.host, arrival.listening)
+        if arrival.listening is not None:
+            Rendezvous(arrival.listening, settings.token, metrics.refusals)
         self._checkpoints: Checkpoints | None = None
         if (storage := _storage(settings)) is not None:
             c = checkpoint
@@ -98,18 +98,6 @@ class Session:
             self.control.say(frame)
             log.info("training is complete: %s, %s", result.message, result.metrics)
         return result
-
-
-def _open_store(host: str, listening: socket.socket) -> TCPStore:
-    """Where an epoch's members meet, if this worker is its first."""
-    port = listening.getsockname()[1]
-    return TCPStore(
-        listens_at(host) or "localhost",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-    )
 
 
 def _storage(settings: WorkerSettings) -> Storage | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 MAX_FRAME = 128 * 1024
 """Longest frame, bytes."""
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised with every incompatible change of the frames, and of what members send to each other; a hello with another
 number is refused."""
 
