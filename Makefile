@@ -53,9 +53,13 @@ demo: setup ## From nothing to a trained model (CLUSTER=local, current or kind)
 down: setup ## Remove the local cluster and all that it made
 	$(BIN)/python -m localcluster down
 
+wheels: setup ## Build what is published on the package index into dist/
+	rm -rf dist
+	$(BIN)/uv build --quiet --wheel --out-dir dist
+
 lock: setup ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --upgrade --group dev --extra operator --extra trainer pyproject.toml -o requirements/dev.txt
 	$(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --group bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	for extra in operator trainer; do $(BIN)/uv pip compile -q --no-header --no-emit-index-url --generate-hashes --extra $$extra -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt; done
 
-.PHONY: help setup lint unit test faults storage-faults hostile bench demo down lock
+.PHONY: help setup lint unit test faults storage-faults hostile bench demo down wheels lock
