@@ -22,6 +22,8 @@ LONGEST_DURATION = 1e9
 MOST_READINGS = 256
 PREFERRED = ("test/accuracy", "val/accuracy", "val/loss")
 """Metrics that tell a user most."""
+MOST_PHASES = 16
+"""Phases of a job."""
 MOST_MEMBERS = 2000
 MOST_VALUES = 2**14
 """In one free-form object."""

@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adaptrain_api.base import Boolean, DnsLabel, Integer, Model, Number, Rule
+from adaptrain_api.base import Boolean, DnsLabel, FreeForm, Integer, ListMap, Model, Number, Rule
+from adaptrain_api.bounds import MOST_PHASES
+from adaptrain_api.components import Component
 
 
 class Optimizer(Model):
@@ -78,11 +80,53 @@ class Augmentation(Model):
     ] = 0.0
 
 
-class SupervisedPhase(Model):
-    """Minimize cross-entropy on labelled samples."""
+class Custom(Model):
+    """A phase of your own: a class in the image."""
+
+    name: Annotated[
+        Component, Field(description="module:Class of a subclass of adaptrain.phases.base.Phase in the image.")
+    ]
+    args: Annotated[FreeForm, Field(description="Keyword arguments that the class takes.")] = {}
+
+    rules = (
+        Rule(
+            cel="self.name.contains(':')",
+            message="custom.name must be module:Class from the image",
+            check=lambda self: ":" in self.name,
+            path=".name",
+        ),
+    )
+
+
+BLOCKS = {"supervised": None, "custom": "custom"}
+"""For each type of a phase the field that holds what only that type takes; None: it takes nothing else."""
+
+
+def _belongs(kind: str, block: str) -> Rule:
+    return Rule(
+        cel=f"has(self.{block}) == (self.type == '{kind}')",
+        message=f"a phase of type {kind} needs {block}, and no other phase takes it",
+        check=lambda self: (getattr(self, block) is not None) == (self.type == kind),
+        path=f".{block}",
+    )
+
+
+class Phase(Model):
+    """One part of the training, with its own optimizer and end; it begins with the weights that the one before it left.
+
+    What every type takes stands here; what only one type takes stands in the field of its name (a discriminated union,
+    as the Kubernetes API conventions have it).
+    """
 
     name: Annotated[DnsLabel, Field(description="A name of your choice.")]
-    type: Annotated[Literal["supervised"], Field(description="What the phase does.")]
+    type: Annotated[
+        Literal["supervised", "custom"],
+        Field(
+            description="What the phase does. supervised: minimize cross-entropy on labelled samples. custom: what your"
+            " own class says."
+        ),
+    ]
+    custom: Custom | None = None
     optimizer: Optimizer
     batch: Batch
     stop: Stop
@@ -102,3 +146,16 @@ class SupervisedPhase(Model):
             " checkpoint that is sound. The job fails when this happens 10 times in a row."
         ),
     ] = "fail"
+
+    rules = tuple(_belongs(kind, block) for kind, block in BLOCKS.items() if block is not None)
+
+
+Phases = Annotated[
+    list[Phase],
+    Field(
+        min_length=1,
+        max_length=MOST_PHASES,
+        description="How the model is trained: one phase after the other, each with the weights of the one before.",
+    ),
+    ListMap("name"),
+]

@@ -12,6 +12,7 @@ from adaptrain_api.bounds import (
     LONGEST_TEXT,
     MOST_CHARACTERS,
     MOST_MEMBERS,
+    MOST_PHASES,
     PREFERRED,
     Count,
     Duration,
@@ -94,6 +95,21 @@ class Result(Open):
     """Path of the best weights, relative to the checkpoint directory."""
     model_step: int | None = None
     """Step after which those weights were the best; 0: before the first one."""
+
+
+class PhaseProgress(Open):
+    """How far a phase is."""
+
+    name: Name
+    state: Literal["pending", "running", "complete"] = "pending"
+    steps: Count = 0
+    """Optimizer steps applied in it."""
+    epochs: Count = 0
+    """Passes over the training set that are complete."""
+    metrics: FewReadings = {}
+    """Newest validation metrics; of a complete phase, those of the weights that it left."""
+    message: Words = ""
+    """Why it ended."""
 
 
 class SearchEnd(Open):
@@ -221,6 +237,7 @@ class Progress(Open):
     """Useful time ÷ wall time since the first step: steps applied times a step's usual duration."""
     skipped_steps: Count = 0
     """Steps that were passed over since their loss or gradient was not finite."""
+    phases: Annotated[list[PhaseProgress], first(MOST_PHASES)] = []
     result: Result | None = None
     search: SearchProgress | None = None
 

@@ -11,7 +11,7 @@ from adaptrain_api.containers import IMAGE
 from adaptrain_api.objects import MAX_NAME, LocalObjectReference, ObjectMeta, immutable, name_rules
 from adaptrain_api.oneshot import ONE_SHOT
 from adaptrain_api.oneshot import RULES as ONE_SHOT_RULES
-from adaptrain_api.phases import SupervisedPhase
+from adaptrain_api.phases import Phases
 from adaptrain_api.pods import Coordinator, PodTemplate, Workers
 from adaptrain_api.search_goals import MEASURED, Budget, Constraint, Gate, Objective
 from adaptrain_api.search_space import UNTRAINED, SearchSpace
@@ -82,11 +82,7 @@ class Trial(Model):
 
     model: ModelSource | None = None
     data: DataSource | None = None
-    phases: Annotated[
-        list[SupervisedPhase] | None,
-        Field(min_length=1, max_length=1, description="How the model is trained: one phase."),
-        ListMap("name"),
-    ] = None
+    phases: Phases | None = None
     callable: Annotated[
         Component | None,
         Field(description="module:callable that takes a trial and returns its metrics, instead of training."),

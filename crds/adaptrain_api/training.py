@@ -11,7 +11,7 @@ from adaptrain_api.components import DataSource, ModelSource
 from adaptrain_api.containers import IMAGE
 from adaptrain_api.failures import PodFailurePolicy
 from adaptrain_api.objects import MANAGER, MAX_NAME, OPERATOR, LocalObjectReference, ObjectMeta, immutable, name_rules
-from adaptrain_api.phases import SupervisedPhase
+from adaptrain_api.phases import Phases
 from adaptrain_api.pods import Coordinator, Workers
 from adaptrain_api.sources import Script, Source
 from adaptrain_api.training_status import TrainingJobStatus
@@ -36,11 +36,7 @@ class TrainingJobSpec(Model):
     coordinator: Annotated[Coordinator | None, Field(description="The pod that knows who takes part.")] = None
     model: ModelSource | None = None
     data: DataSource | None = None
-    phases: Annotated[
-        list[SupervisedPhase] | None,
-        Field(min_length=1, max_length=1, description="How the model is trained: one phase."),
-        ListMap("name"),
-    ] = None
+    phases: Phases | None = None
     initial_weights: InitialWeights | None = None
     script: Script | None = None
     search: Annotated[

@@ -49,6 +49,25 @@ class FailedStarts(Open):
     error: Annotated[str, Field(description="What the last one said last.")] = ""
 
 
+class PhaseStatus(Open):
+    """How far a phase is."""
+
+    name: Annotated[str, Field(description="As in spec.phases.")]
+    state: Annotated[
+        Literal["Pending", "Running", "Complete"], Field(description="Whether it is to come, under way or over.")
+    ] = "Pending"
+    steps: Annotated[int, Field(description="Optimizer steps applied in it.")] = 0
+    epochs: Annotated[int, Field(description="Passes over the training set that are complete.")] = 0
+    metrics: Annotated[
+        Readings,
+        Field(
+            max_length=MOST_METRICS,
+            description="Newest validation metrics; of a complete phase, those of the weights that it left.",
+        ),
+    ] = {}
+    message: Annotated[str, Field(description="Why it ended.")] = ""
+
+
 class TrainingJobStatus(Open):
     """What is. Written by the operator alone."""
 
@@ -63,7 +82,9 @@ class TrainingJobStatus(Open):
     selector: Annotated[str | None, Field(description="Label selector of the worker pods, for /scale.")] = None
     workers: Annotated[str | None, Field(description="Workers ready/wanted, while the job is not finished.")] = None
     step: Annotated[int | None, Field(description="Optimizer steps applied.")] = None
-    epoch: Annotated[int | None, Field(description="Passes over the training set that are complete.")] = None
+    epoch: Annotated[
+        int | None, Field(description="Passes over the training set that are complete, in the phase that runs.")
+    ] = None
     loss: Annotated[Reading, Field(description="Training loss, mean of the last steps.")] = None
     metric: Annotated[
         str | None,
@@ -76,6 +97,7 @@ class TrainingJobStatus(Open):
             description="What training had reached when it was complete; best/NAME is of the best epoch.",
         ),
     ] = {}
+    phases: Annotated[list[PhaseStatus], Field(description="The phases of spec.phases, and how far each is.")] = []
     eta: Annotated[str | None, Field(description="Time left, estimated, for people.")] = None
     eta_seconds: Annotated[int | None, Field(description="Time left, estimated, seconds.")] = None
     goodput: Annotated[

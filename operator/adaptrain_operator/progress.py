@@ -54,6 +54,7 @@ NUMBERS = frozenset(
         "eta_seconds",
         "goodput",
         "skipped_steps",
+        "phases",
     }
 )
 """What changes all the time while a job trains, and what nothing but a status depends on."""

@@ -88,11 +88,13 @@ def check_samples(trace: Path, samples: int, batch: int, steps: int | None = Non
     """
     lineage = {step: applied for step, applied in read_lineage(trace).items() if steps is None or step < steps}
     assert list(lineage) == list(range(len(lineage) if steps is None else steps)), "a step is missing"
-    seen: dict[int, list[int]] = {}
+    seen: dict[tuple[int, int], list[int]] = {}
     for step, applied in lineage.items():
         assert len(applied.samples) == min(batch, samples - applied.cursor), f"step {step}: a wrong number of samples"
-        assert applied.cursor == len(seen.setdefault(applied.epoch, [])), f"step {step}: the cursor jumped"
-        seen[applied.epoch] += applied.samples
+        assert applied.cursor == len(seen.setdefault((applied.phase, applied.epoch), [])), (
+            f"step {step}: the cursor jumped"
+        )
+        seen[applied.phase, applied.epoch] += applied.samples
     *complete, last = seen.values()
     for ids in complete:
         assert sorted(ids) == list(range(samples)), "a pass lost or repeated samples"

@@ -10,7 +10,7 @@ from adaptrain.elastic.group import Group
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.trace import Trace
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.phases.sequence import PhaseSequence
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from tests.faults.model import mlp
@@ -27,8 +27,8 @@ class Reference:
         alone = cast(Control, SimpleNamespace(must_leave=False, should_leave=False))
         self._group = Group(alone, GroupSockets(), epoch=1, rank=0, size=1, links=None)
         metrics, trace = WorkerMetrics("reference", job.metadata.name), Trace(None, "")
-        self._task = SupervisedTask(
-            job.spec.phases[0], lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace
+        self._task = PhaseSequence(
+            job.spec.phases, lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace
         )  # fmt: skip
         self._after = [self._copy()]
 

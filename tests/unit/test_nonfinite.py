@@ -16,7 +16,7 @@ from adaptrain.elastic.storage import Directory
 from adaptrain.elastic.trace import Trace
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.phases.sequence import PhaseSequence
 from torch import nn
 
 from tests.e2e.local_jobs import job
@@ -51,7 +51,7 @@ class Alone:
         spec = job(phase=phase, checkpoint={"volume": {"persistentVolumeClaim": {"claimName": "x"}}}).spec
         assert spec.phases is not None
         metrics, trace = WorkerMetrics("n", "j"), Trace(None, "")
-        self.task = SupervisedTask(spec.phases[0], lambda: Fragile(spoiled, dtype), digits(), 0, metrics, trace)
+        self.task = PhaseSequence(spec.phases, lambda: Fragile(spoiled, dtype), digits(), 0, metrics, trace)
         self.group = Group(self.control, GroupSockets(), (1 << 32) + 1, 0, 1, None)
 
     def steps(self, count: int) -> dict[str, torch.Tensor]:
@@ -90,7 +90,8 @@ def test_skipping_ends_when_nothing_else_happens() -> None:
 
 def test_rollback_takes_the_weights_of_the_newest_sound_checkpoint(tmp_path: Path) -> None:
     alone = Alone({6, 8}, nonFinite="rollback")
-    checkpoints = alone.task.non_finite.checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
+    checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
+    alone.task.use(checkpoints)
     sound = alone.steps(2)
     checkpoints.save(alone.task.state)
     alone.steps(2)
@@ -110,7 +111,7 @@ def test_rollback_takes_the_weights_of_the_newest_sound_checkpoint(tmp_path: Pat
 
 def test_rollback_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     alone = Alone({1}, nonFinite="rollback")
-    alone.task.non_finite.checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
+    alone.task.current.non_finite.checkpoints = Checkpoints(Directory(tmp_path), Policy(60, 3), alone.control)
     with pytest.raises(NotFinite, match="at step 0, and there is no checkpoint to go back to"):
         alone.steps(1)
 

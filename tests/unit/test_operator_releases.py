@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from adaptrain_api.base import dump, given, manifest_of
-from adaptrain_api.phases import SupervisedPhase
+from adaptrain_api.phases import Phase
 from adaptrain_api.pods import Workers
 from adaptrain_api.pool import pool
 from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec
@@ -29,7 +29,7 @@ from tests.unit.test_operator_ownership import SPEC
 Object = dict[str, Any]
 
 
-class NewPhase(SupervisedPhase):
+class NewPhase(Phase):
     smoothing: float = 0.1
 
 

@@ -15,7 +15,7 @@ from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.trace import Trace
 from adaptrain.errors import InvalidJob
 from adaptrain.metrics import WorkerMetrics
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.phases.sequence import PhaseSequence
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -66,8 +66,8 @@ class Alone:
         spec = job(phase={"batch": {"size": 16}, "augmentation": None} | phase).spec
         assert spec.phases is not None
         told: Any = SimpleNamespace(must_leave=False, should_leave=False, doing=lambda *_: torch.no_grad())
-        self.task = SupervisedTask(
-            spec.phases[0], lambda: model().double(), DataSet(split, split, None, (1, SIDE, SIDE), 10), 5,
+        self.task = PhaseSequence(
+            spec.phases, lambda: model().double(), DataSet(split, split, None, (1, SIDE, SIDE), 10), 5,
             WorkerMetrics("n", "j"), Trace(None, ""),
         )  # fmt: skip
         self.group = Group(cast(Control, told), GroupSockets(), (1 << 32) + 1, 0, 1, None)

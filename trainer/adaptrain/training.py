@@ -16,7 +16,7 @@ from adaptrain.elastic.origin import Origin
 from adaptrain.elastic.session import Session, prepare
 from adaptrain.elastic.weights import Weights
 from adaptrain.models import build_model
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.phases.sequence import PhaseSequence
 from adaptrain.process import Farewell, WorkerSettings
 
 
@@ -38,8 +38,8 @@ def train(
     def build() -> nn.Module:
         return mates.build(lambda: build_model(model, data).to(mates.device))
 
-    task = SupervisedTask(
-        spec.phases[0], build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
+    task = PhaseSequence(
+        spec.phases, build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
     )
     # A follower's beats begin here: what came before may keep its threads from running.
     others = mates.tell(arrival.control.workers if arrival is not None else 0)

@@ -1,18 +1,26 @@
 """What a user is told: conditions, phase and the columns of ``kubectl get``."""
 
 import re
+from typing import Literal
 
 from adaptrain_api.oneshot import ONE_SHOT
 from adaptrain_api.pool import leaves_weights
-from adaptrain_api.progress import headline
+from adaptrain_api.progress import PhaseProgress, foremost, headline
 from adaptrain_api.text import printable
-from adaptrain_api.training_status import RecentChange
+from adaptrain_api.training_status import PhaseStatus, RecentChange
 from pydantic import ValidationError
 
 from adaptrain_operator.core import failures, naming, placement
 from adaptrain_operator.core.draft import OFTEN, Draft
 from adaptrain_operator.core.observed import Pod, moment
 
+PHASE_STATES: dict[str, Literal["Pending", "Running", "Complete"]] = {
+    "pending": "Pending",
+    "running": "Running",
+    "complete": "Complete",
+}
+PHASE_METRICS_BYTES = 2048
+"""Of the metrics of one phase in a status."""
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 START_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 SINGLE_NODE = ("ReadWriteOnce", "ReadWriteOncePod")
@@ -315,9 +323,22 @@ def tell_progress(draft: Draft) -> None:
     fields["goodput_ratio"] = None if progress.goodput is None else float(f"{progress.goodput:.3f}")
     fields["goodput"] = None if progress.goodput is None else f"{progress.goodput:.1%}"
     fields["skipped_steps"] = progress.skipped_steps or None
+    fields["phases"] = [_phase(phase) for phase in progress.phases]
     metric = headline(progress.metrics)
     if metric is not None:
         fields["metric"] = f"{metric}={progress.metrics[metric]:.4g}"
+
+
+def _phase(heard: PhaseProgress) -> PhaseStatus:
+    metrics = {name: float(f"{value:.6g}") for name, value in foremost(heard.metrics, PHASE_METRICS_BYTES).items()}
+    return PhaseStatus(
+        name=heard.name,
+        state=PHASE_STATES[heard.state],
+        steps=heard.steps,
+        epochs=heard.epochs,
+        metrics=metrics,
+        message=heard.message,
+    )
 
 
 def tell_changes(draft: Draft) -> None:

@@ -130,8 +130,13 @@ def _report(number: int, job: Object, progress: Progress | None) -> TrialReport:
         return report.model_copy(update={"state": "failed", "message": failed.message})
     # A job of the same name may have been there before it: only the coordinator that its own status names speaks of it.
     if progress is not None and progress.metrics and progress.number == status.coordinator:
-        return report.model_copy(update={"step": progress.data_epoch, "metrics": progress.metrics})
+        return report.model_copy(update={"step": _passes(progress), "metrics": progress.metrics})
     return report
+
+
+def _passes(progress: Progress) -> int:
+    """Passes over the training set that are complete, of all phases."""
+    return progress.data_epoch + sum(phase.epochs for phase in progress.phases if phase.state == "complete")
 
 
 def _given(number: int, job: Object) -> dict[str, Any]:

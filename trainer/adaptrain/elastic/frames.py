@@ -8,7 +8,8 @@ left out or cut; all else that is out of bounds is no frame of ours.
 from typing import Annotated, Any, get_args
 
 from adaptrain_api import bounds
-from adaptrain_api.bounds import LARGEST_INTEGER, LONGEST_DURATION, LONGEST_NAME, FewReadings
+from adaptrain_api.bounds import LARGEST_INTEGER, LONGEST_DURATION, LONGEST_NAME, MOST_PHASES, FewReadings
+from adaptrain_api.progress import PhaseProgress
 from adaptrain_api.text import printable
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
 
@@ -109,6 +110,7 @@ REPORT: dict[str, Any] = {
     "eta_seconds": Measured,
     "goodput": Measured,
     "skipped_steps": Count | None,
+    "phases": Annotated[list[PhaseProgress], Field(max_length=MOST_PHASES)] | None,
 }
 """What the group's first member reports of the training, as fields of ``Progress``."""
 

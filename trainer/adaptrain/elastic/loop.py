@@ -21,7 +21,6 @@ from adaptrain.elastic.control import Epochs
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.lineage import Superseded
 from adaptrain.elastic.mates import Mates
-from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sockets import GroupSockets
 from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
 from adaptrain.elastic.wire import Frame
@@ -50,7 +49,6 @@ class Task(Protocol):
     """
 
     state: ReplicatedState
-    non_finite: NonFinite
 
     @property
     def finished(self) -> bool: ...
@@ -60,6 +58,9 @@ class Task(Protocol):
 
     @property
     def remaining_steps(self) -> int | None: ...
+
+    def use(self, checkpoints: Checkpoints | None) -> None:
+        """Go back to these checkpoints where a step is not finite."""
 
     def reset(self) -> None:
         """Go back to the initial state."""
@@ -104,7 +105,8 @@ class ElasticLoop:
         self._mates = mates
         self._sockets = sockets
         self._task = task
-        self._checkpoints = task.non_finite.checkpoints = checkpoints
+        self._checkpoints = checkpoints
+        task.use(checkpoints)
         task.state.history.recording = checkpoints is not None
         self._durations: deque[float] = deque(maxlen=32)
         self._applied: float | None = None

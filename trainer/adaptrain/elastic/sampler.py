@@ -25,6 +25,10 @@ class Sampler:
             self._cached = epoch, torch.randperm(self.size, generator=generator)
         return self._cached[1][cursor : cursor + batch_size]
 
+    def ended(self, epoch: int, cursor: int) -> bool:
+        """Whether the epoch is complete at a place."""
+        return cursor >= self.size
+
 
 def share(ids: torch.Tensor, rank: int, size: int) -> torch.Tensor:
     """What one of ``size`` members computes of a global batch; may be empty."""

@@ -18,7 +18,6 @@ was applied or after a pass, never before one: who joins in the middle of a pass
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ from torch.utils.data import default_collate
 
 from adaptrain.elastic.arrival import arrive
 from adaptrain.elastic.checkpoint import SECTION_SECONDS
-from adaptrain.elastic.device import settle
 from adaptrain.elastic.gradients import Said
 from adaptrain.elastic.group import Group, GroupBroken
 from adaptrain.elastic.guard import Guard
@@ -44,9 +42,9 @@ from adaptrain.elastic.outside import Outside
 from adaptrain.elastic.rehearsal import check_optimizer
 from adaptrain.elastic.script_task import ScriptTask
 from adaptrain.elastic.session import Session, alone, prepare
-from adaptrain.elastic.shares import Shares
 from adaptrain.elastic.sources import source_of
 from adaptrain.elastic.state import ReplicatedState, Stateful, check_model
+from adaptrain.elastic.step import ElasticStep, Part
 from adaptrain.environment import path
 from adaptrain.errors import InvalidJob
 from adaptrain.manifest import read_job
@@ -127,15 +125,14 @@ class Elastic:
             raise
         state = ReplicatedState(model, optimizer, more, groups=True)
         state.counters.samples = self._source.length or 0
-        self._whole = micro_batch is None or micro_batch >= batch_size
-        """Whether the loop's body sees all of this worker's part at once."""
+        whole = micro_batch is None or micro_batch >= batch_size
+        self._step = ElasticStep(state, self._source, policy, self._metrics, self._trace, whole)
         self._outside = Outside(model, optimizer)
         self._guard = Guard(state, self._outside)
-        self._task = ScriptTask(state, policy, batch_size, self._source)
-        self._shares = Shares()
+        self._task = ScriptTask(self._step, batch_size, self._source)
         self._offered: Group | None = None
-        self._batch: tuple[int, int] | None = None
-        """Samples of the global batch that is under way, and of this worker's part."""
+        self._part: Part | None = None
+        """Of the global batch that is under way."""
         self._micro_batch = micro_batch
         self._given: torch.Tensor | None = None
         """Ids of the samples that the loop's body has, until it calls ``step``."""
@@ -144,7 +141,6 @@ class Elastic:
         self._weight: float | None = None
         """Terms that the loss of this batch is the mean of; None: one for each sample."""
         self._best_wanted = False
-        self._began = 0.0
         self._pass_over = False
         self._final: dict[str, Any] | None = None
         """The state at the loop's end, if the others had ended it before."""
@@ -184,12 +180,12 @@ class Elastic:
                 # It missed the last pass's last step: what the script does after the pass is in the state already.
                 self._final = self._task.state.capture()
                 return
-            if (ids := self._take(group)) is None:
+            if (part := self._take(group)) is None:
                 continue
-            for part in torch.split(ids, self._micro_batch or len(ids)):
+            for ids in torch.split(part.ids, self._micro_batch or len(part.ids)):
                 if not self._goes_on(group):
                     break
-                batch = self._load(part)
+                batch = self._load(part, ids)
                 try:
                     yield batch
                 except GeneratorExit:
@@ -224,67 +220,43 @@ class Elastic:
             Disagreement: another worker has left its loop.
             NotFinite: the loss or a gradient is no longer a number, on any worker.
         """
-        if self._batch is None or self._offered is None or self._given is None:
+        if (part := self._part) is None or self._offered is None or self._given is None:
             raise RuntimeError("elastic.step(loss) belongs into a loop over elastic, once for each batch")
-        total, part = self._batch
         group, given, self._given = self._offered, len(self._given), None
         weight, self._weight = given if self._weight is None else self._weight, None
-        c, state = self._task.state.counters, self._task.state
+        step, state = self._step, self._task.state
         if state.thawed:
             # The members must agree on it, before they sum gradients of other lengths: they meet anew, and compare.
             with self._loop.attempt():
                 raise GroupBroken("other parameters are trained from now on")
-            state.statistics.end(applied=False)
-            self._batch = self._offered = None
+            step.discard()
+            self._part = self._offered = None
             return False
         self._done += given
-        last = self._done >= part
+        last = self._done >= len(part.ids)
         if self._done == given:
-            state.gradients.zero()
+            state.gradients.zero()  # the script's own backward passes don't count
         else:
             state.gradients.attach()
-        # Backward passes that exchange statistics keep the order of sums to themselves.
-        exchanged = state.statistics.exchanged
-        if part and weight:
-            state.gradients.add(loss * (weight / total), group if last and not exchanged else None, weight)
-        elif exchanged:
-            state.gradients.add(loss.nan_to_num() * 0)
-        settle(state.device)
+        if part.counted and weight:
+            step.add(loss * (weight / part.total), group if last else None, weight)
+        elif state.statistics.exchanged:
+            step.add(loss.nan_to_num() * 0, None, 0.0)
         if not last:
             return False
         self._share_random()
-        self._batch = self._offered = None
-        self._shares.took(part, time.perf_counter() - self._began - group.waited)
-        spoiled, over = None, False
+        self._part = self._offered = None
+        applied = False
         with self._loop.attempt():
-            state.statistics.check()
-            said = self._sum(group)
-            state.gradients.weigh(total)
-            spoiled = state.gradients.not_finite()
-            if said.keep:
+            keep = self._sum(group).keep
+            state.gradients.weigh(part.total)
+            if keep:
                 self._keep_best()
-            if spoiled is None:
-                with self._guard.ours():
-                    state.step(clip_norm)
-            else:
-                state.statistics.end(applied=False)
-                self._task.non_finite.pass_over(group, state, spoiled)
-            over, self._best_wanted = True, False
-        state.statistics.end(applied=False)  # of a step that is discarded
-        if over:
-            state.applied(group)
-            if spoiled is None:
-                self._session.trace.applied(group, c)
-                self._task.losses.append(state.gradients.loss)
-                self._session.metrics.samples.inc(part)
-                self._task.non_finite.applied(state)
-                c.step += 1
-                rate = float(state.optimizer.param_groups[0]["lr"])
-                state.history.step(c.step, c.epoch, state.gradients.loss, rate, total, c.skipped)
-            c.cursor += total
-            if self._source.ended(c.epoch, c.cursor):
-                c.epoch, c.cursor, self._pass_over = c.epoch + 1, 0, True
-        return over and spoiled is None
+            applied = step.apply(group, clip_norm, self._guard.ours())
+            self._best_wanted = False
+            self._pass_over = state.counters.cursor == 0
+        step.discard()
+        return applied
 
     def report(self, **metrics: float) -> None:
         """Tell how good the model is, as ``report(**{"val/accuracy": 0.9})``; the same on every worker."""
@@ -336,13 +308,12 @@ class Elastic:
 
     # Parts of it
 
-    def _load(self, part: torch.Tensor) -> Any:
+    def _load(self, part: Part, ids: torch.Tensor) -> Any:
         """A batch for the loop's body, whose random numbers depend on its first sample: they are the same again when
         the step is taken again by as many members."""
-        self._given = part
-        samples = self._source.samples(part)
-        assert self._batch is not None
-        seed_global(derive(self._seed, "step", self._task.state.counters.step, int(part[0]) if self._batch[1] else -1))
+        self._given = ids
+        samples = self._source.samples(ids)
+        seed_global(derive(self._seed, "step", self._task.state.counters.step, int(ids[0]) if part.counted else -1))
         return self._collate(samples)
 
     def _share_random(self) -> None:
@@ -355,10 +326,10 @@ class Elastic:
             return
         c, self._pass_over = self._task.state.counters, True
         c.epoch, c.cursor = c.epoch + 1, 0
-        if self._batch is not None:
-            self._task.state.statistics.end(applied=False)
+        if self._part is not None:
+            self._step.discard()
             self._share_random()
-        self._batch = self._given = self._weight = None
+        self._part = self._given = self._weight = None
 
     def _keep_best(self) -> None:
         c = self._task.state.counters
@@ -396,8 +367,8 @@ class Elastic:
         count = self._task.epochs
         return self._loop.complete or self.ended or (count is not None and self.epoch >= count)
 
-    def _take(self, group: Group) -> torch.Tensor | None:
-        """Ids of this worker's part of the next global batch; None if the group broke meanwhile.
+    def _take(self, group: Group) -> Part | None:
+        """This worker's part of the next global batch; None if the group broke meanwhile.
 
         If the part is empty it gets a sample all the same, which counts for nothing: the loop's body runs once for
         each step on every worker.
@@ -410,12 +381,8 @@ class Elastic:
         if len(ids) == 0:
             raise InvalidJob("the data set is empty: there is nothing to train on")
         with self._loop.attempt():
-            mine = self._shares.mine(group, c.step, ids)
-            self._batch = len(ids), len(mine)
-            self._session.trace.loaded(group, c, mine)
-            self._task.state.statistics.begin(group, counts=len(mine) > 0, whole=self._whole)
-            self._began, self._done, group.waited = time.perf_counter(), 0, 0.0
-            return mine if len(mine) else ids[:1]
+            self._part, self._done = self._step.take(group, ids), 0
+            return self._part
         self._offered = None
         return None
 
@@ -424,8 +391,8 @@ class Elastic:
         with self._loop.attempt():
             group.check()
             return True
-        self._task.state.statistics.end(applied=False)
-        self._batch = self._offered = None
+        self._step.discard()
+        self._part = self._offered = None
         return False
 
     def _offer(self) -> Group | None:
@@ -454,7 +421,7 @@ class Elastic:
         c = state.counters
         place = derive(c.epoch, c.cursor) % PLACES
         keep = float(self._best_wanted and group.rank == 0)
-        state.gradients.sum(group, Said(vote, place, keep))
+        self._step.sum(group, Said(vote, place, keep))
         said, where = state.gradients.said, f"at step {c.step}"
         advice = "let only the model, elastic.memory, elastic.steps and elastic.epoch decide"
         if (votes := round(said.vote)) not in (0, group.size):
@@ -475,8 +442,7 @@ class Elastic:
             self._offered = None
             c = self._task.state.counters
             with self._loop.attempt():
-                self._shares.mine(group, c.step, torch.arange(0))  # as the others do, if any go on
-                self._task.state.gradients.zero()
+                self._step.attend(group)
                 if self._sum(group, vote=1.0).keep or not c.best_step:
                     self._keep_best()
                 self._task.state.applied(group)

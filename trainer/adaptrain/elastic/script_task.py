@@ -1,24 +1,22 @@
 """What the elastic loop knows of a script that trains by itself."""
 
 import math
-from collections import deque
 from typing import Any
 
+from adaptrain.elastic.checkpoint import Checkpoints
 from adaptrain.elastic.group import Group
-from adaptrain.elastic.nonfinite import NonFinite
 from adaptrain.elastic.sources import Source
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.step import ElasticStep
 
 
 class ScriptTask:
     """The loop's task: how far it is, what it reports."""
 
-    def __init__(self, state: ReplicatedState, non_finite: NonFinite, batch_size: int, source: Source) -> None:
-        self.state = state
-        self.non_finite = non_finite
+    def __init__(self, step: ElasticStep, batch_size: int, source: Source) -> None:
+        self.step = step
+        self.state = step.state
         self.batch_size = batch_size
         self.epochs: int | None = None
-        self.losses: deque[float] = deque(maxlen=32)
         self._source = source
 
     @property
@@ -32,6 +30,9 @@ class ScriptTask:
             return None
         return max(0, math.ceil(((self.epochs - c.epoch) * length - c.cursor) / self.batch_size))
 
+    def use(self, checkpoints: Checkpoints | None) -> None:
+        self.step.non_finite.checkpoints = checkpoints
+
     def reset(self) -> None:
         raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
 
@@ -43,8 +44,8 @@ class ScriptTask:
         return {
             "step": c.step,
             "data_epoch": c.epoch,
-            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
-            "learning_rate": float(self.state.optimizer.param_groups[0]["lr"]),
+            "loss": self.step.loss,
+            "learning_rate": self.state.learning_rate,
             "batch_size": self.batch_size,
             "metrics": c.metrics,
             "best": c.best,

@@ -97,7 +97,8 @@ class ShardedState(ReplicatedState):
         return ShardedGradients(trained)
 
     def _shapes(self) -> dict[str, str]:
-        return {name: in_words(t) + _how(t) for name, t in super().tensors().items()}
+        live = super().tensors()
+        return {name: in_words(t) + _how(t) for name, t in live.items() if not name.startswith("optimizer.")}
 
     def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         known = {name: self._as_part.get(self._like(name, t)) for name, t in tensors.items()}

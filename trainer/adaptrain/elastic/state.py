@@ -75,7 +75,13 @@ class Counters:
     evaluated_step: int = 0
     """Step after which the validation metrics were taken."""
     stopped: str = ""
-    """Why training ended; empty while it has not."""
+    """Why the phase ended; empty while it has not."""
+    phase: int = 0
+    """Number of the phase: epoch, cursor, best, best_epoch and stopped are this phase's."""
+    phase_step: int = 0
+    """Step before which the phase began."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """What the complete phases came to, as ``PhaseProgress``."""
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
@@ -92,6 +98,11 @@ class Counters:
     """Seconds that the applied steps take when nothing is in their way."""
     more: dict[str, Any] = field(default_factory=dict)
     """What the state's ``more`` said when it was sent or saved."""
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training set that are complete, of all phases."""
+        return self.epoch + sum(int(phase.get("epochs", 0)) for phase in self.phases)
 
 
 class Capture:
@@ -123,6 +134,10 @@ class ReplicatedState:
 
     Args:
         groups: whether the optimizer's parameter groups (its learning rate) are as well.
+
+    Attributes:
+        make_optimizer: a fresh optimizer for a phase, by its number; None: there is one phase. What is received or
+            loaded may be of another phase than this state is in.
     """
 
     def __init__(
@@ -134,6 +149,8 @@ class ReplicatedState:
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.make_optimizer: Callable[[int], torch.optim.Optimizer] | None = None
+        self._groups = groups
         self._more = more or {}
         self.counters = Counters()
         self.history = History()
@@ -143,9 +160,7 @@ class ReplicatedState:
         self.statistics = BatchStatistics(model)
         # Those that are trained come first.
         self._names = [*trained, *(name for name in self._named if name not in trained)]
-        self._optimizer = OptimizerState(
-            optimizer, [self._named[n] for n in self._names], self._part_of, self._whole, groups
-        )
+        self._optimizer = self._state_of(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
         self._capture: Capture | None = None
@@ -154,6 +169,11 @@ class ReplicatedState:
     def device(self) -> torch.device:
         """Where most of the tensors are, such as the gradients."""
         return next(iter(self.gradients.parameters.values())).device
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate in force."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the state, by a stable name. They are the live ones, not copies."""
@@ -185,17 +205,62 @@ class ReplicatedState:
         """
         live = {name: t for name, t in self.tensors().items() if not name.startswith("optimizer.")}
         made = {name: torch.empty_like(t, device=device or t.device) for name, t in live.items()}
-        return made | self._optimizer.room(_optimizer_of(counters), device)
+        phase = _phase_of(counters)
+        optimizer = self._optimizer if phase == self.counters.phase else self._state_of(self._fresh(phase))
+        return made | optimizer.room(_optimizer_of(counters), device)
 
     @torch.no_grad()
     def take_back(self, weights: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
         """Go back to earlier ``weights``, of which ``counters`` tell. This state's own counters and learning rates
-        stay: what was done with the data was done."""
+        stay: what was done with the data was done. Of weights of an earlier phase the optimizer begins anew."""
         self._settle()
         for name, t in self.tensors().items():
             if name.startswith("model."):
                 t.copy_(weights[name])
-        self._optimizer.load(_optimizer_of(counters), weights, groups=False)
+        if _phase_of(counters) == self.counters.phase:
+            self._optimizer.load(_optimizer_of(counters), weights, groups=False)
+        else:
+            self._use(self._fresh(self.counters.phase))
+
+    @torch.no_grad()
+    def next_phase(self, came_to: dict[str, Any]) -> None:
+        """Begin the next phase: with the best weights of this one, which are its best so far, and a fresh optimizer.
+
+        Args:
+            came_to: what this phase came to.
+        """
+        self._settle()
+        c = self.counters
+        live = self.tensors()
+        for name in self.best:
+            live[f"model.{name}"].copy_(live[f"best.{name}"])
+        c.phases = [*c.phases, came_to]
+        c.phase, c.phase_step, c.epoch, c.cursor = c.phase + 1, c.step, 0, 0
+        c.stopped, c.best, c.best_step, c.best_epoch, c.metrics = "", {}, c.step, 0, {}
+        c.evaluated_step = c.step - 1  # by this phase's measure they are to be scored
+        self._use(self._fresh(c.phase))
+
+    def _fresh(self, phase: int) -> torch.optim.Optimizer:
+        """
+        Raises:
+            InvalidJob: there is no such phase.
+        """
+        if self.make_optimizer is None:
+            if phase == self.counters.phase:
+                return self.optimizer
+            raise InvalidJob(
+                f"what training goes on from is in phase {phase} of a job, and this one has no phases: begin anew, in"
+                " an empty folder"
+            )
+        return self.make_optimizer(phase)
+
+    def _use(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self._optimizer = optimizer, self._state_of(optimizer)
+        self._staging = {}  # it holds tensors of the other one
+
+    def _state_of(self, optimizer: torch.optim.Optimizer) -> OptimizerState:
+        named = [self._named[name] for name in self._names]
+        return OptimizerState(optimizer, named, self._part_of, self._whole, self._groups)
 
     def parts(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors like ``tensors()`` on the CPU, each as the part that it is of a whole one."""
@@ -328,8 +393,8 @@ class ReplicatedState:
         return Gradients(trained)
 
     def _shapes(self) -> dict[str, str]:
-        """Each tensor's shape and type in words."""
-        return {name: in_words(t) for name, t in self.tensors().items()}
+        """Shape and type in words of each tensor that all members have from the beginning: not of the optimizer's."""
+        return {name: in_words(t) for name, t in self.tensors().items() if not name.startswith("optimizer.")}
 
     @cached_property
     def _signature(self) -> tuple[dict[str, str], int]:
@@ -356,6 +421,8 @@ class ReplicatedState:
         for name, t in self.tensors().items():
             if not name.startswith("optimizer.") and tensors[name] is not t:
                 t.copy_(tensors[name])
+        if (phase := _phase_of(counters)) != self.counters.phase:
+            self._use(self._fresh(phase))
         self._optimizer.load(_optimizer_of(counters), tensors)
         frozen = counters.get("more", {}).get("frozen")
         for name, p in self._named.items() if frozen is not None else ():
@@ -440,6 +507,11 @@ def _optimizer_of(counters: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise Unsupported("it tells nothing of its optimizer")
     return said
+
+
+def _phase_of(counters: dict[str, Any]) -> int:
+    """Number of the phase that counters are of; those of releases that knew one phase don't tell."""
+    return int(counters.get("phase", 0))
 
 
 def _digest(words: dict[str, str]) -> int:

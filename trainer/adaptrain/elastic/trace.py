@@ -45,7 +45,7 @@ class Trace:
     def _write(self, what: str, group: Group, c: Counters, **more: object) -> None:
         if self._file is not None:
             said = {"what": what, "time": time.time(), "group": group.epoch, "size": group.size}
-            said |= {"step": c.step, "epoch": c.epoch, "cursor": c.cursor}
+            said |= {"step": c.step, "phase": c.phase, "epoch": c.epoch, "cursor": c.cursor}
             self._file.write(json.dumps(said | more) + "\n")
 
 
@@ -53,6 +53,7 @@ class Trace:
 class AppliedStep:
     """A step of the lineage that training ended in."""
 
+    phase: int
     epoch: int
     cursor: int
     samples: list[int]
@@ -73,18 +74,19 @@ def read_lineage(directory: Path) -> dict[int, AppliedStep]:
 
     A step that was taken again counts in the newest group in which anybody applied it.
     """
-    applied: dict[int, tuple[int, int, int]] = {}
+    applied: dict[int, tuple[int, int, int, int]] = {}
     loaded: dict[tuple[int, int], dict[str, list[int]]] = {}
     for path in sorted(directory.glob("*.jsonl")):
         for said in _read(path):
             step, group = said["step"], said["group"]
             if said["what"] == "applied":
-                applied[step] = max(applied.get(step, (0, 0, 0)), (group, said["epoch"], said["cursor"]))
+                place = group, said["phase"], said["epoch"], said["cursor"]
+                applied[step] = max(applied.get(step, (0, 0, 0, 0)), place)
             else:
                 loaded.setdefault((step, group), {})[path.stem] = said["ids"]
     return {
-        step: AppliedStep(epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
-        for step, (group, epoch, cursor) in sorted(applied.items())
+        step: AppliedStep(phase, epoch, cursor, [i for ids in loaded[step, group].values() for i in ids])
+        for step, (group, phase, epoch, cursor) in sorted(applied.items())
     }
 
 

@@ -20,7 +20,7 @@ from adaptrain.elastic.trace import Trace
 from adaptrain.elastic.weights import save
 from adaptrain.metrics import WorkerMetrics
 from adaptrain.models import build_model
-from adaptrain.phases.supervised import SupervisedTask
+from adaptrain.phases.sequence import PhaseSequence
 from adaptrain.search.algorithms.oneshot import OneShot
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.energy import measure
@@ -91,8 +91,8 @@ class Training:
         assert trial.phases is not None
         data = self._data if self._data is not None else load_data(trial.data)
         device = own_device()
-        task = SupervisedTask(
-            trial.phases[0],
+        task = PhaseSequence(
+            trial.phases,
             lambda: build_model(model, data).to(device),
             data,
             self._spec.seed,
@@ -138,7 +138,7 @@ class Training:
         return TrialWeights(path=f"{FOLDER}/{name}", sha256=found)
 
 
-def _train(task: SupervisedTask, report: Report) -> Metrics:
+def _train(task: PhaseSequence, report: Report) -> Metrics:
     """To its end. Returns the best epoch's metrics, and the last ones of what has no best."""
     group = _alone()
     reported = 0
@@ -147,7 +147,7 @@ def _train(task: SupervisedTask, report: Report) -> Metrics:
         counters = task.state.counters
         if counters.metrics and counters.evaluated_step > reported:
             reported = counters.evaluated_step
-            report(counters.epoch, dict(counters.metrics))
+            report(counters.passes, dict(counters.metrics))
     counters = task.state.counters
     found = {**counters.metrics, **counters.best}
     if (loss := task.report()["loss"]) is not None:
