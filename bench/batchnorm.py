@@ -20,13 +20,13 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Meeting, form
-from adaptrain.elastic.rendezvous import Rendezvous
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.metrics import WorkerMetrics
-from adaptrain.ports import listen_on
+from adaptrain.elastic.collectives.process_group import Meeting, form
+from adaptrain.elastic.collectives.rendezvous import Rendezvous
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.observability.metrics import WorkerMetrics
+from adaptrain.rpc.ports import listen_on
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.storage import Directory
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.storage.directory import Directory
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from bench.report import emit

@@ -11,8 +11,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from adaptrain.elastic.trace import records
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state.sample_log import records
+from adaptrain.local.processes import LocalJob
 
 from bench.report import emit
 from bench.stalls import PACE

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from adaptrain.config.manifest import read_job
 from adaptrain.data.digits import digits
-from adaptrain.local import LocalJob
-from adaptrain.manifest import read_job
+from adaptrain.local.processes import LocalJob
 from sklearn.svm import SVC
 
 from bench.report import emit

@@ -12,9 +12,9 @@ import statistics
 import sys
 
 from adaptrain.search.algorithms.registry import make_algorithm
+from adaptrain.search.evaluation.training_trial import Training
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.training import Training
 from adaptrain_api.search import ArchitectureSearchSpec
 
 from bench.report import emit

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from adaptrain.elastic.trace import records
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state.sample_log import records
+from adaptrain.local.processes import LocalJob
 
 from bench.report import emit
 from tests.e2e.local_jobs import job, running, step_of, wait_for

@@ -13,7 +13,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from adaptrain.search.algorithms.auto import Auto
+from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.local_search import LocalSearch
 

@@ -9,7 +9,7 @@ import multiprocessing
 import statistics
 from typing import Any
 
-from adaptrain.search.algorithms.auto import Auto
+from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
 from adaptrain.search.spaces.nasbenchgraph import NasBenchGraph
 
 from bench.nasbench201 import FIRST_SEED, PEERS

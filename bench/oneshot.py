@@ -12,13 +12,13 @@ import time
 import numpy as np
 import torch
 from adaptrain.data.digits import digits
+from adaptrain.data.rng import derive
 from adaptrain.search.algorithms.oneshot import DartsMethod, EnasMethod
+from adaptrain.search.evaluation.supernet_trial import RUNS
 from adaptrain.search.oneshot.base import Samples, ranked, search
 from adaptrain.search.oneshot.standalone import finals, loss_of, trained
-from adaptrain.search.oneshot.trial import RUNS
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.nasbench201 import NasBench201
-from adaptrain.seeds import derive
 
 from bench.report import emit
 

@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from adaptrain.data.augment import augment
 from adaptrain.data.digits import digits
-from adaptrain.elastic.sampler import Sampler
-from adaptrain.elastic.trace import read_times
-from adaptrain.local import LocalJob
-from adaptrain.models import build_model
-from adaptrain.seeds import derive
+from adaptrain.data.rng import derive
+from adaptrain.data.sampler import Sampler
+from adaptrain.elastic.state.sample_log import read_times
+from adaptrain.local.processes import LocalJob
+from adaptrain.models.registry import build_model
 from adaptrain_api.components import ModelSource
 from adaptrain_api.phases import Augmentation
 from torch.nn.parallel import DistributedDataParallel

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from adaptrain.elastic.trace import read_times
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state.sample_log import read_times
+from adaptrain.local.processes import LocalJob
 
 from tests.e2e.local_jobs import job, running
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from bench.report import emit

@@ -19,9 +19,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from adaptrain.elastic import wire
-from adaptrain.elastic.trace import records
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state.sample_log import records
+from adaptrain.local.processes import LocalJob
+from adaptrain.rpc import framing
 
 from bench.report import emit
 from tests.e2e.local_jobs import job, wait_for
@@ -46,16 +46,16 @@ class Client:
         self._task.cancel()
 
     async def _run(self) -> None:
-        reader, writer = await asyncio.open_connection(*self._address, limit=wire.MAX_FRAME)
+        reader, writer = await asyncio.open_connection(*self._address, limit=framing.MAX_FRAME)
         hello: dict[str, Any] = {"id": self.id, "name": self.id, "host": "127.0.0.1", "port": 1}
         await greet(reader, writer, self._token, hello | {"group": 0, "peers": [], "version": 0})
         beats = asyncio.create_task(self._beat(writer))
         try:
-            while (frame := await wire.read(reader)) is not None:
+            while (frame := await framing.read(reader)) is not None:
                 match frame["do"]:
                     case "leave" | "plan":
                         self.epoch = 0
-                        writer.write(wire.encode({"is": "ready", "epoch": frame["epoch"]}))
+                        writer.write(framing.encode({"is": "ready", "epoch": frame["epoch"]}))
                     case "form":
                         self.epoch, self.peers = frame["epoch"], frozenset(frame["peers"])
         finally:
@@ -64,9 +64,9 @@ class Client:
 
     async def _beat(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            await asyncio.sleep(wire.BEAT_SECONDS)
+            await asyncio.sleep(framing.BEAT_SECONDS)
             beat = {"is": "beating", "doing": "computing", "age": 0, "bound": 0, "version": 1, "step": 1}
-            writer.write(wire.encode(beat))
+            writer.write(framing.encode(beat))
 
 
 async def storms(address: tuple[str, int], token: str, size: int, count: int) -> list[float]:

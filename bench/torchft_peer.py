@@ -17,8 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from adaptrain.elastic.trace import read_times
-from adaptrain.ports import hold_port
+from adaptrain.elastic.state.sample_log import read_times
+from adaptrain.rpc.ports import hold_port
 
 from bench.stalls import stalls_after
 

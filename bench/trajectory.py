@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptrain.data import load_data
-from adaptrain.local import LocalJob
-from adaptrain.models import build_model
+from adaptrain.data.registry import load_data
+from adaptrain.local.processes import LocalJob
+from adaptrain.models.registry import build_model
 from torch.nn import functional as F
 
 from bench.report import emit

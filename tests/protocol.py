@@ -6,31 +6,33 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from adaptrain.elastic import handshake, wire
+from adaptrain.rpc import framing, handshake
 from adaptrain_api.proof import Gate
 from aiohttp import web
 
 
-async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str, said: wire.Frame) -> wire.Frame:
+async def greet(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str, said: framing.Frame
+) -> framing.Frame:
     """A worker's or evaluator's beginning; the coordinator's answer."""
-    asked = await wire.read(reader)
+    asked = await framing.read(reader)
     assert asked is not None
     hello = handshake.hello(token, asked, said)
-    writer.write(wire.encode(hello))
-    answer = await wire.read(reader)
+    writer.write(framing.encode(hello))
+    answer = await framing.read(reader)
     if answer is None:
         raise ConnectionError("the coordinator hung up")
     handshake.check_answer(token, asked, hello, answer)
     return answer
 
 
-def receive(connection: socket.socket, token: str, answer: wire.Frame) -> wire.Frame:
+def receive(connection: socket.socket, token: str, answer: framing.Frame) -> framing.Frame:
     """A coordinator's beginning; the hello."""
     asked = handshake.challenge()
-    connection.sendall(wire.encode(asked))
-    hello = next(wire.frames(connection))
+    connection.sendall(framing.encode(asked))
+    hello = next(framing.frames(connection))
     handshake.check_hello(token, asked, hello)
-    connection.sendall(wire.encode(handshake.answer(token, asked, hello, answer)))
+    connection.sendall(framing.encode(handshake.answer(token, asked, hello, answer)))
     return hello
 
 

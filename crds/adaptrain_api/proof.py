@@ -2,7 +2,7 @@
 
 Each end answers the other's *nonce* (a number used once) with an HMAC (RFC 2104) over it, the role in which it speaks
 and what it says; so an answer is of no use on another connection, in the other direction or for another message.
-Connections of workers do that once (``adaptrain.elastic.handshake``). Over HTTP it is done with each request, much as
+Connections of workers do that once (``adaptrain.rpc.handshake``). Over HTTP it is done with each request, much as
 in digest authentication (RFC 7616): a server that is asked without a proof gives a nonce, which serves for further
 requests, and its answers are proved as well.
 """

@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from adaptrain.data import load_data
-from adaptrain.elastic.trace import FOLDER, read_times
+from adaptrain.data.registry import load_data
+from adaptrain.elastic.state.sample_log import FOLDER, read_times
 from adaptrain_api.components import DataSource
 
 from localcluster.api import Cluster

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptrain.elastic.trace import read_lineage
-from adaptrain.local import LocalJob
+from adaptrain.elastic.state.sample_log import read_lineage
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import AdaptiveTrainingJob
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load

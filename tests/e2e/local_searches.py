@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from adaptrain.local import LocalJob
-from adaptrain.run import Keeper
-from adaptrain.search.study import JOURNAL
+from adaptrain.local.processes import LocalJob
+from adaptrain.local.run import Keeper
+from adaptrain.search.study.study import JOURNAL
 from adaptrain_api.pool import pool
 from adaptrain_api.progress import SearchProgress
 from adaptrain_api.search import ArchitectureSearch

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from adaptrain.data import DataSet, Split
+from adaptrain.data.dataset import DataSet, Split
 from adaptrain.data.digits import digits
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from adaptrain.search.trial import Trial
+from adaptrain.search.evaluation.function_trial import Trial
 
 
 def score(trial: Trial) -> dict[str, float]:

@@ -17,14 +17,14 @@ import obstore.fsspec
 import pytest
 import torch
 import yaml
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.objects import Bucket
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.storage import Directory
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.storage.directory import Directory
+from adaptrain.elastic.storage.object_store import Bucket
 from adaptrain.errors import InvalidJob
-from adaptrain.local import LocalJob, forks
-from adaptrain.run import run_manifest
+from adaptrain.local.processes import LocalJob, forks
+from adaptrain.local.run import run_manifest
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import dump
 from obstore.store import S3Store

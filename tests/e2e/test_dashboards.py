@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_operator import metrics as operator_metrics
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.local import LocalJob
-from adaptrain.models import build_model
+from adaptrain.local.processes import LocalJob
+from adaptrain.models.registry import build_model
 from adaptrain_api.components import ModelSource
 from safetensors import safe_open
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import finished, largest_difference, wait_for

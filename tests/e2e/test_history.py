@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for

@@ -323,7 +323,11 @@ def test_a_job_tells_its_story(site: Site, job: ClusterJob) -> None:
         "PATH": f"{site.cluster.tool('kubectl').parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "adaptrain.cli", *words], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "adaptrain.cli.main", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("long: Running\n  workers: 2/2\n")

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 
 from tests.e2e.local_jobs import final_tensors, finished, job, largest_difference, running, wait_for
 from tests.e2e.test_elastic import Run

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain.phases.base import Context, Phase
 from adaptrain_api.progress import Progress
 from torch.nn import functional as F

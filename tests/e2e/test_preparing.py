@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.progress import Progress, Result
 
 from tests.e2e.gated import reached
@@ -147,7 +147,7 @@ def test_hello_is_said_before_torch_is_imported_and_who_is_asked_to_end_then_doe
             **{"ADAPTRAIN_METRICS_PORT": "0", "ADAPTRAIN_TERMINATION_LOG": str(tmp_path / "end")},
             "PYTHONPATH": str(tmp_path),
         }
-        command = [sys.executable, "-m", "adaptrain.cli", "worker"]
+        command = [sys.executable, "-m", "adaptrain.cli.main", "worker"]
         with subprocess.Popen(command, env=local._environment(told)) as importing:
             try:
                 wait_for("its import", lambda: (tmp_path / "reached").exists(), local)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import check_samples, finished, largest_difference, running, step_of, wait_for
@@ -36,7 +36,7 @@ def adaptrain_run(command: list[str], folder: Path, **spec: Any) -> subprocess.C
         "spec": {"script": {"command": command}, "maxRestarts": 0, **spec},
     }
     (folder / "job.yaml").write_text(json.dumps(manifest))
-    run = [sys.executable, "-m", "adaptrain.cli", "run", folder / "job.yaml", "--output", folder / "output"]
+    run = [sys.executable, "-m", "adaptrain.cli.main", "run", folder / "job.yaml", "--output", folder / "output"]
     return subprocess.run(run, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "400"})
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.local import LocalJob
-from adaptrain.run import Keeper
+from adaptrain.local.processes import LocalJob
+from adaptrain.local.run import Keeper
 from adaptrain_api.progress import Progress, Result
 from optuna.trial import TrialState
 

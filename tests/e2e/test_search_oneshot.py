@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain.search.algorithms.oneshot import SUPERNET
 from adaptrain.search.oneshot.artifact import FOLDER
 from adaptrain.search.spaces.nasbench201 import NasBench201
-from adaptrain.search.study import as_architecture, as_ranking
+from adaptrain.search.study.study import as_architecture, as_ranking
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.e2e.local_searches import ended, numbers, running, search, told
@@ -94,7 +94,7 @@ def test_the_command_goes_on_after_it_was_killed_while_the_network_trained(tmp_p
     spec = SPEC | {"algorithm": {"name": "spos", "args": {"epochs": 30, "samples": 160, "evaluations": 40}}}
     written = {"apiVersion": "adaptrain.io/v1alpha1", "kind": "ArchitectureSearch", "metadata": {"name": "cells"}}
     manifest.write_text(yaml.safe_dump(written | {"spec": spec}))
-    command = [sys.executable, "-m", "adaptrain.cli", "search", "run", str(manifest), "--output", str(output)]
+    command = [sys.executable, "-m", "adaptrain.cli.main", "search", "run", str(manifest), "--output", str(output)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not passes(output) and time.monotonic() < deadline:

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.e2e.test_elastic import Run

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import torch
-from adaptrain.local import LocalJob
+from adaptrain.local.processes import LocalJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import finished, running, wait_for

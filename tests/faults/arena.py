@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adaptrain.local import PRELOADED, LocalJob
+from adaptrain.local.processes import PRELOADED, LocalJob
 from adaptrain_api.progress import Progress
 
 from tests.e2e.local_jobs import job

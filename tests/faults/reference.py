@@ -4,12 +4,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from adaptrain.data import load_data
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.trace import Trace
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.data.registry import load_data
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
 from adaptrain_api.training import AdaptiveTrainingJob
 

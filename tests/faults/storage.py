@@ -33,15 +33,16 @@ from typing import Any, cast
 
 import obstore
 import torch
-from adaptrain.elastic import archive, checkpoint, objects, storage
-from adaptrain.elastic.checkpoint import MODEL_FILE, Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.lineage import Superseded
-from adaptrain.elastic.objects import Bucket
-from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.storage import Directory, Saved, Storage
-from adaptrain.elastic.weights import DIGEST_SUFFIX
+from adaptrain.elastic.checkpoint import file_format, manager
+from adaptrain.elastic.checkpoint.manager import MODEL_FILE, Checkpoints, Policy
+from adaptrain.elastic.checkpoint.origin import Origin
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.storage import directory, object_store
+from adaptrain.elastic.storage.directory import Directory, Saved, Storage
+from adaptrain.elastic.storage.lineage import Superseded
+from adaptrain.elastic.storage.object_store import Bucket
+from adaptrain.elastic.storage.weights import DIGEST_SUFFIX
 from adaptrain.errors import InvalidJob
 from obstore.exceptions import BaseError, GenericError, PermissionDeniedError
 
@@ -157,11 +158,11 @@ class _System:
 def failing(weather: Weather) -> Iterator[None]:
     """Have the storages' calls go through the weather."""
     real: list[tuple[Any, str, Any]] = [
-        (storage, "os", _System(os, weather, CALLS)),
-        (storage, "shutil", _System(shutil, weather, CALLS)),
-        (objects, "obstore", _System(obstore, weather, REQUESTS)),
-        (checkpoint, "RETRY_SECONDS", 0.001),
-        (checkpoint, "MOST_RETRY_SECONDS", 0.002),
+        (directory, "os", _System(os, weather, CALLS)),
+        (directory, "shutil", _System(shutil, weather, CALLS)),
+        (object_store, "obstore", _System(obstore, weather, REQUESTS)),
+        (manager, "RETRY_SECONDS", 0.001),
+        (manager, "MOST_RETRY_SECONDS", 0.002),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in real]
     for module, name, value in real:
@@ -307,9 +308,9 @@ class Schedule:
         with self._calm():
             for one in self._storage().saved():
                 try:
-                    archive.verify(self._storage(), one.name)
+                    file_format.verify(self._storage(), one.name)
                     found.append(one)
-                except archive.Corrupt:
+                except file_format.Corrupt:
                     pass
         return found
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.objects import Bucket
-from adaptrain.elastic.storage import Directory, Storage
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.storage.directory import Directory, Storage
+from adaptrain.elastic.storage.object_store import Bucket
 
 from tests.s3 import S3Server
 from tests.unit.operator_world import World

@@ -1,6 +1,6 @@
 """Groups of workers, in a line each."""
 
-from adaptrain.elastic.membership import Action, Membership, Send
+from adaptrain.elastic.membership.state_machine import Action, Membership, Send
 
 
 def arrive(m: Membership, *ids: str, now: float = 0.0) -> list[Action]:

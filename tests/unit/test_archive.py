@@ -10,8 +10,8 @@ import fsspec
 import obstore.fsspec
 import pytest
 import torch
-from adaptrain.elastic import archive
-from adaptrain.elastic.storage import Storage
+from adaptrain.elastic.checkpoint import file_format
+from adaptrain.elastic.storage.directory import Storage
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
@@ -35,7 +35,7 @@ def write(place: Place, step: int = 7, seed: int = 0) -> str:
     """A whole checkpoint. Returns its folder's name."""
     name = f"step-{step:010d}.{(1 << 32) + 1}"
     folder = place.storage.begin(name)
-    manifest = archive.write(place.storage, folder, tensors(seed), {**COUNTERS, "step": step})
+    manifest = file_format.write(place.storage, folder, tensors(seed), {**COUNTERS, "step": step})
     return place.storage.commit(folder, name, manifest, lambda: None)
 
 
@@ -49,13 +49,13 @@ def fresh() -> dict[str, torch.Tensor]:
 
 
 def test_what_is_read_is_what_was_written(place: Place, folder: str) -> None:
-    found, counters = archive.read(place.storage, folder, lambda _: fresh())
+    found, counters = file_format.read(place.storage, folder, lambda _: fresh())
     assert counters == COUNTERS
     assert all(torch.equal(found[name], t) for name, t in tensors().items())
 
 
 def test_the_order_of_the_tensors_does_not_matter(place: Place, folder: str) -> None:
-    found, _ = archive.read(place.storage, folder, lambda _: dict(reversed(fresh().items())))
+    found, _ = file_format.read(place.storage, folder, lambda _: dict(reversed(fresh().items())))
     assert all(torch.equal(found[name], t) for name, t in tensors().items())
 
 
@@ -80,8 +80,8 @@ def test_a_bucket_loads_with_plain_safetensors_and_fsspec(bucket: Place) -> None
 
 
 def test_every_file_is_in_the_manifest(place: Place, folder: str) -> None:
-    manifest = archive.verify(place.storage, folder)
-    assert {path.name for path in (place.root / folder).iterdir()} == {*manifest["files"], archive.MANIFEST}
+    manifest = file_format.verify(place.storage, folder)
+    assert {path.name for path in (place.root / folder).iterdir()} == {*manifest["files"], file_format.MANIFEST}
     assert manifest["tensors"]["model.bias"] == "float64[40]"
 
 
@@ -93,15 +93,15 @@ def test_every_corruption_is_found(place: Place, folder: str, block: int) -> Non
         shutil.copytree(place.root / folder, broken)
         read(place.storage, broken.name)
         what = corrupt(broken, other, random.Random(seed))
-        for check in (read, archive.verify):
-            with contextlib.suppress(archive.Corrupt):
+        for check in (read, file_format.verify):
+            with contextlib.suppress(file_format.Corrupt):
                 check(place.storage, broken.name)
                 raise AssertionError(f"seed {seed}: {what} was not found by {check.__name__}")
         shutil.rmtree(broken)
 
 
 def read(storage: Storage, folder: str) -> object:
-    return archive.read(storage, folder, lambda _: {name: torch.zeros_like(t) for name, t in tensors().items()})
+    return file_format.read(storage, folder, lambda _: {name: torch.zeros_like(t) for name, t in tensors().items()})
 
 
 def corrupt(broken: Path, other: Path, chance: random.Random) -> str:
@@ -130,10 +130,10 @@ def corrupt(broken: Path, other: Path, chance: random.Random) -> str:
 
 
 def test_the_manifest_itself_is_guarded(place: Place, folder: str) -> None:
-    path = place.root / folder / archive.MANIFEST
+    path = place.root / folder / file_format.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"files": {}}))
-    with pytest.raises(archive.Corrupt, match=r"manifest\.json"):
-        archive.verify(place.storage, folder)
+    with pytest.raises(file_format.Corrupt, match=r"manifest\.json"):
+        file_format.verify(place.storage, folder)
 
 
 @pytest.mark.parametrize(
@@ -149,5 +149,5 @@ def test_another_model_is_told_apart(
     place: Place, folder: str, change: dict[str, torch.Tensor | None], says: str
 ) -> None:
     into = {name: t for name, t in (fresh() | change).items() if t is not None}
-    with pytest.raises(archive.Mismatch, match=says):
-        archive.read(place.storage, folder, lambda _: into)
+    with pytest.raises(file_format.Mismatch, match=says):
+        file_format.read(place.storage, folder, lambda _: into)

@@ -11,9 +11,9 @@ from typing import IO, Any
 import pytest
 import torch
 import torch.distributed as dist
-from adaptrain.elastic import archive
-from adaptrain.elastic.storage import Directory
-from adaptrain.local import forks
+from adaptrain.elastic.checkpoint import file_format
+from adaptrain.elastic.storage.directory import Directory
+from adaptrain.local.processes import forks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -43,13 +43,13 @@ def write(rank: int, storage: Directory, seed: int = 0) -> str | None:
     dist.broadcast_object_list(begun)
     (folder,) = begun
     assert folder is not None
-    manifest = archive.write(storage, folder, parts(whole(seed)), COUNTERS, dist.group.WORLD)
+    manifest = file_format.write(storage, folder, parts(whole(seed)), COUNTERS, dist.group.WORLD)
     return storage.commit(folder, NAME, manifest, lambda: None) if rank == 0 else None
 
 
 def read(rank: int, storage: Directory) -> bool:
     mine = parts(whole())
-    found, counters = archive.read(storage, NAME, lambda _: {name: torch.zeros_like(t) for name, t in mine.items()})
+    found, counters = file_format.read(storage, NAME, lambda _: {name: torch.zeros_like(t) for name, t in mine.items()})
     return counters == COUNTERS and all(torch.equal(found[name], t) for name, t in locals_of(mine).items())
 
 
@@ -66,7 +66,7 @@ def read_corrupted(rank: int, storage: Directory) -> list[str]:
         try:
             read(rank, storage)
             dist.all_gather_object(found, False)
-        except archive.Corrupt:
+        except file_format.Corrupt:
             dist.all_gather_object(found, True)
         missed += [] if any(found) else done
         if rank == 0:
@@ -119,9 +119,9 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_each_process_writes_its_own_file(written: Path) -> None:
-    manifest = archive.verify(Directory(written), NAME)
+    manifest = file_format.verify(Directory(written), NAME)
     files = {path.name for path in (written / NAME).iterdir()}
-    assert files == {*manifest["files"], archive.MANIFEST}
+    assert files == {*manifest["files"], file_format.MANIFEST}
     assert {"tensors-0.safetensors", "tensors-1.safetensors", "tensors-2.safetensors"} < files
     assert manifest["tensors"]["model.weight"] == "float32[40, 30]"
 
@@ -132,7 +132,9 @@ def test_any_number_of_processes_reads_it(written: Path, size: int) -> None:
 
 
 def test_a_process_that_has_no_shards_reads_it(written: Path) -> None:
-    found, _ = archive.read(Directory(written), NAME, lambda _: {n: torch.zeros_like(t) for n, t in whole().items()})
+    found, _ = file_format.read(
+        Directory(written), NAME, lambda _: {n: torch.zeros_like(t) for n, t in whole().items()}
+    )
     assert all(torch.equal(found[name], t) for name, t in whole().items())
 
 

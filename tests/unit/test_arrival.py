@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from adaptrain.elastic import wire
-from adaptrain.elastic.control import Control, Identity
-from adaptrain.elastic.coordinator import Coordinator
-from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.coordinator import Coordinator
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.rpc import framing
 
 from tests.protocol import receive
 
@@ -25,12 +25,12 @@ class Preparing:
     """A worker that prepares, and the coordinator's end of its connection."""
 
     def __init__(self, server: socket.socket) -> None:
-        self.ended: list[wire.Frame] = []
+        self.ended: list[framing.Frame] = []
         self._server = server
         address = f"127.0.0.1:{server.getsockname()[1]}"
         self.control = Control(address, TOKEN, Identity("u", "w", "h", 1), GroupSockets(), self.ended.append)  # type: ignore[arg-type]
 
-    def call(self, welcome: wire.Frame) -> tuple[socket.socket, wire.Frame]:
+    def call(self, welcome: framing.Frame) -> tuple[socket.socket, framing.Frame]:
         """The worker's next call, and its hello."""
         connection, _ = self._server.accept()
         connection.settimeout(20)
@@ -47,7 +47,7 @@ def preparing() -> Iterator[Preparing]:
 def test_hello_and_beats_say_whether_a_worker_prepares() -> None:
     with preparing() as worker:
         connection, hello = worker.call(WELCOME | {"preparing": True})
-        said = wire.frames(connection)
+        said = framing.frames(connection)
         assert (hello["preparing"], next(said)["preparing"]) == (True, True)
         worker.control.prepared()
         while (frame := next(said))["preparing"]:
@@ -70,19 +70,19 @@ def test_an_older_coordinator_is_greeted_once_a_worker_is_prepared() -> None:
         worker.control.prepared()
         connection, hello = worker.call(WELCOME)
         assert hello["preparing"] is False
-        assert next(wire.frames(connection))["is"] == "beating"
+        assert next(framing.frames(connection))["is"] == "beating"
         assert worker.control.connected
 
 
 def test_a_worker_that_is_sent_home_while_it_prepares_ends() -> None:
     with preparing() as worker:
         connection, _ = worker.call(WELCOME | {"preparing": True})
-        connection.sendall(wire.encode({"do": "beat", "workers": 7}) + wire.encode({"do": "finish"}))
+        connection.sendall(framing.encode({"do": "beat", "workers": 7}) + framing.encode({"do": "finish"}))
         assert worker.control.arrived(20)
         assert worker.ended == [{"do": "finish"}]
         assert worker.control.workers == 7
         worker.control.prepared()
-        connection.sendall(wire.encode({"do": "go", "save": False}))
+        connection.sendall(framing.encode({"do": "go", "save": False}))
         assert worker.control.next()["do"] in ("finish", "go")
         assert len(worker.ended) == 1, "a member ends by itself"
 
@@ -90,7 +90,7 @@ def test_a_worker_that_is_sent_home_while_it_prepares_ends() -> None:
 def test_a_worker_that_is_asked_to_end_while_it_prepares_says_so_and_ends() -> None:
     with preparing() as worker:
         connection, _ = worker.call(WELCOME | {"preparing": True})
-        said = wire.frames(connection)
+        said = framing.frames(connection)
         next(said)
         worker.control.leave()
         assert worker.ended == [{"do": "go", "save": False}]

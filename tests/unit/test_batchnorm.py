@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from adaptrain.elastic.batchnorm import BatchStatistics, check_batch_norm
-from adaptrain.elastic.group import Group, GroupBroken
+from adaptrain.elastic.collectives.batch_norm import BatchStatistics, check_batch_norm
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken
 from adaptrain.errors import InvalidJob
 from timm.layers import BatchNormAct2d
 from torch import nn

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.metrics import JobMetrics, SearchMetrics, WorkerMetrics
+from adaptrain.observability.metrics import JobMetrics, SearchMetrics, WorkerMetrics
 from adaptrain_operator import metrics as operator_metrics
 from prometheus_client import CollectorRegistry
 

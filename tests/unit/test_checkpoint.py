@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic import checkpoint
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.lineage import Superseded
-from adaptrain.elastic.objects import Bucket, explain
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.storage import Unavailable
+from adaptrain.elastic.checkpoint import manager
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.storage.directory import Unavailable
+from adaptrain.elastic.storage.lineage import Superseded
+from adaptrain.elastic.storage.object_store import Bucket, explain
 from obstore.exceptions import GenericError
 
 from tests.s3 import KEYS, S3Server
@@ -200,11 +200,11 @@ def test_a_large_object_goes_in_parts_and_comes_back(bucket: Place) -> None:
 @pytest.mark.parametrize(
     ("uri", "environment", "says"),
     [
-        ("s3://nowhere/x", {}, 's3://nowhere/x: there is no bucket "nowhere": create it, or correct checkpoint.uri'),
+        ("s3://nowhere/x", {}, 's3://nowhere/x: there is no bucket "nowhere": create it, or correct manager.uri'),
         (
             "s3://{bucket}/x",
             {"AWS_SECRET_ACCESS_KEY": "wrong"},
-            r"access is denied \(SignatureDoesNotMatch\): check the keys in checkpoint.secretRef",
+            r"access is denied \(SignatureDoesNotMatch\): check the keys in manager.secretRef",
         ),
         (
             "s3://{bucket}/x",
@@ -242,12 +242,12 @@ def test_a_bucket_that_can_not_be_used_says_why_and_what_to_do(
     [
         (
             "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 2ms - HTTP error: x",
-            "s3://b: there are no credentials: name a Secret that holds them in checkpoint.secretRef",
+            "s3://b: there are no credentials: name a Secret that holds them in manager.secretRef",
         ),
         (
             "Generic S3 error: Error performing GET https://s3.eu-west-1.amazonaws.com/b in 90ms - Received redirect"
             " without LOCATION, this normally indicates an incorrectly configured region",
-            "s3://b: the bucket is in another region: set AWS_REGION in checkpoint.secretRef",
+            "s3://b: the bucket is in another region: set AWS_REGION in manager.secretRef",
         ),
         (
             "Generic S3 error: Error performing PUT https://h/b in 90ms, after 5 retries - Server returned non-2xx"
@@ -297,7 +297,7 @@ def test_storage_that_does_not_answer_is_told_of_and_waited_for_with_a_bound(
         return begin(name)
 
     monkeypatch.setattr(place.storage, "begin", hang)
-    monkeypatch.setattr(checkpoint, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(manager, "SLOW_SECONDS", 0.0)
     worker.state.counters.step = 2
     with pytest.raises(Unavailable, match="has not answered for"):
         worker.checkpoints.save(worker.state, 0.05)

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.device import own_device
-from adaptrain.elastic.group import Group, GroupBroken, Links
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.transfer import spread
+from adaptrain.elastic.collectives.broadcast import spread
+from adaptrain.elastic.collectives.device import own_device
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken, Links
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
 from adaptrain.errors import InvalidJob
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.elastic.divergence import compare
-from adaptrain.elastic.group import Group
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.state.divergence import compare
 from adaptrain.errors import InvalidJob
 
 KINDS = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool)

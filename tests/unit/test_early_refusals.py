@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from adaptrain.errors import InvalidJob
-from adaptrain.models import BUILT_IN
-from adaptrain.run import run_manifest
+from adaptrain.local.run import run_manifest
+from adaptrain.models.registry import BUILT_IN
 from adaptrain_api.components import ARGUMENTS
 
 from tests.manifests import small_training

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from adaptrain import explain
+from adaptrain.cli import explain
 from adaptrain.errors import InvalidJob
 
 CHANGES = [

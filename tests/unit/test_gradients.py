@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.gradients import Gradients, Said
-from adaptrain.elastic.group import Group, GroupBroken
-from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.collectives.gradients import Gradients, Said
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
 from torch import nn
 from torch.distributed import DistStoreError
 from torch.utils.checkpoint import checkpoint

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Abandoned, Group, GroupBroken, Meeting, form
-from adaptrain.elastic.rendezvous import Rendezvous
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.metrics import WorkerMetrics
-from adaptrain.ports import listen_on
+from adaptrain.elastic.collectives.process_group import Abandoned, Group, GroupBroken, Meeting, form
+from adaptrain.elastic.collectives.rendezvous import Rendezvous
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.observability.metrics import WorkerMetrics
+from adaptrain.rpc.ports import listen_on
 
 ELEMENTS = 16_000_000
 """64 MB: more than the sockets between two members hold."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.elastic.group import Group, GroupBroken
-from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState, tell
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.state.replicated import INITIAL, TORN, ReplicatedState, tell
 from adaptrain.errors import InvalidJob
 
 

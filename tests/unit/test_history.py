@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import xxhash
-from adaptrain.elastic import archive, history
-from adaptrain.elastic.history import FILE, History
-from adaptrain.elastic.lineage import Superseded
-from adaptrain.elastic.state import HISTORY
+from adaptrain.elastic.checkpoint import file_format
+from adaptrain.elastic.state import history
+from adaptrain.elastic.state.history import FILE, History
+from adaptrain.elastic.state.replicated import HISTORY
+from adaptrain.elastic.storage.lineage import Superseded
 
 from tests.unit.conftest import Place
 from tests.unit.test_checkpoint import Worker, wait
@@ -50,7 +51,7 @@ def test_a_checkpoint_tells_each_of_its_steps_once(place: Place) -> None:
     for until in (7, 10, 12):
         save(train(one, until))
         assert steps(place) == list(range(1, until + 1))
-        assert (place.root / FILE).read_text() == archive.rows_of(place.storage, newest(place))
+        assert (place.root / FILE).read_text() == file_format.rows_of(place.storage, newest(place))
     assert [row["loss"] for row in rows(place) if "loss" in row] == [0.5 + step for step in range(1, 13)]
     assert [row["step"] for row in rows(place) if "val/loss" in row] == [5, 10]
     assert rows(place)[0] == {
@@ -178,7 +179,7 @@ def test_a_forged_history_begins_anew_and_training_goes_on(place: Place, text: s
 
 def test_a_huge_history_is_not_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     save(train(Worker(place), 4))
-    monkeypatch.setattr(archive, "ROWS_LIMIT", 100)
+    monkeypatch.setattr(file_format, "ROWS_LIMIT", 100)
     other = Worker(place, lineage=2)
     assert other.load() == 4
     assert "at most 100 are read" in other.notes[0]
@@ -188,19 +189,19 @@ def test_a_history_that_storage_spoiled_is_found(place: Place) -> None:
     save(train(Worker(place), 4))
     path = place.root / newest(place) / FILE
     path.write_text(path.read_text().replace("0.1", "0.2"))
-    with pytest.raises(archive.Corrupt, match=r"metrics.jsonl has digest"):
-        archive.rows_of(place.storage, newest(place))
-    with pytest.raises(archive.Corrupt, match=r"metrics.jsonl has digest"):
-        archive.verify(place.storage, newest(place))
+    with pytest.raises(file_format.Corrupt, match=r"metrics.jsonl has digest"):
+        file_format.rows_of(place.storage, newest(place))
+    with pytest.raises(file_format.Corrupt, match=r"metrics.jsonl has digest"):
+        file_format.verify(place.storage, newest(place))
 
 
 def test_with_a_key_rows_that_another_one_forged_are_found(place: Place) -> None:
     one = train(worker(place, job(), key=b"secret"), 4)
     save(one)
-    assert archive.rows_of(place.storage, newest(place), b"secret") == one.state.history.text()
+    assert file_format.rows_of(place.storage, newest(place), b"secret") == one.state.history.text()
     forge(place, b"")
-    with pytest.raises(archive.Corrupt, match="not sealed with this job's key"):
-        archive.rows_of(place.storage, newest(place), b"secret")
+    with pytest.raises(file_format.Corrupt, match="not sealed with this job's key"):
+        file_format.rows_of(place.storage, newest(place), b"secret")
 
 
 def forge(place: Place, text: bytes) -> None:
@@ -209,10 +210,10 @@ def forge(place: Place, text: bytes) -> None:
     (folder / FILE).write_bytes(text)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][FILE] = {"bytes": len(text), "xxh3_128": xxhash.xxh3_128(text).hexdigest()}
-    manifest["xxh3_128"] = archive.UNSIGNED
+    manifest["xxh3_128"] = file_format.UNSIGNED
     unsigned = json.dumps(manifest, indent=1)
     digest = xxhash.xxh3_128(unsigned.encode()).hexdigest()
-    (folder / "manifest.json").write_text(unsigned.replace(archive.UNSIGNED, digest, 1))
+    (folder / "manifest.json").write_text(unsigned.replace(file_format.UNSIGNED, digest, 1))
 
 
 def test_rows_that_storage_refuses_cost_no_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

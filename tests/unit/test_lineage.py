@@ -1,7 +1,7 @@
 """Whose a folder of checkpoints is: it outlives the object, and only moves forward."""
 
 import pytest
-from adaptrain.elastic.lineage import MOST_CLAIMS, Claim, Held, check, claim, claims
+from adaptrain.elastic.storage.lineage import MOST_CLAIMS, Claim, Held, check, claim, claims
 
 from tests.unit.conftest import Place
 

@@ -12,15 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 from adaptrain import clock
-from adaptrain.asking import NotOurs, ask
-from adaptrain.elastic import handshake, http, wire
-from adaptrain.elastic.control import Control, Identity
-from adaptrain.elastic.coordinator import Coordinator
-from adaptrain.elastic.frames import FROM_COORDINATOR, FROM_WORKER
-from adaptrain.elastic.listener import Bounds, Guest, Listener, source
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.metrics import JobMetrics
-from adaptrain.ports import join, listen_on, listens_at, split
+from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.coordinator import Coordinator
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.observability.metrics import JobMetrics
+from adaptrain.rpc import framing, handshake, http
+from adaptrain.rpc.client import NotOurs, ask
+from adaptrain.rpc.listener import Bounds, Guest, Listener, source
+from adaptrain.rpc.messages import FROM_COORDINATOR, FROM_WORKER
+from adaptrain.rpc.ports import join, listen_on, listens_at, split
 from adaptrain_api.proof import NONCE_SECONDS, Caller, Gate
 from adaptrain_operator import server
 
@@ -29,7 +29,7 @@ from tests.protocol import greet, receive
 TOKEN = "secret"
 HELLO = {"id": "w", "name": "w", "host": "h", "port": 1, "group": 0, "peers": [], "version": 0}
 ODD: list[Any] = [None, True, -1, 2**63, 10**300, 1e308, float("inf"), float("nan"), "", "x" * 5000, "\ud800", [], {}]
-SAID: list[wire.Frame] = [
+SAID: list[framing.Frame] = [
     {"is": "beating", "doing": "computing", "age": 0.1, "bound": 0.0, "version": 1, "step": 1},
     {"is": "ready", "epoch": 1 << 32, "port": 1234},
     {"is": "broken", "epoch": 1 << 32, "why": "x"},
@@ -47,8 +47,8 @@ class Served:
     def __init__(self, coordinator: Coordinator, control: int, web: int) -> None:
         self.coordinator, self.control, self.web = coordinator, control, web
 
-    async def join(self, **said: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, wire.Frame]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.control, limit=wire.MAX_FRAME)
+    async def join(self, **said: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, framing.Frame]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.control, limit=framing.MAX_FRAME)
         return reader, writer, await greet(reader, writer, TOKEN, HELLO | said)
 
     async def ask(self, caller: Caller | None = None) -> Any:
@@ -86,7 +86,7 @@ def test_the_token_is_proved_both_ways_and_never_sent() -> None:
             for said in ({"token": TOKEN}, {"proof": "0" * 64, "nonce": "0" * 32}, {"proof": "\ud800", "nonce": "é"}):
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.control)
                 await reader.readline()
-                writer.write(wire.encode({"is": "hello", "protocol": wire.PROTOCOL, **HELLO, **said}))
+                writer.write(framing.encode({"is": "hello", "protocol": framing.PROTOCOL, **HELLO, **said}))
                 assert await reader.read() == b""
             assert at.refused("odd") == 3
             assert len(at.coordinator._writers) == 1
@@ -116,7 +116,7 @@ def test_a_proof_is_of_no_use_elsewhere() -> None:
 def test_a_worker_of_another_protocol_is_told_and_one_without_the_token_is_not() -> None:
     async def check() -> None:
         async with served() as at:
-            assert (await at.join(protocol=wire.PROTOCOL + 1))[2]["do"] == "refuse"
+            assert (await at.join(protocol=framing.PROTOCOL + 1))[2]["do"] == "refuse"
 
     run(check())
 
@@ -212,12 +212,12 @@ def test_every_value_of_a_frame_is_bounded() -> None:
             for odd in (10**300, "x" * 100_000, [[]], {"a": {}}):
                 try:
                     checked = FROM_WORKER.check({**frame, key: odd})
-                except wire.BadFrame:
+                except framing.BadFrame:
                     continue
                 assert len(json.dumps(checked, allow_nan=False)) < 10_000
-    with pytest.raises(wire.BadFrame, match="no frame is called"):
+    with pytest.raises(framing.BadFrame, match="no frame is called"):
         FROM_WORKER.check({"is": ["hello"]})
-    with pytest.raises(wire.BadFrame):
+    with pytest.raises(framing.BadFrame):
         FROM_COORDINATOR.check({"do": "form"})
 
 
@@ -272,13 +272,13 @@ def test_a_worker_obeys_nobody_who_does_not_prove_himself_and_calls_again(said: 
         {"do": "welcome", "number": 9},
     ],
 )
-def test_an_odd_order_makes_a_worker_call_again(frame: wire.Frame) -> None:
+def test_an_odd_order_makes_a_worker_call_again(frame: framing.Frame) -> None:
     with listening() as (server, control):
         connection = called(server)
-        connection.sendall(wire.encode(frame))
+        connection.sendall(framing.encode(frame))
         again = called(server)
         assert not control.arrived(0.0)
-        again.sendall(wire.encode({"do": "leave", "epoch": 3}))
+        again.sendall(framing.encode({"do": "leave", "epoch": 3}))
         assert control.next() == {"do": "leave", "epoch": 3}
 
 
@@ -294,7 +294,7 @@ def called(server: socket.socket) -> socket.socket:
     connection, _ = server.accept()
     connection.settimeout(20)
     receive(connection, TOKEN, {"do": "welcome", "number": 1})
-    assert next(wire.frames(connection))["is"] == "beating"
+    assert next(framing.frames(connection))["is"] == "beating"
     return connection
 
 

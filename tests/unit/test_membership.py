@@ -1,7 +1,7 @@
 """Joining and leaving, planned and not: what the membership tells the workers."""
 
-from adaptrain.elastic.coordinator import Coordinator
-from adaptrain.elastic.membership import (
+from adaptrain.elastic.membership.coordinator import Coordinator
+from adaptrain.elastic.membership.state_machine import (
     AWAY_SECONDS,
     FLAPS,
     SETTLE_SECONDS,

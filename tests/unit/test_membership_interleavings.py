@@ -5,15 +5,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
-from adaptrain.elastic.membership import (
-    Action,
-    Activity,
-    Drop,
-    Membership,
-    coordinator_of,
-)
-from adaptrain.elastic.orders import Orders
-from adaptrain.elastic.wire import Frame
+from adaptrain.elastic.membership.commands import Orders
+from adaptrain.elastic.membership.state_machine import Action, Activity, Drop, Membership, coordinator_of
+from adaptrain.rpc.framing import Frame
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Workers that say hello before they are prepared: known, and waited for by nobody."""
 
 import pytest
-from adaptrain.elastic.membership import (
+from adaptrain.elastic.membership.state_machine import (
     FLAPS,
     GATHER_SECONDS,
     PREPARING_SILENCE_SECONDS,
@@ -9,7 +9,7 @@ from adaptrain.elastic.membership import (
     Drop,
     Membership,
 )
-from adaptrain.elastic.wire import SILENCE_SECONDS
+from adaptrain.rpc.framing import SILENCE_SECONDS
 
 from tests.unit.memberships import arrive, frames, ready, running
 

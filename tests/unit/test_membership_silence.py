@@ -1,8 +1,16 @@
 """Workers that are silent, missed or hung: who is dropped, when, and who isn't."""
 
 import pytest
-from adaptrain.elastic.membership import ASIDE_SECONDS, MISSED_SECONDS, Action, Activity, Doing, Drop, Membership
-from adaptrain.elastic.wire import SILENCE_SECONDS
+from adaptrain.elastic.membership.state_machine import (
+    ASIDE_SECONDS,
+    MISSED_SECONDS,
+    Action,
+    Activity,
+    Doing,
+    Drop,
+    Membership,
+)
+from adaptrain.rpc.framing import SILENCE_SECONDS
 
 from tests.unit.memberships import arrive, frames, ready, running
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from adaptrain.data.digits import digits
 from adaptrain.errors import InvalidJob
-from adaptrain.models import BUILT_IN, build_model
 from adaptrain.models.cost import count_flops, count_parameters
+from adaptrain.models.registry import BUILT_IN, build_model
 from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.cells import Darts, Nasnet
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer

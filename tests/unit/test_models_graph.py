@@ -5,8 +5,8 @@ from typing import cast
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.models import build_model
-from adaptrain.models.graph import LAYERS, NAMES, Attention, Propagation, connected, grid, nasbenchgraph
+from adaptrain.models.cells.graph import LAYERS, NAMES, Attention, Propagation, connected, grid, nasbenchgraph
+from adaptrain.models.registry import build_model
 from adaptrain_api.components import ModelSource
 from torch import nn
 

@@ -7,15 +7,15 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.data.digits import digits
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
 from adaptrain.elastic.nonfinite import NotFinite
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.storage import Directory
-from adaptrain.elastic.trace import Trace
+from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.storage.directory import Directory
 from adaptrain.errors import InvalidJob
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
 from torch import nn
 

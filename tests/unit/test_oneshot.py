@@ -8,12 +8,12 @@ import pytest
 import torch
 from adaptrain.data.digits import digits
 from adaptrain.search.algorithms.oneshot import METHODS, DartsMethod
+from adaptrain.search.evaluation.supernet_trial import RUNS
 from adaptrain.search.oneshot.base import Found, Run, Samples, batches, halves, loss, search, seeded
 from adaptrain.search.oneshot.darts import alpha_gradient, gumbel, mixture, through
 from adaptrain.search.oneshot.enas import SPAN, Controller
 from adaptrain.search.oneshot.standalone import finals
 from adaptrain.search.oneshot.supernet import Supernet, supernet
-from adaptrain.search.oneshot.trial import RUNS
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NONE, NasBench201
 

@@ -9,10 +9,10 @@ import pytest
 import timm.optim
 import torch
 import torch.nn.functional as F
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.rehearsal import check_optimizer
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.script.rehearsal import check_optimizer
+from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.errors import InvalidJob
 from torch import nn
 from torch.optim import Optimizer

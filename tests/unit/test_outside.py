@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from adaptrain.elastic.outside import Outside
+from adaptrain.elastic.script.outside import Outside
 from adaptrain.errors import InvalidJob
 from torch import nn
 from torch.optim import SGD

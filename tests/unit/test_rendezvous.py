@@ -8,8 +8,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from adaptrain.elastic import handshake, wire
-from adaptrain.elastic.rendezvous import BOUNDS, MemberStore
+from adaptrain.elastic.collectives.rendezvous import BOUNDS, MemberStore
+from adaptrain.rpc import framing, handshake
 
 from tests.unit.test_group import HOST, TOKEN, rendezvous
 
@@ -87,10 +87,10 @@ def test_a_member_does_not_believe_a_listener_that_does_not_know_the_token() -> 
         connection, _ = server.accept()
         with connection:
             asked = handshake.challenge()
-            connection.sendall(wire.encode(asked))
-            said = wire.decode(connection.recv(65536))
+            connection.sendall(framing.encode(asked))
+            said = framing.decode(connection.recv(65536))
             # Not even with the proof that a coordinator of this job gives.
-            connection.sendall(wire.encode(handshake.answer(TOKEN, asked, said, {"do": "welcome"})))
+            connection.sendall(framing.encode(handshake.answer(TOKEN, asked, said, {"do": "welcome"})))
             with pytest.raises(RuntimeError, match="does not prove that it knows the token"):
                 store.result(10)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from adaptrain.elastic.loop import METRICS_SIZE
-from adaptrain.elastic.wire import MAX_FRAME
-from adaptrain.process import MESSAGE_LIMIT, WorkerSettings, failed, leave_behind, shortened
+from adaptrain.process.result import MESSAGE_LIMIT, failed, leave_behind, shortened
+from adaptrain.process.settings import WorkerSettings
+from adaptrain.rpc.framing import MAX_FRAME
 from adaptrain_api.progress import Result, foremost
 
 KEPT_BY_KUBELET, MOST_CONTAINERS = 12 * 1024, 8

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 import torch
 import xxhash
-from adaptrain.elastic import archive, checkpoint
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.lineage import Held, claim
-from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.storage import Directory
+from adaptrain.elastic.checkpoint import file_format, manager
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.checkpoint.origin import Origin
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.storage.directory import Directory
+from adaptrain.elastic.storage.lineage import Held, claim
 from adaptrain.errors import InvalidJob
 from adaptrain_api.training import AdaptiveTrainingJob
 
@@ -163,7 +163,7 @@ def test_bad_ones_do_not_push_out_a_good_one(place: Place) -> None:
 def test_what_can_not_be_read_now_is_waited_for(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     place = Place(Directory(tmp_path), tmp_path)
     Worker(place).save(9)
-    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(manager, "RETRY_SECONDS", 0.001)
     real, failed = Directory.open, []
 
     def refuse(self: Directory, path: str, cached: bool = True) -> io.BufferedReader:
@@ -193,7 +193,7 @@ def test_who_never_gets_the_folder_says_who_holds_it_and_ends(place: Place, monk
     first.save_aside(2)
     assert "coordinator 1 of the job with uid b holds the folder" in first.checkpoints.error
     first.save_aside(3)
-    monkeypatch.setattr(checkpoint, "HELD_SECONDS", 0.0)
+    monkeypatch.setattr(manager, "HELD_SECONDS", 0.0)
     with pytest.raises(InvalidJob, match=r"nothing could be saved in .* uid b holds the folder: end one of the two"):
         first.save_aside(4)
     wait()
@@ -210,12 +210,12 @@ def test_a_key_finds_what_another_one_forged(place: Place) -> None:
     with pytest.raises(InvalidJob, match=r"manifest\.json is not sealed with this job's key"):
         worker(place, job("a"), key=b"another key of 23 bytes").load()
     (name,) = [one.name for one in place.storage.saved()]
-    path = place.root / name / archive.MANIFEST
+    path = place.root / name / file_format.MANIFEST
     told = json.loads(path.read_bytes())
-    told |= {"step": 2, "xxh3_128": archive.UNSIGNED}
+    told |= {"step": 2, "xxh3_128": file_format.UNSIGNED}
     text = json.dumps(told, indent=1)
-    path.write_text(text.replace(archive.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
-    assert archive.manifest_of(place.storage, name)["step"] == 2, "without the key it is as good as any"
+    path.write_text(text.replace(file_format.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
+    assert file_format.manifest_of(place.storage, name)["step"] == 2, "without the key it is as good as any"
     with pytest.raises(InvalidJob, match=r"not sealed"):
         worker(place, job("a"), key=key).load()
 
@@ -241,16 +241,16 @@ def test_a_pickle_in_any_file_is_never_unpickled(place: Place, monkeypatch: pyte
     Worker(place).save(1)
     (name,) = [one.name for one in place.storage.saved()]
     folder = place.root / name
-    told = json.loads((folder / archive.MANIFEST).read_bytes())
+    told = json.loads((folder / file_format.MANIFEST).read_bytes())
     evil = pickle.dumps(Evil())
     for file in [*told["files"], ".metadata"]:
         before = (folder / file).read_bytes() if (folder / file).exists() else None
         (folder / file).write_bytes(evil)
-        forged = told | {"xxh3_128": archive.UNSIGNED}
+        forged = told | {"xxh3_128": file_format.UNSIGNED}
         forged["files"] = told["files"] | {file: {"bytes": len(evil), "xxh3_128": xxhash.xxh3_128(evil).hexdigest()}}
         text = json.dumps(forged, indent=1)
-        (folder / archive.MANIFEST).write_text(
-            text.replace(archive.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1)
+        (folder / file_format.MANIFEST).write_text(
+            text.replace(file_format.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1)
         )
         if before is None:
             assert Worker(place).load() == 1
@@ -279,24 +279,24 @@ def test_a_pickle_in_any_file_is_never_unpickled(place: Place, monkeypatch: pyte
 def test_a_forged_manifest_is_one_sentence(place: Place, change: dict[str, Any]) -> None:
     Worker(place).save(1)
     (name,) = [one.name for one in place.storage.saved()]
-    path = place.root / name / archive.MANIFEST
-    told = json.loads(path.read_bytes()) | {"xxh3_128": archive.UNSIGNED}
+    path = place.root / name / file_format.MANIFEST
+    told = json.loads(path.read_bytes()) | {"xxh3_128": file_format.UNSIGNED}
     for part, value in change.items():
         told[part] = told[part] | value if isinstance(value, dict) and value else value
     text = json.dumps(told, indent=1)
-    path.write_text(text.replace(archive.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
-    with pytest.raises(archive.Corrupt):  # noqa: PT012 -- whichever of the two meets it
-        archive.verify(place.storage, name)
-        archive.read(place.storage, name, lambda _: Worker(place).state.tensors())
+    path.write_text(text.replace(file_format.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
+    with pytest.raises(file_format.Corrupt):  # noqa: PT012 -- whichever of the two meets it
+        file_format.verify(place.storage, name)
+        file_format.read(place.storage, name, lambda _: Worker(place).state.tensors())
 
 
 def test_another_releases_format_is_named(place: Place) -> None:
     Worker(place).save(1)
     (name,) = [one.name for one in place.storage.saved()]
-    path = place.root / name / archive.MANIFEST
-    told = {"format": 1, "xxh3_128": archive.UNSIGNED, "step": 1, "files": {}, "tensors": {}}
+    path = place.root / name / file_format.MANIFEST
+    told = {"format": 1, "xxh3_128": file_format.UNSIGNED, "step": 1, "files": {}, "tensors": {}}
     text = json.dumps(told)
-    path.write_text(text.replace(archive.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
+    path.write_text(text.replace(file_format.UNSIGNED, xxhash.xxh3_128(text.encode()).hexdigest(), 1))
     with pytest.raises(InvalidJob, match="of format 1, and this release reads format 2 only"):
         Worker(place).load()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain import torchrun
-from adaptrain.display import Display, Follow
+from adaptrain.config.manifest import read_job
 from adaptrain.elastic.loop import in_one_line
 from adaptrain.errors import InvalidJob
-from adaptrain.local import LocalJob
-from adaptrain.manifest import read_job
-from adaptrain.run import _own, from_cluster, share_gpus
+from adaptrain.launch import torchrun
+from adaptrain.local.display import Display, Follow
+from adaptrain.local.processes import LocalJob
+from adaptrain.local.run import _own, from_cluster, share_gpus
 from adaptrain_api.failures import error_of
 from adaptrain_api.progress import Change, Progress
 from adaptrain_api.training import AdaptiveTrainingJob, dump

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from adaptrain.data.sources import source_of
 from adaptrain.elastic import Elastic
-from adaptrain.elastic.sources import source_of
-from adaptrain.elastic.state import check_model
+from adaptrain.elastic.state.replicated import check_model
 from adaptrain.errors import InvalidJob
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -6,17 +6,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from adaptrain.search.algorithms.auto import Auto, log_expected_improvement, spread
 from adaptrain.search.algorithms.base import Algorithm
-from adaptrain.search.algorithms.controller import PPO, Policy, Reinforce
+from adaptrain.search.algorithms.bayesian.ehvi import BELOW, Fronts, hypervolume_gain, normal_scores, undominated
+from adaptrain.search.algorithms.bayesian.expected_improvement import Auto, log_expected_improvement, spread
+from adaptrain.search.algorithms.bayesian.gaussian_process import GaussianProcess
+from adaptrain.search.algorithms.bayesian.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
-from adaptrain.search.algorithms.fronts import BELOW, Fronts, hypervolume_gain, normal_scores, undominated
-from adaptrain.search.algorithms.gaussian import GaussianProcess
 from adaptrain.search.algorithms.local_search import LocalSearch
-from adaptrain.search.algorithms.objectives import Searcher
 from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE
-from adaptrain.search.algorithms.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.random import RandomSearch
+from adaptrain.search.algorithms.reinforce import PPO, Policy, Reinforce
+from adaptrain.search.algorithms.scalarization import Searcher
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, NasBenchGraph

@@ -3,9 +3,9 @@
 import asyncio
 from pathlib import Path
 
-from adaptrain.elastic import wire
+from adaptrain.rpc import framing
 from adaptrain.search.coordinator import SearchCoordinator
-from adaptrain.search.study import JOURNAL
+from adaptrain.search.study.study import JOURNAL
 from adaptrain_api.search import ArchitectureSearch
 
 from tests.protocol import greet
@@ -30,10 +30,10 @@ def test_a_search_ends_when_its_last_trial_is_written(tmp_path: Path) -> None:
         coordinator = SearchCoordinator(1, "secret", SEARCH, tmp_path, None)
         ports: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         serves = asyncio.create_task(coordinator.run("127.0.0.1", 0, 0, lambda control, _: ports.set_result(control)))
-        reader, writer = await asyncio.open_connection("127.0.0.1", await ports, limit=wire.MAX_FRAME)
+        reader, writer = await asyncio.open_connection("127.0.0.1", await ports, limit=framing.MAX_FRAME)
 
-        async def hear(kind: str) -> wire.Frame:
-            while (frame := await asyncio.wait_for(wire.read(reader), 20)) is not None:
+        async def hear(kind: str) -> framing.Frame:
+            while (frame := await asyncio.wait_for(framing.read(reader), 20)) is not None:
                 if frame["do"] == kind:
                     return frame
             raise AssertionError(f"it hung up, and said no {kind}")
@@ -41,7 +41,7 @@ def test_a_search_ends_when_its_last_trial_is_written(tmp_path: Path) -> None:
         answer = await greet(reader, writer, "secret", {"id": "0", "name": "evaluator-0"})
         assert answer["do"] == "welcome"
         assert [member.idle for member in coordinator.progress().members] == [True]
-        writer.write(wire.encode({"is": "ask"}))
+        writer.write(framing.encode({"is": "ask"}))
         number = (await hear("try"))["trial"]
         progress = coordinator.progress()
         assert [member.idle for member in progress.members] == [False]
@@ -49,8 +49,8 @@ def test_a_search_ends_when_its_last_trial_is_written(tmp_path: Path) -> None:
         assert progress.search.evaluators == 1
         lock = tmp_path / f"{JOURNAL}.lock"
         lock.symlink_to(tmp_path / JOURNAL)  # another process writes to the journal for a while
-        writer.write(wire.encode({"is": "tell", "trial": number, "state": "complete", "metrics": {"score": 1.0}}))
-        writer.write(wire.encode({"is": "beat"}))
+        writer.write(framing.encode({"is": "tell", "trial": number, "state": "complete", "metrics": {"score": 1.0}}))
+        writer.write(framing.encode({"is": "beat"}))
         await hear("beat")  # so the word before it was heard, too
         found = coordinator.progress().search
         assert found is not None

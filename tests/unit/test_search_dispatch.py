@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
+from adaptrain.search.scheduler import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.standings import TOP
-from adaptrain.search.study import Ended
+from adaptrain.search.study.leaderboard import TOP
+from adaptrain.search.study.study import Ended
 from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearchSpec
 

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from adaptrain.search.drawing import draw
+from adaptrain.search.report.diagram import draw
 from adaptrain.search.spaces.base import Diagram, Space
 from adaptrain.search.spaces.cells import Darts, Nasnet
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from adaptrain.errors import InvalidJob
-from adaptrain.search import training
-from adaptrain.search.energy import Counters, Energy, Integral, counters, measure
+from adaptrain.search.evaluation import training_trial
+from adaptrain.search.evaluation.energy import Counters, Energy, Integral, counters, measure
 from adaptrain_api.search import ArchitectureSearchSpec
 
 from tests.unit.test_api_rules import PHASE
@@ -116,8 +116,8 @@ GIVEN = {"trial": 0, "parameters": {"model.args.width": 8}}
 
 def test_a_trial_reports_its_own_joules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = zone(tmp_path / "intel-rapl:0", "package-0", 7_000_000)
-    monkeypatch.setattr(training, "measure", functools.partial(measure, powercap=(tmp_path,)))
-    bench = training.Training(SPEC, None)
+    monkeypatch.setattr(training_trial, "measure", functools.partial(measure, powercap=(tmp_path,)))
+    bench = training_trial.Training(SPEC, None)
     for _ in range(2):
         assert bench.run(GIVEN, lambda step, metrics: move(one, 2.5))["energy"] == pytest.approx(5.0)
 
@@ -125,16 +125,16 @@ def test_a_trial_reports_its_own_joules(tmp_path: Path, monkeypatch: pytest.Monk
 def test_where_nothing_can_be_measured_a_trial_says_so_before_it_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "measure", functools.partial(measure, powercap=(tmp_path,)))
+    monkeypatch.setattr(training_trial, "measure", functools.partial(measure, powercap=(tmp_path,)))
 
     def report(step: int, metrics: dict[str, float]) -> None:
         raise AssertionError("it trains for nothing")
 
     with pytest.raises(InvalidJob, match=r"objectives, constraints: energy can't be measured here: .*RAPL.*another"):
-        training.Training(SPEC, None).run(GIVEN, report)
+        training_trial.Training(SPEC, None).run(GIVEN, report)
     (zone(tmp_path / "intel-rapl:0", "package-0") / "energy_uj").unlink()
     with pytest.raises(InvalidJob, match=r"a counter can't be read .*chmod a\+r"):
-        training.Training(SPEC, None).run(GIVEN, report)
+        training_trial.Training(SPEC, None).run(GIVEN, report)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU may tell its power")

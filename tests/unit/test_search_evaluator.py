@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.elastic import wire
-from adaptrain.process import WorkerSettings
-from adaptrain.search.evaluator import Evaluator
-from adaptrain.search.trial import Metrics, Report
+from adaptrain.process.settings import WorkerSettings
+from adaptrain.rpc import framing
+from adaptrain.search.evaluation.evaluator import Evaluator
+from adaptrain.search.evaluation.function_trial import Metrics, Report
 from adaptrain_api.progress import TrialWeights
 from adaptrain_api.search import ArchitectureSearch
 
@@ -71,9 +71,9 @@ class Played:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._frames = wire.frames(connection)
+        self._frames = framing.frames(connection)
 
-    def hear(self, kind: str) -> wire.Frame:
+    def hear(self, kind: str) -> framing.Frame:
         """The next frame of a kind; beats are answered on the way."""
         for frame in self._frames:
             if frame["is"] == "beat":
@@ -82,13 +82,13 @@ class Played:
                 return frame
         raise AssertionError(f"it hung up, and said no {kind}")
 
-    def say(self, frame: wire.Frame) -> None:
-        self._connection.sendall(wire.encode(frame))
+    def say(self, frame: framing.Frame) -> None:
+        self._connection.sendall(framing.encode(frame))
 
     def hang_up(self) -> None:
         self._connection.shutdown(socket.SHUT_RDWR)
 
-    def have_tried(self, number: int, **more: Any) -> wire.Frame:
+    def have_tried(self, number: int, **more: Any) -> framing.Frame:
         """Give out a trial; what is told of it."""
         self.hear("ask")
         self.say({"do": "try", "trial": number, "architecture": [0], "why": {}, **more})

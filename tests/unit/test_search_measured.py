@@ -7,8 +7,8 @@ import pytest
 import torch
 from adaptrain.data.digits import digits
 from adaptrain.errors import InvalidJob
-from adaptrain.search.measured import LEAST, needs_training, proxies
-from adaptrain.search.training import Training
+from adaptrain.search.evaluation.cost_metrics import LEAST, needs_training, proxies
+from adaptrain.search.evaluation.training_trial import Training
 from adaptrain_api.search import ArchitectureSearchSpec
 from torch import nn
 

@@ -15,16 +15,16 @@ from adaptrain.data.digits import digits
 from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.oneshot import METHODS, SUPERNET, CellSpace, OneShot
 from adaptrain.search.algorithms.registry import make_algorithm
-from adaptrain.search.dispatch import MOST_ATTEMPTS, Assignment
+from adaptrain.search.evaluation.supernet_trial import make_run, train_supernet
+from adaptrain.search.evaluation.training_trial import Training
 from adaptrain.search.oneshot import artifact
 from adaptrain.search.oneshot.artifact import FOLDER
 from adaptrain.search.oneshot.base import search
-from adaptrain.search.oneshot.trial import make_run, train_supernet
-from adaptrain.search.report import report
+from adaptrain.search.report.html import report
+from adaptrain.search.scheduler import MOST_ATTEMPTS, Assignment
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import Ended, Study, open_store
-from adaptrain.search.training import Training
+from adaptrain.search.study.study import Ended, Study, open_store
 from adaptrain_api.progress import TrialWeights
 
 from tests.unit.test_api_rules import PHASE

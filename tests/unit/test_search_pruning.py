@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from adaptrain.search.algorithms.pruning import Hyperband, Median, Pruner, SuccessiveHalving
+from adaptrain.search.algorithms.pruners import Hyperband, Median, Pruner, SuccessiveHalving
 
 PRUNERS: list[Callable[[], Pruner]] = [
     lambda: Median(start=3),

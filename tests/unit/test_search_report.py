@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from adaptrain.errors import InvalidJob
-from adaptrain.search.report import report
+from adaptrain.search.report.html import report
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import Ended, Study, open_store
+from adaptrain.search.study.study import Ended, Study, open_store
 
 from tests.unit.test_search_dispatch import spec
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from adaptrain.errors import InvalidJob
-from adaptrain.search.resolve import check, resolve
+from adaptrain.search.evaluation.parameters import check, resolve
 from adaptrain_api.crd import SEARCH
 from adaptrain_api.search import ArchitectureSearchSpec
 from adaptrain_api.search_space import Parameter

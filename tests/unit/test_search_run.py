@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from adaptrain.errors import InvalidJob
-from adaptrain.search.run import run_search
+from adaptrain.local.search import run_search
 from adaptrain_api.training import dump
 
 from tests.unit.test_search_dispatch import spec

@@ -6,8 +6,8 @@ from itertools import product
 import numpy as np
 import pytest
 from adaptrain.data.digits import digits
-from adaptrain.models import build_model
 from adaptrain.models.cost import count_parameters
+from adaptrain.models.registry import build_model
 from adaptrain.search.spaces.base import Dimension, Space
 from adaptrain.search.spaces.cells import Darts, Nasnet, TwoCells, canonical
 from adaptrain.search.spaces.chains import Chain, Cnn, Mlp, Transformer

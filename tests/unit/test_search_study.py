@@ -12,7 +12,7 @@ import optuna
 import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import JOURNAL, Ended, Store, Study, Superseded, open_store
+from adaptrain.search.study.study import JOURNAL, Ended, Store, Study, Superseded, open_store
 
 from tests.unit.test_search_dispatch import spec
 

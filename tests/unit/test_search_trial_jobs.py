@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain.asking import NotOurs, ask
+from adaptrain.rpc.client import NotOurs, ask
 from adaptrain.search.coordinator import SearchCoordinator
-from adaptrain.search.study import Ended
+from adaptrain.search.study.study import Ended
 from adaptrain_api.progress import Progress, SearchEnd, SearchProgress, TrialReport, TrialReports
 from adaptrain_api.proof import Caller
 from adaptrain_api.search import ArchitectureSearch

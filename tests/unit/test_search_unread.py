@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from adaptrain.search.trial import Trial
-from adaptrain.search.unread import MODEL, PATIENCE, Unread
+from adaptrain.search.evaluation.function_trial import Trial
+from adaptrain.search.evaluation.unused_dimensions import MODEL, PATIENCE, Unread
 
 CHOICES = {"lr": 0.1, "depth": 3}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from adaptrain.elastic.shares import LARGEST, PATIENCE, Shares, apportion, balance
+from adaptrain.elastic.load_balancer import LARGEST, PATIENCE, Shares, apportion, balance
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from adaptrain import cli, source
+from adaptrain.cli import main
 from adaptrain.errors import InvalidJob
+from adaptrain.launch import fetch_source
 
 from tests.git import Repository, served
 
@@ -24,32 +25,32 @@ def test_branch_tag_and_commit(repository: Repository, tmp_path: Path) -> None:
     with served(repository) as url:
         for ref, commit in {"HEAD": new, "main": new, "v1": old, old: old, new: new}.items():
             into = tmp_path / f"into-{ref}"
-            assert source.fetch(url, ref, into) == commit
+            assert fetch_source.fetch(url, ref, into) == commit
             assert (into / "train.py").read_text() == f"print({1 if commit == old else 2})"
 
 
 def test_credentials(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit(train="")
     with served(repository, login=("me", "secret")) as url:
-        assert source.fetch(url, "main", tmp_path / "a", "me", "secret") == commit
+        assert fetch_source.fetch(url, "main", tmp_path / "a", "me", "secret") == commit
         with pytest.raises(InvalidJob, match="are refused"):
-            source.fetch(url, "main", tmp_path / "b", "me", "wrong")
+            fetch_source.fetch(url, "main", tmp_path / "b", "me", "wrong")
         with pytest.raises(InvalidJob, match=r"give git\.secretRef"):
-            source.fetch(url, "main", tmp_path / "c")
+            fetch_source.fetch(url, "main", tmp_path / "c")
 
 
 def test_what_is_not_there(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository.commit(train="")
     with served(repository) as url:
         with pytest.raises(InvalidJob, match="no branch or tag 'dev', only branches such as main"):
-            source.fetch(url, "dev", tmp_path / "a")
+            fetch_source.fetch(url, "dev", tmp_path / "a")
         with pytest.raises(InvalidJob, match=f"no commit {'a' * 40}"):
-            source.fetch(url, "a" * 40, tmp_path / "b")
+            fetch_source.fetch(url, "a" * 40, tmp_path / "b")
         with pytest.raises(InvalidJob, match="no git repository at"):
-            source.fetch(f"{url}x", "main", tmp_path / "c")
-    monkeypatch.setattr(source, "PATIENCE_SECONDS", 0.0)
+            fetch_source.fetch(f"{url}x", "main", tmp_path / "c")
+    monkeypatch.setattr(fetch_source, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(OSError, match="can't be read"):
-        source.fetch(url, "main", tmp_path / "d")
+        fetch_source.fetch(url, "main", tmp_path / "d")
 
 
 def test_the_pods_command(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +61,11 @@ def test_the_pods_command(repository: Repository, tmp_path: Path, monkeypatch: p
         told = {"GIT_URL": url, "GIT_REF": "main", "SOURCE_DIR": tmp_path / "into", "TERMINATION_LOG": said}
         for name, value in told.items():
             monkeypatch.setenv(f"ADAPTRAIN_{name}", str(value))
-        cli.main()
+        main.main()
         assert said.read_text() == commit
         monkeypatch.setenv("ADAPTRAIN_GIT_REF", "dev")
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
     assert ended.value.code == 64
     assert "no branch or tag 'dev'" in said.read_text()
 
@@ -73,9 +74,9 @@ def test_the_pods_command(repository: Repository, tmp_path: Path, monkeypatch: p
 def test_a_server_that_never_ends_its_answer_is_not_waited_for(
     drips: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(fetch_source, "PATIENCE_SECONDS", -1.0)
     if not drips:
-        monkeypatch.setattr(source, "READ_SECONDS", 0.2)
+        monkeypatch.setattr(fetch_source, "READ_SECONDS", 0.2)
     stop = threading.Event()
 
     def serve(server: socket.socket) -> None:
@@ -95,8 +96,11 @@ def test_a_server_that_never_ends_its_answer_is_not_waited_for(
         thread = threading.Thread(target=serve, args=(server,))
         thread.start()
         try:
-            with pytest.raises(OSError, match=r"can't be read|not fetched"), source.within(2.0 if drips else 60.0):
-                source.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/r.git", "main", tmp_path / "into")
+            with (
+                pytest.raises(OSError, match=r"can't be read|not fetched"),
+                fetch_source.within(2.0 if drips else 60.0),
+            ):
+                fetch_source.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/r.git", "main", tmp_path / "into")
         finally:
             stop.set()
             thread.join()

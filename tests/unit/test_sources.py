@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adaptrain.elastic.sources import MapSource, StreamSource, source_of
+from adaptrain.data.sources import MapSource, StreamSource, source_of
 from adaptrain.errors import InvalidJob
 from torch.utils.data import IterableDataset, TensorDataset
 

@@ -9,7 +9,7 @@ from adaptrain.phases.optimizers import without_compiler
 
 TRAINED = """
 import sys, torch
-import adaptrain.training
+import adaptrain.launch.train
 from adaptrain.elastic.state import ReplicatedState
 from adaptrain.phases.optimizers import build_optimizer
 from adaptrain_api.phases import Optimizer

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adaptrain.data import load_data
+from adaptrain.config.manifest import read_job
 from adaptrain.data.augment import augment
 from adaptrain.data.digits import digits
-from adaptrain.elastic.sampler import Sampler, share
-from adaptrain.elastic.trace import trace_directory
+from adaptrain.data.registry import load_data
+from adaptrain.data.rng import bits, derive, normal, uniform
+from adaptrain.data.sampler import Sampler, share
+from adaptrain.elastic.state.sample_log import trace_directory
 from adaptrain.errors import InvalidJob
-from adaptrain.manifest import read_job
-from adaptrain.models import build_model
-from adaptrain.seeds import bits, derive, normal, uniform
+from adaptrain.models.registry import build_model
 from adaptrain_api.components import DataSource, ModelSource
 from adaptrain_api.phases import Augmentation
 from sklearn.datasets import load_digits

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.elastic import transfer
-from adaptrain.elastic.group import Group, GroupBroken
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import TORN
-from adaptrain.elastic.transfer import spread
+from adaptrain.elastic.collectives import broadcast
+from adaptrain.elastic.collectives.broadcast import spread
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.state.replicated import TORN
 
 from tests.unit.test_group import HOST, control, meet, rendezvous
 from tests.unit.test_heal import state, weight
@@ -22,8 +22,8 @@ PIECE, SMALL = 4096, 512
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PIECE", PIECE)
-    monkeypatch.setattr(transfer, "SMALL", SMALL)
+    monkeypatch.setattr(broadcast, "PIECE", PIECE)
+    monkeypatch.setattr(broadcast, "SMALL", SMALL)
 
 
 @pytest.fixture

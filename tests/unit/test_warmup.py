@@ -7,14 +7,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from adaptrain.data import DataSet, Split
-from adaptrain.elastic.control import Control
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.mates import Mates
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.trace import Trace
+from adaptrain.data.dataset import DataSet, Split
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.state.sample_log import Trace
 from adaptrain.errors import InvalidJob
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
 from torch import nn
 from torch.nn.utils import parametrizations

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from adaptrain.elastic.weights import Weights, save
+from adaptrain.elastic.storage.weights import Weights, save
 from adaptrain.errors import InvalidJob
-from adaptrain.search.kept import stale
-from adaptrain.search.training import Training
+from adaptrain.search.evaluation.training_trial import Training
+from adaptrain.search.study.weights_retention import stale
 from torch import nn
 
 from tests.unit.test_api_rules import PHASE

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain import packages, workspace
 from adaptrain.errors import InvalidJob
-from adaptrain.run import run_manifest
-from adaptrain.torchrun import expanded, resume_arguments
+from adaptrain.launch.torchrun import expanded, resume_arguments
+from adaptrain.local.run import run_manifest
+from adaptrain.process import packages, workspace
 from adaptrain_api.manifest import documents
 from adaptrain_api.progress import EXIT_INVALID
 from adaptrain_api.search import ArchitectureSearch

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from adaptrain.models import BUILT_IN
-from adaptrain.search.zerocost import score
+from adaptrain.models.registry import BUILT_IN
+from adaptrain.search.evaluation.zero_cost import score
 from torch import nn
 
 

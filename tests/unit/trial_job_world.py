@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.dispatch import Dispatch
+from adaptrain.search.job_trials import OPERATOR, TrialJobs
+from adaptrain.search.scheduler import Dispatch
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import Ended
-from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
+from adaptrain.search.study.study import Ended
 from adaptrain_api.progress import Progress, SearchProgress, TrialOrder, TrialReports
 from adaptrain_api.search import ArchitectureSearchSpec
 from adaptrain_api.search_status import ArchitectureSearchStatus, OwnJob

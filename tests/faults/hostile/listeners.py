@@ -17,10 +17,10 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from adaptrain.elastic import wire
-from adaptrain.elastic.coordinator import Coordinator
-from adaptrain.elastic.trace import read_times
-from adaptrain.local import LocalJob
+from adaptrain.elastic.membership.coordinator import Coordinator
+from adaptrain.elastic.state.sample_log import read_times
+from adaptrain.local.processes import LocalJob
+from adaptrain.rpc import framing
 from adaptrain_api.progress import Progress
 from adaptrain_api.training import AdaptiveTrainingJob
 
@@ -37,7 +37,7 @@ AT_ONCE = 8
 KEPT = 500
 TOKEN = "secret"
 EPOCH = 1 << 32
-SAID: list[wire.Frame] = [
+SAID: list[framing.Frame] = [
     {"is": "beating", "doing": "computing", "age": 0.1, "bound": 0.0, "version": 1, "step": 1},
     {"is": "ready", "epoch": EPOCH + 1, "port": 1234},
     {"is": "broken", "epoch": EPOCH + 1, "why": "x"},
@@ -47,7 +47,7 @@ SAID: list[wire.Frame] = [
     {"is": "stall", "epoch": EPOCH + 1, "seconds": 0.5},
     {"is": "report", "step": 3, "loss": 0.5, "metrics": {"val/loss": 1.0}, "best": {}, "checkpoint_error": ""},
     {"is": "done", "result": {"outcome": "completed", "step": 3, "epoch": 1}, "step": 3},
-    {"is": "hello", "protocol": wire.PROTOCOL, "id": "w", "nonce": "0" * 32, "proof": "0" * 64},
+    {"is": "hello", "protocol": framing.PROTOCOL, "id": "w", "nonce": "0" * 32, "proof": "0" * 64},
 ]
 REQUESTS = [
     b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -57,7 +57,7 @@ REQUESTS = [
     b"POST /trials HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
     b"GET /healthz HTTP/1.0\r\n\r\n",
 ]
-FRAMES = [wire.encode(frame) for frame in SAID]
+FRAMES = [framing.encode(frame) for frame in SAID]
 _MAGIC = struct.pack("<BI", 0, 0x3C85F7CE)
 STORE = [
     _MAGIC + struct.pack("<BQ", 1, 8) + b"k" * 8 + struct.pack("<Q", 8_000_000) + b"v" * 1000,
@@ -109,7 +109,7 @@ async def _members(outcome: Outcome, seconds: float, rng: random.Random) -> None
                 await writer.drain()
                 if rng.random() < 0.3:
                     await asyncio.sleep(0.001)
-            except wire.BadFrame:
+            except framing.BadFrame:
                 pass
             finally:
                 writer.transport.abort()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptrain.elastic import archive, history
-from adaptrain.elastic.storage import Directory
+from adaptrain.elastic.checkpoint import file_format
+from adaptrain.elastic.state import history
+from adaptrain.elastic.storage.directory import Directory
 from adaptrain_api.manifest import documents
 from adaptrain_api.progress import Progress
 from adaptrain_api.search import ArchitectureSearch
@@ -86,7 +87,7 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
         storage = Directory(Path(folder))
         at = storage.begin("step-3.1")
         rows = "".join(f'{{"step": {step}, "loss": 0.5, "batch_size": 64}}\n' for step in (1, 2, 3))
-        good = archive.write(storage, at, tensors, counters, rows=rows)
+        good = file_format.write(storage, at, tensors, counters, rows=rows)
         files = {path.name: path.read_bytes() for path in (Path(folder) / at).iterdir() if path.is_file()}
 
         def attempt(outcome: Outcome) -> None:
@@ -101,16 +102,16 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
                     data[rng.randrange(len(data))] = rng.randrange(256)
                 changed[name] = bytes(data[: rng.randint(0, len(data))] + rng.randbytes(rng.randint(0, 50)))
                 if name == history.FILE:  # with a digest that is right
-                    manifest["files"][name] = archive._told(archive._Digest(False, changed[name]))
+                    manifest["files"][name] = file_format._told(file_format._Digest(False, changed[name]))
             for name, data in changed.items():
                 (Path(folder) / at / name).write_bytes(data)
-            (Path(folder) / at / archive.MANIFEST).write_bytes(_signed(manifest))
-            with outcome.attempt(archive.Corrupt, archive.Mismatch, OSError):
-                archive.read(storage, at, lambda _: tensors)
-            with outcome.attempt(archive.Corrupt, archive.Mismatch, OSError):
-                archive.verify(storage, at)
-            with outcome.attempt(archive.Corrupt, archive.Mismatch, OSError):
-                archive.rows_of(storage, at)
+            (Path(folder) / at / file_format.MANIFEST).write_bytes(_signed(manifest))
+            with outcome.attempt(file_format.Corrupt, file_format.Mismatch, OSError):
+                file_format.read(storage, at, lambda _: tensors)
+            with outcome.attempt(file_format.Corrupt, file_format.Mismatch, OSError):
+                file_format.verify(storage, at)
+            with outcome.attempt(file_format.Corrupt, file_format.Mismatch, OSError):
+                file_format.rows_of(storage, at)
 
         return _for(seconds, "checkpoints", attempt)
 
@@ -118,8 +119,8 @@ def checkpoints(seconds: float, rng: random.Random) -> Outcome:
 def _signed(manifest: Any) -> bytes:
     if not isinstance(manifest, dict):
         return json.dumps(manifest).encode()
-    text = json.dumps(manifest | {"xxh3_128": archive.UNSIGNED}).encode()
-    return text.replace(archive.UNSIGNED.encode(), archive._digest(text).encode(), 1)
+    text = json.dumps(manifest | {"xxh3_128": file_format.UNSIGNED}).encode()
+    return text.replace(file_format.UNSIGNED.encode(), file_format._digest(text).encode(), 1)
 
 
 def specs(seconds: float, rng: random.Random) -> Outcome:

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from adaptrain_api.phases import Augmentation
 
+from adaptrain.data.rng import normal, uniform
 from adaptrain.errors import InvalidJob
-from adaptrain.seeds import normal, uniform
 
 
 def augment(x: torch.Tensor, ids: torch.Tensor, how: Augmentation, seed: int) -> torch.Tensor:

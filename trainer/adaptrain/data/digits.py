@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptrain.data import DataSet, Split
+from adaptrain.data.dataset import DataSet, Split
+from adaptrain.data.rng import derive
 from adaptrain.errors import InvalidJob
-from adaptrain.seeds import derive
 
 FRACTIONS = (0.6, 0.2)
 

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptrain.elastic.script import Elastic as Elastic
+    from adaptrain.elastic.script.elastic import Elastic as Elastic
 
 
 def __getattr__(name: str) -> Any:
     # Not imported before somebody asks for it: the coordinator does without torch.
     if name == "Elastic":
-        from adaptrain.elastic.script import Elastic
+        from adaptrain.elastic.script.elastic import Elastic
 
         return Elastic
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,16 +15,16 @@ from typing import Any, Protocol
 from adaptrain_api.progress import foremost
 
 from adaptrain import clock
-from adaptrain.elastic import divergence
-from adaptrain.elastic.checkpoint import ANSWER_SECONDS, MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
-from adaptrain.elastic.control import Epochs
-from adaptrain.elastic.group import Group, GroupBroken
-from adaptrain.elastic.lineage import Superseded
-from adaptrain.elastic.mates import Mates
-from adaptrain.elastic.sockets import GroupSockets
-from adaptrain.elastic.state import INITIAL, TORN, ReplicatedState
-from adaptrain.elastic.wire import Frame
+from adaptrain.elastic.checkpoint.manager import ANSWER_SECONDS, MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
+from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.membership.client import Epochs
+from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.state import divergence
+from adaptrain.elastic.state.replicated import INITIAL, TORN, ReplicatedState
+from adaptrain.elastic.storage.lineage import Superseded
 from adaptrain.errors import Refused
+from adaptrain.rpc.framing import Frame
 
 log = logging.getLogger(__name__)
 

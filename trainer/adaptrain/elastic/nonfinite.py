@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from adaptrain.elastic.checkpoint import Checkpoints
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.state import ReplicatedState, tell
-from adaptrain.elastic.transfer import spread
+from adaptrain.elastic.checkpoint.manager import Checkpoints
+from adaptrain.elastic.collectives.broadcast import spread
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.state.replicated import ReplicatedState, tell
 from adaptrain.errors import InvalidJob
 
 log = logging.getLogger(__name__)

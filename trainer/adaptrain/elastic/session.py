@@ -12,21 +12,21 @@ import torch
 from adaptrain_api.checkpoints import Checkpoint
 from adaptrain_api.progress import Result, foremost
 
-from adaptrain.elastic import http
-from adaptrain.elastic.arrival import Arrival
-from adaptrain.elastic.checkpoint import Checkpoints, Policy
-from adaptrain.elastic.coordinator import Coordinator
+from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
+from adaptrain.elastic.checkpoint.origin import Origin
+from adaptrain.elastic.collectives.rendezvous import Rendezvous
 from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
-from adaptrain.elastic.mates import Mates
-from adaptrain.elastic.origin import Origin
-from adaptrain.elastic.rendezvous import Rendezvous
-from adaptrain.elastic.storage import Directory, Storage, Unavailable
-from adaptrain.elastic.threads import forever
-from adaptrain.elastic.trace import Trace, trace_directory
+from adaptrain.elastic.membership.arrival import Arrival
+from adaptrain.elastic.membership.coordinator import Coordinator
+from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.state.sample_log import Trace, trace_directory
+from adaptrain.elastic.storage.directory import Directory, Storage, Unavailable
 from adaptrain.errors import InvalidJob
-from adaptrain.metrics import WorkerMetrics
-from adaptrain.ports import listens_at
-from adaptrain.process import WorkerSettings
+from adaptrain.observability.metrics import WorkerMetrics
+from adaptrain.process.settings import WorkerSettings
+from adaptrain.process.threads import forever
+from adaptrain.rpc import http
+from adaptrain.rpc.ports import listens_at
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Session:
 
 def _storage(settings: WorkerSettings) -> Storage | None:
     if settings.checkpoint_uri is not None:
-        from adaptrain.elastic.objects import Bucket  # only where there is one
+        from adaptrain.elastic.storage.object_store import Bucket  # only where there is one
 
         try:
             return Bucket(settings.checkpoint_uri)

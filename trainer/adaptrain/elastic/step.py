@@ -19,14 +19,14 @@ from typing import Protocol
 
 import torch
 
-from adaptrain.elastic.device import settle
-from adaptrain.elastic.gradients import NOTHING, Said
-from adaptrain.elastic.group import Group
+from adaptrain.elastic.collectives.device import settle
+from adaptrain.elastic.collectives.gradients import NOTHING, Said
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.load_balancer import Shares
 from adaptrain.elastic.nonfinite import NonFinite
-from adaptrain.elastic.shares import Shares
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.trace import Trace
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.observability.metrics import WorkerMetrics
 
 MOST_LOSSES = 32
 """Steps over which the reported loss is the mean."""

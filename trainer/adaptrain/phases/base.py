@@ -14,21 +14,21 @@ import torch
 from adaptrain_api import phases as api
 from adaptrain_api.progress import PhaseProgress
 
-from adaptrain.data import DataSet, Split
 from adaptrain.data.augment import augment
-from adaptrain.elastic.batchnorm import uses_batch_to_evaluate
-from adaptrain.elastic.device import settle
-from adaptrain.elastic.group import Group
+from adaptrain.data.dataset import DataSet, Split
+from adaptrain.data.rng import derive, seed_torch
+from adaptrain.data.sampler import Sampler, share
+from adaptrain.elastic.collectives.batch_norm import uses_batch_to_evaluate
+from adaptrain.elastic.collectives.device import settle
+from adaptrain.elastic.collectives.process_group import Group
 from adaptrain.elastic.nonfinite import NonFinite
-from adaptrain.elastic.sampler import Sampler, share
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.state.warmup import no_trace
 from adaptrain.elastic.step import ElasticStep, Part
-from adaptrain.elastic.trace import Trace
-from adaptrain.elastic.warmup import no_trace
 from adaptrain.errors import InvalidJob
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.optimizers import build_optimizer
-from adaptrain.seeds import derive, seed_torch
 
 EVALUATION_BATCH = 1024
 LOSS = "val/loss"

@@ -1,7 +1,7 @@
 """Types of phases: the one place where a new one is named."""
 
+from adaptrain.config.imports import call, find
 from adaptrain.errors import InvalidJob
-from adaptrain.load import call, find
 from adaptrain.phases.base import Context, Phase
 from adaptrain.phases.supervised import Supervised
 

@@ -8,17 +8,17 @@ import torch
 from adaptrain_api import phases as api
 from adaptrain_api.progress import PhaseProgress
 
-from adaptrain.data import DataSet
-from adaptrain.elastic.checkpoint import Checkpoints
-from adaptrain.elastic.group import Group
-from adaptrain.elastic.state import ReplicatedState
-from adaptrain.elastic.trace import Trace
-from adaptrain.elastic.weights import Weights
+from adaptrain.data.dataset import DataSet
+from adaptrain.data.rng import derive, seed_torch
+from adaptrain.elastic.checkpoint.manager import Checkpoints
+from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.state.replicated import ReplicatedState
+from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.storage.weights import Weights
 from adaptrain.errors import InvalidJob
-from adaptrain.metrics import WorkerMetrics
+from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.base import Context, Phase
 from adaptrain.phases.registry import build_phase
-from adaptrain.seeds import derive, seed_torch
 
 
 class PhaseSequence:

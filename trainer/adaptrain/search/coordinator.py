@@ -17,24 +17,24 @@ from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, Tri
 from adaptrain_api.search import HEAVY, ArchitectureSearch
 
 from adaptrain import clock
-from adaptrain.elastic import wire
-from adaptrain.elastic.frames import PEERS
-from adaptrain.elastic.listener import Guest
-from adaptrain.elastic.service import Announce, Reply, Site, listen, meet
-from adaptrain.metrics import SearchMetrics
-from adaptrain.search import kept
+from adaptrain.observability.metrics import SearchMetrics
+from adaptrain.rpc import framing
+from adaptrain.rpc.listener import Guest
+from adaptrain.rpc.messages import PEERS
+from adaptrain.rpc.server import Announce, Reply, Site, listen, meet
 from adaptrain.search.algorithms.base import Proposal
-from adaptrain.search.algorithms.objectives import Searcher
 from adaptrain.search.algorithms.oneshot import SUPERNET
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.apart import Apart
-from adaptrain.search.dispatch import Dispatch
-from adaptrain.search.frames import FROM_EVALUATOR
-from adaptrain.search.resolve import check
+from adaptrain.search.algorithms.scalarization import Searcher
+from adaptrain.search.evaluation.messages import FROM_EVALUATOR
+from adaptrain.search.evaluation.parameters import check
+from adaptrain.search.evaluation.unused_dimensions import Unread
+from adaptrain.search.job_trials import OPERATOR, TrialJobs
+from adaptrain.search.scheduler import Dispatch
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study import STATES, Ended, Study, as_architecture, as_ranking, finite, one_line, open_store
-from adaptrain.search.trial_jobs import OPERATOR, TrialJobs
-from adaptrain.search.unread import Unread
+from adaptrain.search.study import weights_retention
+from adaptrain.search.study.study import STATES, Ended, Study, as_architecture, as_ranking, finite, one_line, open_store
+from adaptrain.search.subprocess import Apart
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class SearchCoordinator:
         writer = guest.writer
         try:
             evaluator = self._greet(*await meet(guest, self._token, FROM_EVALUATOR), writer)
-            while (line := await wire.read(guest.reader)) is not None:
+            while (line := await framing.read(guest.reader)) is not None:
                 frame = FROM_EVALUATOR.check(line)
                 if self._evaluators.get(evaluator.id) is not evaluator:
                     return
@@ -179,20 +179,20 @@ class SearchCoordinator:
                     return
                 answer = self._hear(evaluator, frame)
                 if answer is not None:
-                    writer.write(wire.encode(answer))
+                    writer.write(framing.encode(answer))
                     await writer.drain()
         except (KeyError, ValueError, TypeError) as error:  # the space's and the study's words are checked by them
-            raise wire.BadFrame(repr(error)[:200]) from error
+            raise framing.BadFrame(repr(error)[:200]) from error
         finally:
             writer.transport.abort()
             if evaluator is not None and self._evaluators.get(evaluator.id) is evaluator:
                 del self._evaluators[evaluator.id]
                 self._gone(evaluator.id, orderly)
 
-    def _greet(self, hello: wire.Frame, reply: Reply, writer: asyncio.StreamWriter) -> _Evaluator:
+    def _greet(self, hello: framing.Frame, reply: Reply, writer: asyncio.StreamWriter) -> _Evaluator:
         now, id = clock.now(), hello["id"]
         if id not in self._evaluators and len(self._evaluators) >= PEERS:
-            raise wire.BadFrame(f"there are {PEERS} evaluators already")
+            raise framing.BadFrame(f"there are {PEERS} evaluators already")
         if (old := self._evaluators.get(id)) is not None:
             old.writer.transport.abort()
         evaluator = _Evaluator(id, hello["name"], now, writer, time.monotonic())
@@ -203,10 +203,10 @@ class SearchCoordinator:
         if (has := hello.get("trial")) is not None:
             architecture = as_architecture(has["architecture"])
             goes_on = self._dispatch.back(id, has["number"], architecture, has["why"], now)
-        writer.write(wire.encode(reply({"do": "welcome", "number": self.number, "go": goes_on})))
+        writer.write(framing.encode(reply({"do": "welcome", "number": self.number, "go": goes_on})))
         return evaluator
 
-    def _hear(self, evaluator: _Evaluator, frame: wire.Frame) -> wire.Frame | None:
+    def _hear(self, evaluator: _Evaluator, frame: framing.Frame) -> framing.Frame | None:
         match frame["is"]:
             case "beat":
                 return {"do": "beat"}
@@ -236,7 +236,7 @@ class SearchCoordinator:
                 self._later(self._answer(evaluator, number))
                 return None
             case other:
-                raise wire.BadFrame(f"a second {other}")
+                raise framing.BadFrame(f"a second {other}")
 
     def _later(self, answer: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(answer)
@@ -246,7 +246,7 @@ class SearchCoordinator:
     async def _give(self, evaluator: _Evaluator) -> None:
         """Answer who asks for a trial."""
         try:
-            evaluator.writer.write(wire.encode(await self._choose(evaluator)))
+            evaluator.writer.write(framing.encode(await self._choose(evaluator)))
             await evaluator.writer.drain()
         except ConnectionError:
             pass
@@ -254,7 +254,7 @@ class SearchCoordinator:
             log.exception("%s gets no trial", evaluator.name)
             evaluator.writer.transport.abort()  # it will call and ask again
 
-    async def _choose(self, evaluator: _Evaluator) -> wire.Frame:
+    async def _choose(self, evaluator: _Evaluator) -> framing.Frame:
         dispatch = self._dispatch
         async with self._asking:  # the next one must know what this one gets
             if not self._has(evaluator):
@@ -317,7 +317,7 @@ class SearchCoordinator:
         with contextlib.suppress(ConnectionError):
             if (written := self._unwritten.get(number)) is not None:
                 await asyncio.shield(written)
-            evaluator.writer.write(wire.encode({"do": "told", "trial": number}))
+            evaluator.writer.write(framing.encode({"do": "told", "trial": number}))
             await evaluator.writer.drain()
 
     async def _write(self) -> None:
@@ -345,9 +345,9 @@ class SearchCoordinator:
     async def _sweep(self, study: Path) -> None:
         """Remove the weights of trials that can't win any more, and what evaluators left that were lost."""
         with contextlib.suppress(OSError):  # there is room for them, then
-            names = await asyncio.to_thread(kept.listed, study)
-            gone = kept.stale(names, self._dispatch.ended, self._dispatch.standings.kept)
-            await asyncio.to_thread(kept.remove, study, gone)
+            names = await asyncio.to_thread(weights_retention.listed, study)
+            gone = weights_retention.stale(names, self._dispatch.ended, self._dispatch.standings.kept)
+            await asyncio.to_thread(weights_retention.remove, study, gone)
 
     async def _watch(self) -> None:
         """Drop who is silent; keep the gauges."""

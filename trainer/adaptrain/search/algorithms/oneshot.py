@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptrain.arguments import flag, positive, positive_number
+from adaptrain.config.arguments import flag, positive, positive_number
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
-from adaptrain.search.algorithms.objectives import Single
+from adaptrain.search.algorithms.scalarization import Single
 from adaptrain.search.spaces.base import Architecture, Space
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201

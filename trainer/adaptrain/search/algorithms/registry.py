@@ -2,20 +2,20 @@
 
 from adaptrain_api.search import AlgorithmName, ArchitectureSearchSpec, Pruning
 
+from adaptrain.config.imports import call
 from adaptrain.errors import InvalidJob
-from adaptrain.load import call
-from adaptrain.search.algorithms.auto import Auto
 from adaptrain.search.algorithms.base import Algorithm
-from adaptrain.search.algorithms.controller import PPO, Reinforce
+from adaptrain.search.algorithms.bayesian.ehvi import Fronts
+from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
-from adaptrain.search.algorithms.fronts import Fronts
 from adaptrain.search.algorithms.local_search import LocalSearch
 from adaptrain.search.algorithms.neat import Neat
-from adaptrain.search.algorithms.objectives import Searcher, Single
 from adaptrain.search.algorithms.oneshot import METHODS, CellSpace, OneShot
 from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAlgorithm
-from adaptrain.search.algorithms.pruning import Hyperband, Median, Pruner, SuccessiveHalving
+from adaptrain.search.algorithms.pruners import Hyperband, Median, Pruner, SuccessiveHalving
 from adaptrain.search.algorithms.random import RandomSearch
+from adaptrain.search.algorithms.reinforce import PPO, Reinforce
+from adaptrain.search.algorithms.scalarization import Searcher, Single
 from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.topology import Topology
 
@@ -63,7 +63,7 @@ def make_algorithm(spec: ArchitectureSearchSpec, space: Space) -> Searcher:
 
 
 def _predictor() -> type[Algorithm]:
-    from adaptrain.search.algorithms.predictor import Predictor
+    from adaptrain.search.algorithms.bayesian.predictor import Predictor
 
     return Predictor
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from adaptrain.data.rng import derive, seed_torch
 from adaptrain.search.algorithms.oneshot import CellSpace, Method
 from adaptrain.search.oneshot.supernet import Supernet, supernet
 from adaptrain.search.spaces.base import Architecture
-from adaptrain.seeds import derive, seed_torch
 
 Samples = tuple[torch.Tensor, torch.Tensor]
 """Inputs [n, …] and classes int64 [n]."""

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adaptrain.models import BUILT_IN
-from adaptrain.search.algorithms.candidates import unlike
+from adaptrain.models.registry import BUILT_IN
+from adaptrain.search.algorithms.bayesian.candidates import unlike
 from adaptrain.search.oneshot.base import Found, Samples, batches, halves, ranked, seeded
 from adaptrain.search.spaces.base import Architecture, Space
 

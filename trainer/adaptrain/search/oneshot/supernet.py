@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from adaptrain.models.darts import OPERATIONS as DARTS_OPERATIONS
-from adaptrain.models.nasbench201 import OPERATIONS as NASBENCH201_OPERATIONS
-from adaptrain.models.nasbench201 import skeleton
-from adaptrain.models.operations import identity
-from adaptrain.models.stack import Stack
+from adaptrain.models.cells.darts import OPERATIONS as DARTS_OPERATIONS
+from adaptrain.models.cells.nasbench201 import OPERATIONS as NASBENCH201_OPERATIONS
+from adaptrain.models.cells.nasbench201 import skeleton
+from adaptrain.models.cells.operations import identity
+from adaptrain.models.cells.stack import Stack
 from adaptrain.search.algorithms.oneshot import CellSpace
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.cells import INPUTS, Darts

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptrain.arguments import one_of, positive, several
+from adaptrain.config.arguments import one_of, positive, several
 from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Space
 
 Node = tuple[tuple[str, int], tuple[str, int]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptrain.arguments import ascending, flag, odd, one_of, positive, several
+from adaptrain.config.arguments import ascending, flag, odd, one_of, positive, several
 from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Space
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptrain.arguments import positive
+from adaptrain.config.arguments import positive
 from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Graph, Space, diagram
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

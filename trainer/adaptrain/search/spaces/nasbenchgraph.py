@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptrain.arguments import positive
+from adaptrain.config.arguments import positive
 from adaptrain.search.spaces.base import Architecture, Codes, Diagram, Dimension, Features, Graph, Space, diagram
 
 LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")

@@ -2,8 +2,8 @@
 
 from adaptrain_api.search_space import SearchSpace
 
+from adaptrain.config.imports import call, find
 from adaptrain.errors import InvalidJob
-from adaptrain.load import call, find
 from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.cells import Darts, Nasnet
 from adaptrain.search.spaces.chains import Cnn, Mlp, Transformer
