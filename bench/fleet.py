@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from adaptrain_api.progress import HTTP_PORT
-from adaptrain_api.proof import Gate
+from adaptrain_api.contracts.coordinator_api import HTTP_PORT
+from adaptrain_api.contracts.proof import Gate
 from adaptrain_operator.core import naming
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.kinds import JOB, POD, SECRET

@@ -15,7 +15,7 @@ from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.evaluation.training_trial import Training
 from adaptrain.search.spaces.base import Architecture
 from adaptrain.search.spaces.registry import make_space
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from bench.report import emit
 

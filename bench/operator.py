@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from adaptrain_api.training import TrainingJobSpec
-from adaptrain_api.training_status import TrainingJobStatus
-from adaptrain_operator.core import children, naming
+from adaptrain_api.training.job import TrainingJobSpec
+from adaptrain_api.training.status import TrainingJobStatus
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.objects import owned
+from adaptrain_operator.core.objects.pods import coordinator_pod, worker_pod
 from adaptrain_operator.core.observed import Job
-from adaptrain_operator.core.pods import coordinator_pod, worker_pod
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError
 from adaptrain_operator.kube.kinds import APPLIED, JOB, POD, Kind
@@ -119,8 +120,8 @@ async def bare(client: Client, namespace: str, jobs: int) -> float:
     async def make(number: int) -> None:
         job = Job(f"job-{number}", namespace, str(uuid.uuid4()), 1, 0.0, False, parsed, TrainingJobStatus())
         # No owner exists, and with one that doesn't, the collector would take them away.
-        first = [children.service_account(job), children.config_map(job), children.token_secret(job, "t" * 64)]
-        then = [children.coordinator_service(job, 1), children.disruption_budget(job), *children.network_policies(job)]
+        first = [owned.service_account(job), owned.config_map(job), owned.token_secret(job, "t" * 64)]
+        then = [owned.coordinator_service(job, 1), owned.disruption_budget(job), *owned.network_policies(job)]
         image = parsed.image or ""
         pods = [
             coordinator_pod(job, 1, image, None, ()),

@@ -29,7 +29,7 @@ from adaptrain.elastic.state.sample_log import read_times
 from adaptrain.local.processes import LocalJob
 from adaptrain.models.registry import build_model
 from adaptrain_api.components import ModelSource
-from adaptrain_api.phases import Augmentation
+from adaptrain_api.phases.phase import Augmentation
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.report import emit

@@ -9,8 +9,8 @@ import argparse
 import json
 import time
 
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.training import dump
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.training.job import dump
 
 from bench.report import emit
 from tests.e2e.cluster_api import Object, until

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from bench.report import emit
 from bench.torchrun_peer import Agents

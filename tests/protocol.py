@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from adaptrain.rpc import framing, handshake
-from adaptrain_api.proof import Gate
+from adaptrain_api.contracts.proof import Gate
 from aiohttp import web
 
 

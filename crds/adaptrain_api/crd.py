@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from adaptrain_api import search, training
 from adaptrain_api.objects import GROUP, VERSION
+from adaptrain_api.search import job as searches
+from adaptrain_api.training import job as jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "crds", ROOT / "charts/adaptrain/files/crds")
@@ -53,9 +54,9 @@ class Resource:
 
 
 JOB = Resource(
-    training.AdaptiveTrainingJob,
+    jobs.AdaptiveTrainingJob,
     "the job",
-    training.PLURAL,
+    jobs.PLURAL,
     "atj",
     (
         ("Phase", "string", ".status.phase", "What the job is doing."),
@@ -81,9 +82,9 @@ JOB = Resource(
     scale=True,
 )
 SEARCH = Resource(
-    search.ArchitectureSearch,
+    searches.ArchitectureSearch,
     "the search",
-    search.PLURAL,
+    searches.PLURAL,
     "asearch",
     (
         ("Phase", "string", ".status.phase", "What the search is doing."),

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
-from adaptrain_api import base, checkpoints, components, containers, objects, pods, search_goals, search_space, sources
+from adaptrain_api import base, components, objects
 from adaptrain_api.crd import JOB, RESOURCES, Resource, structural
+from adaptrain_api.search import goals, space
+from adaptrain_api.training import checkpoints, containers, script, workers
 
 WORDS = {
     base.QUANTITY: "must be a quantity such as 2, 500m or 4Gi",
@@ -21,16 +23,16 @@ WORDS = {
     components.COMPONENT: "must be a built-in's name, or module:callable from the image",
     containers.ENV_NAME: "must hold only letters, digits, '-', '_' and '.', no digit first",
     containers.IMAGE: "must be an image reference: printable ASCII without blanks",
-    pods.CAPABILITY: "must be the name of a Linux capability such as IPC_LOCK, without CAP_",
+    workers.CAPABILITY: "must be the name of a Linux capability such as IPC_LOCK, without CAP_",
     objects.MANAGER: "must be a controller's name with its domain, such as adaptrain.io/operator",
-    search_goals.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
-    search_space.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
+    goals.METRIC: "must be a name such as val/accuracy: a letter, then letters, digits, '-', '_', '.' and '/'",
+    space.PARAMETER: "must be a field such as phases[0].optimizer.learningRate, or a plain name",
     checkpoints.SHA256: "must be 64 hexadecimal digits in lower case, as sha256sum prints them",
     checkpoints.RESUME_FROM: "must be a checkpoint's folder such as team.digits/step-0000001200.4294967299, or its last"
     " part alone",
     checkpoints.SECRET_KEY: "must hold only letters, digits, '-', '_' and '.'",
-    sources.PACKAGE: "must be a package of one version, such as timm==1.0.22",
-    sources.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
+    script.PACKAGE: "must be a package of one version, such as timm==1.0.22",
+    script.GIT_URL: "must be an http:// or https:// URL without credentials, which belong into secretRef",
 }
 """What each pattern wants; a test keeps this complete."""
 

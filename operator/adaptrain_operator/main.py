@@ -15,23 +15,24 @@ from typing import Any
 
 import kopf
 from adaptrain_api.base import ALLOWED
-from adaptrain_api.search import POOL
+from adaptrain_api.search.job import POOL
 
-from adaptrain_operator import handlers, logs, metrics
+from adaptrain_operator import logs, metrics
+from adaptrain_operator.controllers import watch
+from adaptrain_operator.controllers.base import Runtime
+from adaptrain_operator.controllers.job import Reconciler
+from adaptrain_operator.controllers.search import SearchReconciler
 from adaptrain_operator.core import naming
+from adaptrain_operator.health import serve
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError, Refused
 from adaptrain_operator.kube.kinds import NODE
-from adaptrain_operator.kube.lease import Election
-from adaptrain_operator.progress import Puller
+from adaptrain_operator.kube.leader_election import Election
 from adaptrain_operator.runtime.cache import Cache
+from adaptrain_operator.runtime.coordinator_poller import Puller
 from adaptrain_operator.runtime.events import Events
-from adaptrain_operator.runtime.leases import NodeLeases
-from adaptrain_operator.runtime.queue import Queue
-from adaptrain_operator.runtime.reconciler import Reconciler
-from adaptrain_operator.runtime.runtime import Runtime
-from adaptrain_operator.runtime.searches import SearchReconciler
-from adaptrain_operator.server import serve
+from adaptrain_operator.runtime.node_leases import NodeLeases
+from adaptrain_operator.runtime.workqueue import Queue
 from adaptrain_operator.settings import Settings
 from adaptrain_operator.tasks import forever
 
@@ -172,13 +173,13 @@ class Operator:
                 await asyncio.sleep(1)
 
     async def _watch(self, runtime: Runtime) -> None:
-        registry = handlers.registry(runtime, self._cache.sees_nodes)
+        registry = watch.registry(runtime, self._cache.sees_nodes)
         started = asyncio.Event()
         task = asyncio.create_task(
             kopf.operator(
                 registry=registry,
-                settings=handlers.configure(),
-                memories=handlers.NoMemories(),
+                settings=watch.configure(),
+                memories=watch.NoMemories(),
                 standalone=True,
                 clusterwide=not self._settings.namespaces,
                 namespaces=self._settings.namespaces,

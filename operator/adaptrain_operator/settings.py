@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from adaptrain_api.base import dump
-from adaptrain_api.containers import Resources
-from adaptrain_api.pods import PRIVILEGES, Toleration
+from adaptrain_api.training.containers import Resources
+from adaptrain_api.training.workers import PRIVILEGES, Toleration
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from adaptrain_operator.core.defaults import OURS, Defaults

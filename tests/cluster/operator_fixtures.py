@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain_api.progress import HTTP_PORT
-from adaptrain_api.proof import Gate
+from adaptrain_api.contracts.coordinator_api import HTTP_PORT
+from adaptrain_api.contracts.proof import Gate
 from adaptrain_operator.core import naming
 
 from tests.manifests import small_training

@@ -16,7 +16,7 @@ from typing import Any
 from adaptrain_api.base import dump
 from adaptrain_api.crd import structural
 from adaptrain_api.errors import explain
-from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec
+from adaptrain_api.training.job import AdaptiveTrainingJob, TrainingJobSpec
 from pydantic import ValidationError
 from pydantic.alias_generators import to_snake
 

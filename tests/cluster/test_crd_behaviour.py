@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from adaptrain_api.base import dump
-from adaptrain_api.training import AdaptiveTrainingJob
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.training.job import AdaptiveTrainingJob
+from adaptrain_api.training.status import TrainingJobStatus
 
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 MERGE = "application/merge-patch+json"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from adaptrain.elastic.state.sample_log import read_lineage
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 WAIT_SECONDS = 120.0

@@ -10,9 +10,9 @@ import optuna
 from adaptrain.local.processes import LocalJob
 from adaptrain.local.run import Keeper
 from adaptrain.search.study.study import JOURNAL
-from adaptrain_api.pool import pool
-from adaptrain_api.progress import SearchProgress
-from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.contracts.coordinator_api import SearchProgress
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.search.pool import pool
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from adaptrain_api.pods import PRIVILEGES
+from adaptrain_api.training.workers import PRIVILEGES
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/adaptrain"

@@ -25,8 +25,8 @@ from adaptrain.elastic.storage.object_store import Bucket
 from adaptrain.errors import InvalidJob
 from adaptrain.local.processes import LocalJob, forks
 from adaptrain.local.run import run_manifest
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import dump
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.training.job import dump
 from obstore.store import S3Store
 from safetensors.torch import load as load_weights
 

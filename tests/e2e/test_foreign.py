@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import finished, largest_difference, wait_for
 

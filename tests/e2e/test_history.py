@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.e2e.test_script import HERE

@@ -8,7 +8,7 @@ import pytest
 import torch
 from adaptrain.local.processes import LocalJob
 from adaptrain.phases.base import Context, Phase
-from adaptrain_api.progress import Progress
+from adaptrain_api.contracts.coordinator_api import Progress
 from torch.nn import functional as F
 
 from tests.e2e.local_jobs import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.progress import Progress, Result
+from adaptrain_api.contracts.coordinator_api import Progress, Result
 
 from tests.e2e.gated import reached
 from tests.e2e.local_jobs import finished, job, running, wait_for

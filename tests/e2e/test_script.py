@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import check_samples, finished, largest_difference, running, step_of, wait_for
 from tests.faults.wires import Wires, sever

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from adaptrain.local.processes import LocalJob
 from adaptrain.local.run import Keeper
-from adaptrain_api.progress import Progress, Result
+from adaptrain_api.contracts.coordinator_api import Progress, Result
 from optuna.trial import TrialState
 
 from tests.e2e.local_jobs import job, wait_for

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from adaptrain.local.processes import LocalJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import finished, running, wait_for
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptrain.local.processes import PRELOADED, LocalJob
-from adaptrain_api.progress import Progress
+from adaptrain_api.contracts.coordinator_api import Progress
 
 from tests.e2e.local_jobs import job
 from tests.faults.schedule import Fault

@@ -13,14 +13,15 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adaptrain_api.progress import Progress, SearchProgress
-from adaptrain_api.training import dump
+from adaptrain_api.contracts.coordinator_api import Progress, SearchProgress
+from adaptrain_api.training.job import dump
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.decide import decide
-from adaptrain_operator.core.essentials import decide_anyhow, read_status
+from adaptrain_operator.core.job.essentials import decide_anyhow
+from adaptrain_operator.core.job.reconcile import decide
 from adaptrain_operator.core.observed import Lease, Observed
 from adaptrain_operator.core.plan import Plan
-from adaptrain_operator.runtime.leases import seen_again
+from adaptrain_operator.core.stored_status import read_status
+from adaptrain_operator.runtime.node_leases import seen_again
 from pydantic import ValidationError
 
 from tests.unit.operator_world import Object, World, make_spec, stamp
@@ -133,7 +134,7 @@ class Apart(World):
         return plan
 
     def look_at_leases(self) -> None:
-        """As runtime/leases.py does, of suspected nodes only."""
+        """As runtime/node_leases.py does, of suspected nodes only."""
         for node in self.suspects:
             renewed = min(self.now, self.dead.get(node, self.now)) // 10 * 10 + self.node_offsets.get(node, 0.0)
             self.leases[node] = seen_again(self.leases.get(node), renewed, self.ours())

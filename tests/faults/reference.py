@@ -11,7 +11,7 @@ from adaptrain.elastic.membership.socket_abort import GroupSockets
 from adaptrain.elastic.state.sample_log import Trace
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.faults.model import mlp
 

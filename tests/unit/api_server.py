@@ -13,20 +13,20 @@ from contextlib import asynccontextmanager
 from copy import deepcopy
 from typing import Any
 
-from adaptrain_api.progress import Progress
+from adaptrain_api.contracts.coordinator_api import Progress
 from adaptrain_operator import clock
+from adaptrain_operator.controllers.base import Runtime
+from adaptrain_operator.controllers.job import Reconciler
+from adaptrain_operator.controllers.search import SearchReconciler
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Contact
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.kinds import JOB, SEARCH, Kind
-from adaptrain_operator.progress import Puller
 from adaptrain_operator.runtime.cache import Cache
+from adaptrain_operator.runtime.coordinator_poller import Puller
 from adaptrain_operator.runtime.events import Events
-from adaptrain_operator.runtime.leases import NodeLeases
-from adaptrain_operator.runtime.queue import Queue
-from adaptrain_operator.runtime.reconciler import Reconciler
-from adaptrain_operator.runtime.runtime import Runtime
-from adaptrain_operator.runtime.searches import SearchReconciler
+from adaptrain_operator.runtime.node_leases import NodeLeases
+from adaptrain_operator.runtime.workqueue import Queue
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 

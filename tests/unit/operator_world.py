@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import TrainingJobSpec, dump
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.training.job import TrainingJobSpec, dump
+from adaptrain_api.training.status import TrainingJobStatus
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.decide import decide
+from adaptrain_operator.core.job.reconcile import decide
 from adaptrain_operator.core.observed import Claim, Contact, Job, Lease, Node, Observed, Pod, Problem
 from adaptrain_operator.core.plan import Plan
 from adaptrain_operator.core.sightings import sighted

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from adaptrain_api import base, crd, errors, reference
 from adaptrain_api.base import FreeForm, Integer, ListMap, Model, Number, Quantities, Rule, Rules, Text
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from pydantic import Field
 
 

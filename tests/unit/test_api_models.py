@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 from adaptrain_api.base import Model, dump, is_qualified_name
+from adaptrain_api.contracts.coordinator_api import Progress
 from adaptrain_api.manifest import documents
 from adaptrain_api.objects import Condition
-from adaptrain_api.pods import Workers
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import AdaptiveTrainingJob
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.training.job import AdaptiveTrainingJob
+from adaptrain_api.training.status import TrainingJobStatus
+from adaptrain_api.training.workers import Workers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from adaptrain_api.crd import JOB, RESOURCES, SEARCH, Resource, custom_resource_definition
 from adaptrain_api.errors import explain
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from pydantic import ValidationError
 
 FILES = ((JOB, "test_api_cases.yaml"), (SEARCH, "test_search_api_cases.yaml"))

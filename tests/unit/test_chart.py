@@ -41,7 +41,7 @@ def test_values_hold_exactly_what_the_schema_describes() -> None:
 
 
 def test_what_may_be_allowed_is_what_the_crds_guard() -> None:
-    from adaptrain_api.pods import PRIVILEGES
+    from adaptrain_api.training.workers import PRIVILEGES
 
     assert tuple(SCHEMA["properties"]["jobs"]["properties"]["allow"]["items"]["enum"]) == PRIVILEGES
     for made in (ROOT / "crds").glob("*.yaml"):
@@ -94,7 +94,7 @@ def test_operator_knows_its_variables() -> None:
 
 def test_ports_of_the_monitors_are_named_in_the_pods() -> None:
     monitors = (CHART / "templates/monitors.yaml").read_text()
-    pods = (ROOT / "operator/adaptrain_operator/core/pods.py").read_text()
+    pods = (ROOT / "operator/adaptrain_operator/core/objects/pods.py").read_text()
     ports = re.search(r'dict "coordinator" "(\w+)" "worker" "(\w+)"', monitors)
     assert ports is not None
     for port in ports.groups():
@@ -103,7 +103,7 @@ def test_ports_of_the_monitors_are_named_in_the_pods() -> None:
 
 @pytest.mark.parametrize("target", ["operator", "trainer"])
 def test_image_runs_as_the_user_that_pods_ask_for(target: str) -> None:
-    from adaptrain_operator.core.podparts import USER
+    from adaptrain_operator.core.objects.pod_parts import USER
 
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.M)
     (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {target}")]

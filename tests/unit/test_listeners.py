@@ -21,8 +21,8 @@ from adaptrain.rpc.client import NotOurs, ask
 from adaptrain.rpc.listener import Bounds, Guest, Listener, source
 from adaptrain.rpc.messages import FROM_COORDINATOR, FROM_WORKER
 from adaptrain.rpc.ports import join, listen_on, listens_at, split
-from adaptrain_api.proof import NONCE_SECONDS, Caller, Gate
-from adaptrain_operator import server
+from adaptrain_api.contracts.proof import NONCE_SECONDS, Caller, Gate
+from adaptrain_operator import health
 
 from tests.protocol import greet, receive
 
@@ -249,7 +249,7 @@ def test_what_a_users_code_measures_closes_nothing() -> None:
 )
 def test_a_worker_obeys_nobody_who_does_not_prove_himself_and_calls_again(said: bytes) -> None:
     with listening() as (server, control):
-        connection, _ = server.accept()
+        connection, _ = health.accept()
         with closing(connection), suppress(ConnectionError):
             connection.sendall(said)
             assert TOKEN.encode() not in connection.recv(100_000)
@@ -285,13 +285,13 @@ def test_an_odd_order_makes_a_worker_call_again(frame: framing.Frame) -> None:
 @contextmanager
 def listening() -> Iterator[tuple[socket.socket, Control]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20)
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+        health.settimeout(20)
+        address = f"127.0.0.1:{health.getsockname()[1]}"
         yield server, Control(address, TOKEN, Identity("u", "w", "h", 1), GroupSockets())
 
 
 def called(server: socket.socket) -> socket.socket:
-    connection, _ = server.accept()
+    connection, _ = health.accept()
     connection.settimeout(20)
     receive(connection, TOKEN, {"do": "welcome", "number": 1})
     assert next(framing.frames(connection))["is"] == "beating"
@@ -444,13 +444,13 @@ def test_a_host_with_many_addresses_is_one_stranger() -> None:
 
 def test_the_operators_own_port_bounds_connections_and_serves_whoever_asks() -> None:
     async def check() -> None:
-        runner = await server.serve("127.0.0.1", 0, lambda: None, lambda: "not yet")
+        runner = await health.serve("127.0.0.1", 0, lambda: None, lambda: "not yet")
         port = runner.addresses[0][1]
-        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3 * server.MOST)]
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3 * health.MOST)]
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/healthz") as answer:
             assert answer.status == 200
         assert runner.server is not None
-        assert len(runner.server.connections) <= server.MOST
+        assert len(runner.server.connections) <= health.MOST
         for _, writer in held:
             writer.transport.abort()
         await runner.cleanup()

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 from adaptrain_operator import clock
-from adaptrain_operator.core import children, pods
+from adaptrain_operator.controllers.status_writer import only_fast, progress_every
+from adaptrain_operator.core.objects import owned, pods
 from adaptrain_operator.core.plan import Event
-from adaptrain_operator.kube import lease as leases
+from adaptrain_operator.kube import leader_election as leases
 from adaptrain_operator.kube.errors import error
-from adaptrain_operator.kube.lease import Election
+from adaptrain_operator.kube.leader_election import Election
 from adaptrain_operator.runtime.events import AGAIN_AFTER, AT_ONCE, WAITING, Events
-from adaptrain_operator.runtime.queue import Queue
-from adaptrain_operator.runtime.statuses import only_fast, progress_every
+from adaptrain_operator.runtime.workqueue import Queue
 
 from tests.unit.operator_world import Object, World
 
@@ -251,17 +251,17 @@ def test_a_large_spec_is_worked_on_once_for_each_generation(monkeypatch: pytest.
     world = World()
     world.settle()
     built: list[str] = []
-    monkeypatch.setattr(children, "_config_map", lambda job: built.append("again"))
+    monkeypatch.setattr(owned, "_config_map", lambda job: built.append("again"))
     monkeypatch.setattr(pods, "_template_hash", lambda job: built.append("again"))
-    first = children.config_map(world.job)
+    first = owned.config_map(world.job)
     for _ in range(5):
         world.now += 1
         world.answer(step=int(world.now))
         world.step()
-    assert children.config_map(world.job) is first
+    assert owned.config_map(world.job) is first
     assert not built
     world.spec = world.spec.model_copy(update={"seed": 7})
-    children.config_map(world.job)
+    owned.config_map(world.job)
     assert built
 
 

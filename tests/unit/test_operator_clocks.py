@@ -9,7 +9,7 @@ from adaptrain_operator.core.observed import Lease, Pod, moment
 from adaptrain_operator.core.sightings import sighted
 from adaptrain_operator.kube.kinds import POD
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.leases import seen_again
+from adaptrain_operator.runtime.node_leases import seen_again
 
 from tests.unit.operator_world import T0, World, stamp
 from tests.unit.test_operator_parts import obj

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
-from adaptrain_operator.core import children, conditions, naming
-from adaptrain_operator.core.coordinator import LAST_WORDS
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.job import diagnostics
+from adaptrain_operator.core.job.coordinator import LAST_WORDS
+from adaptrain_operator.core.objects import owned
 
 from tests.unit.operator_world import T0, World, make_spec
 
@@ -260,7 +262,7 @@ def test_a_deleted_job_makes_nothing() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (95, "1m35s"), (7300, "2h1m")])
 def test_durations(seconds: float, text: str) -> None:
-    assert conditions.duration(seconds) == text
+    assert diagnostics.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_contained(wanted: Any, found: Any, same: bool) -> None:
-    assert children.contained(wanted, found) is same
+    assert owned.contained(wanted, found) is same
 
 
 def test_a_changed_service_is_put_right(world: World) -> None:
@@ -320,7 +322,7 @@ def test_metrics_are_open_to_whom_the_administrator_names() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     own = {"podSelector": {"matchLabels": naming.selector("job", naming.WORKER)}}
     for allowed in ([], [peer]):
-        for policy in children.network_policies(world.job, allowed):
+        for policy in owned.network_policies(world.job, allowed):
             control, web = policy["spec"]["ingress"]
             assert control["from"] == [own]
             assert web.get("from", []) == allowed

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptrain_api.failures import PodFailurePolicy
-from adaptrain_api.progress import EXIT_INVALID
-from adaptrain_operator.core import failures
-from adaptrain_operator.core.failures import Ending
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
+from adaptrain_api.training.failures import PodFailurePolicy
+from adaptrain_operator.core.job import exit_reason
+from adaptrain_operator.core.job.exit_reason import Ending
 from adaptrain_operator.core.observed import Pod
 
 from tests.unit.operator_world import T0, Object, World, stamp
@@ -35,7 +35,7 @@ def why(reason: str, message: str = "") -> Object:
 
 
 # What a pod shows: its container's end (None: it never ran), the rest of its status, its metadata, and what we make
-# of it. In the order of failures.ROWS, one line or more for each.
+# of it. In the order of exit_reason.ROWS, one line or more for each.
 D, F = Ending.DISRUPTED, Ending.FAILED
 CASES: list[tuple[int, Object | None, Object, Object, Ending]] = [
     (0, exited(0, "Completed", said("completed")), {}, {}, Ending.COMPLETED),
@@ -101,9 +101,9 @@ def ended(exit: Object | None, status: Object, meta: Object) -> Pod:
 @pytest.mark.parametrize(("row", "exit", "status", "meta", "expected"), CASES)
 def test_every_way_to_end(row: int, exit: Object | None, status: Object, meta: Object, expected: Ending) -> None:
     pod = ended(exit, status, meta)
-    assert failures.row_of(pod) is failures.ROWS[row]
-    assert failures.ending(pod) is expected is failures.ROWS[row].ending
-    assert failures.explain(pod)
+    assert exit_reason.row_of(pod) is exit_reason.ROWS[row]
+    assert exit_reason.ending(pod) is expected is exit_reason.ROWS[row].ending
+    assert exit_reason.explain(pod)
 
 
 def test_init_containers_that_fail() -> None:
@@ -116,25 +116,25 @@ def test_init_containers_that_fail() -> None:
     ):
         failed = {"name": name, "state": {"terminated": exited(code, message="no route")}}
         pod = ended(None, {"initContainerStatuses": [failed]}, {})
-        assert failures.row_of(pod) is failures.ROWS[row]
-        assert failures.ending(pod) is expected
-        assert failures.explain(pod) == f"init container {name}: exit code {code}: no route"
+        assert exit_reason.row_of(pod) is exit_reason.ROWS[row]
+        assert exit_reason.ending(pod) is expected
+        assert exit_reason.explain(pod) == f"init container {name}: exit code {code}: no route"
 
 
 def test_every_row_has_a_test() -> None:
-    assert {case[0] for case in CASES} | {23} == set(range(len(failures.ROWS)))
+    assert {case[0] for case in CASES} | {23} == set(range(len(exit_reason.ROWS)))
 
 
 def test_the_page_shows_the_table() -> None:
-    assert failures.table() in PAGE.read_text(), f"put failures.table() into {PAGE}"
+    assert exit_reason.table() in PAGE.read_text(), f"put exit_reason.table() into {PAGE}"
 
 
 def test_a_result_that_kubernetes_cut_still_says_how_training_ended() -> None:
     metrics = {f"val/accuracy/{n:04d}": 0.123456789 for n in range(600)}
     whole = json.dumps({"outcome": "completed", "step": 12, "epoch": 3, "message": "", "metrics": metrics})
     pod = ended(exited(0, "Completed", whole[:4096]), {}, {})
-    assert failures.ending(pod) is Ending.COMPLETED
-    result = failures.parse_result(pod)
+    assert exit_reason.ending(pod) is Ending.COMPLETED
+    result = exit_reason.parse_result(pod)
     assert result is not None
     assert (result.step, result.epoch) == (12, 3)
 
@@ -161,7 +161,7 @@ def policy(*rules: tuple[str, str, list[int]]) -> dict[str, Any]:
     ],
 )
 def test_rules_by_exit_code(given: dict[str, Any], exit: Object, status: Object, expected: Ending) -> None:
-    assert failures.ending(ended(exit, status, {}), PodFailurePolicy.model_validate(given)) is expected
+    assert exit_reason.ending(ended(exit, status, {}), PodFailurePolicy.model_validate(given)) is expected
 
 
 def test_a_rule_ends_the_job_at_once() -> None:

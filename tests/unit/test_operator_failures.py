@@ -1,9 +1,9 @@
 """What the operator makes of pods that end: whose fault it was, what counts, and when a job fails."""
 
 import pytest
-from adaptrain_api.progress import EXIT_INVALID
-from adaptrain_operator.core import failures
-from adaptrain_operator.core.failures import Ending
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
+from adaptrain_operator.core.job import exit_reason
+from adaptrain_operator.core.job.exit_reason import Ending
 from adaptrain_operator.core.observed import Pod
 
 from tests.unit.operator_world import T0, Object, World, stamp
@@ -38,19 +38,19 @@ NO_FILE = "executable file not found in $PATH: unknown"
 )
 def test_classes_of_endings(world: World, code: int, reason: str, message: str, meta: Object, expected: Ending) -> None:
     world.end("job-worker-0", code, reason, message, **meta)
-    assert failures.ending(Pod.read(world.pods["job-worker-0"])) is expected
+    assert exit_reason.ending(Pod.read(world.pods["job-worker-0"])) is expected
 
 
 def test_what_never_started_was_taken_away(world: World) -> None:
     pod = world.pods["job-worker-0"]
     pod["status"] = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory"}
-    assert failures.ending(Pod.read(pod)) is Ending.DISRUPTED
+    assert exit_reason.ending(Pod.read(pod)) is Ending.DISRUPTED
 
 
 def test_a_disruption_target_was_taken_away(world: World) -> None:
     world.end("job-worker-0", 1)
     world.pods["job-worker-0"]["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
-    assert failures.ending(Pod.read(world.pods["job-worker-0"])) is Ending.DISRUPTED
+    assert exit_reason.ending(Pod.read(world.pods["job-worker-0"])) is Ending.DISRUPTED
 
 
 @pytest.mark.parametrize("times", [1, 20])

@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 from adaptrain_api.bounds import LONGEST_NAME, LONGEST_TEXT, MOST_READINGS
-from adaptrain_api.progress import Progress, TrialOrder
-from adaptrain_api.training import dump
+from adaptrain_api.contracts.coordinator_api import Progress, TrialOrder
+from adaptrain_api.training.job import dump
 from adaptrain_operator import tasks
-from adaptrain_operator.budget import Bucket, Buckets
-from adaptrain_operator.core.decide import decide
-from adaptrain_operator.core.essentials import Essentials, decide_anyhow, decide_essentials, read_status
+from adaptrain_operator.core.job.essentials import Essentials, decide_anyhow, decide_essentials
+from adaptrain_operator.core.job.reconcile import decide
 from adaptrain_operator.core.observed import Job, Observed
 from adaptrain_operator.core.plan import Plan
+from adaptrain_operator.core.stored_status import read_status
 from adaptrain_operator.kube.kinds import JOB
 from adaptrain_operator.main import DEEPEST
-from adaptrain_operator.progress import LARGEST, Puller
+from adaptrain_operator.runtime.budget import Bucket, Buckets
 from adaptrain_operator.runtime.cache import Cache
+from adaptrain_operator.runtime.coordinator_poller import LARGEST, Puller
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st

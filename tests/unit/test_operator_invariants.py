@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Node, Taint
 from hypothesis import HealthCheck, example, given, settings

@@ -1,7 +1,8 @@
 """Workers and coordinators that are silent or lost, with their nodes or without."""
 
 import pytest
-from adaptrain_operator.core import naming, pods
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.objects import pods
 from adaptrain_operator.core.observed import Lease, Node
 
 from tests.unit.operator_world import World, stamp

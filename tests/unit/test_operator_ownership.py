@@ -7,9 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from adaptrain_api.training import KIND
+from adaptrain_api.training.job import KIND
 from adaptrain_operator import clock
-from adaptrain_operator.core import naming, ownership
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.objects import ownership
 from adaptrain_operator.kube.kinds import (
     BUDGET,
     CONFIG_MAP,

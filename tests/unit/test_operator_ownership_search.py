@@ -5,8 +5,9 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from adaptrain_api.progress import Progress, SearchEnd, SearchProgress, TrialOrder, TrialResult
-from adaptrain_operator.core import naming, ownership
+from adaptrain_api.contracts.coordinator_api import Progress, SearchEnd, SearchProgress, TrialOrder, TrialResult
+from adaptrain_operator.core import naming
+from adaptrain_operator.core.objects import ownership
 from adaptrain_operator.kube.kinds import JOB, SEARCH
 
 from tests.unit.api_server import NAMESPACE, Site, site

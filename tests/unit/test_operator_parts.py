@@ -5,13 +5,13 @@ import time
 from typing import Any
 
 import pytest
-from adaptrain_operator import progress
 from adaptrain_operator.core import naming
 from adaptrain_operator.kube.errors import AlreadyExists, Conflict, NotFound, Refused, Unavailable, error
 from adaptrain_operator.kube.kinds import JOB, NODE, POD, SERVICE
-from adaptrain_operator.progress import Puller
+from adaptrain_operator.runtime import coordinator_poller
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.queue import Queue
+from adaptrain_operator.runtime.coordinator_poller import Puller
+from adaptrain_operator.runtime.workqueue import Queue
 from adaptrain_operator.settings import Settings
 from aiohttp import web
 
@@ -170,9 +170,9 @@ class Answers:
     """Coordinators on addresses of the loopback network."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-        monkeypatch.setattr(progress, "HTTP_PORT", port)
-        monkeypatch.setattr(progress, "INTERVAL", 0.1)
-        monkeypatch.setattr(progress, "UNREACHED_INTERVAL", 0.3)
+        monkeypatch.setattr(coordinator_poller, "HTTP_PORT", port)
+        monkeypatch.setattr(coordinator_poller, "INTERVAL", 0.1)
+        monkeypatch.setattr(coordinator_poller, "UNREACHED_INTERVAL", 0.3)
         self.port = port
         self.body: Object = {"number": 1, "step": 3}
         self.runners: dict[str, web.AppRunner] = {}

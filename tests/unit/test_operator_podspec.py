@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 from adaptrain_api.base import ALLOWED
-from adaptrain_api.training import TrainingJobSpec
-from adaptrain_operator.core.children import network_policies
+from adaptrain_api.training.job import TrainingJobSpec
 from adaptrain_operator.core.defaults import OURS, Bounds, Defaults
-from adaptrain_operator.core.pods import coordinator_hash, coordinator_pod, template_hash, worker_pod
-from adaptrain_operator.core.quantities import bounds_of, quantity, sized
+from adaptrain_operator.core.objects.owned import network_policies
+from adaptrain_operator.core.objects.pods import coordinator_hash, coordinator_pod, template_hash, worker_pod
+from adaptrain_operator.core.objects.quantities import bounds_of, quantity, sized
 from adaptrain_operator.core.refusals import refusal
 from adaptrain_operator.settings import Settings
 from pydantic import ValidationError

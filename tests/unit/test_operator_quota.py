@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from adaptrain_operator import clock
+from adaptrain_operator.controllers.job import Reconciler
 from adaptrain_operator.core import naming
+from adaptrain_operator.core.objects.quantities import quantity
 from adaptrain_operator.core.observed import Problem
-from adaptrain_operator.core.quantities import quantity
 from adaptrain_operator.kube.kinds import JOB
-from adaptrain_operator.progress import Puller
 from adaptrain_operator.runtime.cache import Cache
+from adaptrain_operator.runtime.coordinator_poller import Puller
 from adaptrain_operator.runtime.events import Events
-from adaptrain_operator.runtime.leases import NodeLeases
-from adaptrain_operator.runtime.queue import Queue
-from adaptrain_operator.runtime.reconciler import Reconciler
+from adaptrain_operator.runtime.node_leases import NodeLeases
+from adaptrain_operator.runtime.workqueue import Queue
 
 from tests.manifests import small_training
 from tests.unit.operator_world import T0, Object, World, stamp

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.contracts.coordinator_api import SearchEnd, SearchProgress, TrialResult
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.search.status import ArchitectureSearchStatus
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.search import decide_search_anyhow
-from adaptrain_operator.core.searched import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.reconcile import decide_search_anyhow
 
 from tests.unit.test_operator_search import BEST, DONE
 from tests.unit.test_operator_search import World as SearchWorld

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import yaml
 from adaptrain_api.base import dump, given, manifest_of
-from adaptrain_api.phases import Phase
-from adaptrain_api.pods import Workers
-from adaptrain_api.pool import pool
-from adaptrain_api.search import ArchitectureSearch, ArchitectureSearchSpec
-from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.phases.phase import Phase
+from adaptrain_api.search.job import ArchitectureSearch, ArchitectureSearchSpec
+from adaptrain_api.search.pool import pool
+from adaptrain_api.training.job import AdaptiveTrainingJob, TrainingJobSpec
+from adaptrain_api.training.status import TrainingJobStatus
+from adaptrain_api.training.workers import Workers
+from adaptrain_operator.controllers import job as job_controller
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.children import config_map
+from adaptrain_operator.core.objects.owned import config_map
+from adaptrain_operator.core.objects.pods import coordinator_hash, template_hash
 from adaptrain_operator.core.observed import Job
-from adaptrain_operator.core.pods import coordinator_hash, template_hash
 from adaptrain_operator.kube.kinds import CONFIG_MAP, POD
-from adaptrain_operator.runtime import reconciler
 
 from tests.unit.api_server import NAMESPACE, site
 from tests.unit.test_operator_ownership import SPEC
@@ -121,7 +121,7 @@ def test_an_upgrade_under_a_running_job(killed: str, monkeypatch: pytest.MonkeyP
                 await at.job()
             if killed == "in":
                 at.api.remove(POD, "prod-worker-0")
-            monkeypatch.setattr(reconciler, "TrainingJobSpec", NewSpec)
+            monkeypatch.setattr(job_controller, "TrainingJobSpec", NewSpec)
             at.start()
             await at.job()
             if killed == "after":

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.observed import Claim, Problem
 

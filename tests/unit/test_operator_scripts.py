@@ -1,7 +1,7 @@
 """Scripts of one's own: their files, their commit, their threads."""
 
 import pytest
-from adaptrain_operator.core import pods
+from adaptrain_operator.core.objects import pods
 
 from tests.unit.operator_world import T0, Object, World, stamp
 

@@ -4,15 +4,15 @@ import copy
 from typing import Any
 
 import pytest
-from adaptrain_api.progress import SearchEnd, SearchProgress, TrialResult
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.search_status import ArchitectureSearchStatus
-from adaptrain_api.training import TrainingJobSpec, dump
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.contracts.coordinator_api import SearchEnd, SearchProgress, TrialResult
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.search.status import ArchitectureSearchStatus
+from adaptrain_api.training.job import TrainingJobSpec, dump
+from adaptrain_api.training.status import TrainingJobStatus
+from adaptrain_operator.core.objects.pods import worker_pod
 from adaptrain_operator.core.observed import Claim, Job
-from adaptrain_operator.core.pods import worker_pod
-from adaptrain_operator.core.search import SearchPlan, decide_search
-from adaptrain_operator.core.searched import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.reconcile import SearchPlan, decide_search
 
 from tests.unit.operator_world import World as JobWorld
 from tests.unit.test_api_rules import PHASE

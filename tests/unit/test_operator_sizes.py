@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
-from adaptrain_operator.core import pods
-from adaptrain_operator.core.decide import decide
+from adaptrain_operator.core.job.reconcile import decide
+from adaptrain_operator.core.objects import pods
 from adaptrain_operator.core.observed import Node
 
 from tests.unit.operator_world import T0, Object, World, make_spec

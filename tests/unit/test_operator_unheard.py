@@ -1,8 +1,8 @@
 """Pods that run and take no part: each has a deadline."""
 
-from adaptrain_api.progress import Progress
-from adaptrain_operator.core.coordinator import START_SECONDS
-from adaptrain_operator.core.workers import RETURN_SECONDS
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_operator.core.job.coordinator import START_SECONDS
+from adaptrain_operator.core.job.workers import RETURN_SECONDS
 
 from tests.unit.operator_world import World
 

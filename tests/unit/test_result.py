@@ -9,7 +9,7 @@ from adaptrain.elastic.loop import METRICS_SIZE
 from adaptrain.process.result import MESSAGE_LIMIT, failed, leave_behind, shortened
 from adaptrain.process.settings import WorkerSettings
 from adaptrain.rpc.framing import MAX_FRAME
-from adaptrain_api.progress import Result, foremost
+from adaptrain_api.contracts.coordinator_api import Result, foremost
 
 KEPT_BY_KUBELET, MOST_CONTAINERS = 12 * 1024, 8
 

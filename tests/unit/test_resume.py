@@ -17,7 +17,7 @@ from adaptrain.elastic.membership.client import Control
 from adaptrain.elastic.storage.directory import Directory
 from adaptrain.elastic.storage.lineage import Held, claim
 from adaptrain.errors import InvalidJob
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.unit.conftest import Place
 from tests.unit.test_checkpoint import Worker, steps, wait

@@ -14,9 +14,9 @@ from adaptrain.launch import torchrun
 from adaptrain.local.display import Display, Follow
 from adaptrain.local.processes import LocalJob
 from adaptrain.local.run import _own, from_cluster, share_gpus
-from adaptrain_api.failures import error_of
-from adaptrain_api.progress import Change, Progress
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.contracts.coordinator_api import Change, Progress
+from adaptrain_api.training.failures import error_of
+from adaptrain_api.training.job import AdaptiveTrainingJob, dump
 from rich.console import Console
 
 from tests.manifests import small_training

@@ -12,7 +12,7 @@ from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.subprocess import Apart
-from adaptrain_api.search import HEAVY, ArchitectureSearchSpec
+from adaptrain_api.search.job import HEAVY, ArchitectureSearchSpec
 
 from tests.unit.test_search_dispatch import spec
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from adaptrain.rpc import framing
 from adaptrain.search.coordinator import SearchCoordinator
 from adaptrain.search.study.study import JOURNAL
-from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.search.job import ArchitectureSearch
 
 from tests.protocol import greet
 

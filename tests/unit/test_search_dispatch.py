@@ -11,8 +11,8 @@ from adaptrain.search.scheduler import MOST_ATTEMPTS, RETURN_SECONDS, Assignment
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study.leaderboard import TOP
 from adaptrain.search.study.study import Ended
-from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.contracts.coordinator_api import TrialWeights
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 
 def spec(**given: Any) -> ArchitectureSearchSpec:

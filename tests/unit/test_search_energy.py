@@ -9,7 +9,7 @@ import torch
 from adaptrain.errors import InvalidJob
 from adaptrain.search.evaluation import training_trial
 from adaptrain.search.evaluation.energy import Counters, Energy, Integral, counters, measure
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from tests.unit.test_api_rules import PHASE
 

@@ -15,8 +15,8 @@ from adaptrain.process.settings import WorkerSettings
 from adaptrain.rpc import framing
 from adaptrain.search.evaluation.evaluator import Evaluator
 from adaptrain.search.evaluation.function_trial import Metrics, Report
-from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.contracts.coordinator_api import TrialWeights
+from adaptrain_api.search.job import ArchitectureSearch
 
 from tests.protocol import receive
 

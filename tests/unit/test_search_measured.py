@@ -9,7 +9,7 @@ from adaptrain.data.digits import digits
 from adaptrain.errors import InvalidJob
 from adaptrain.search.evaluation.cost_metrics import LEAST, needs_training, proxies
 from adaptrain.search.evaluation.training_trial import Training
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search.job import ArchitectureSearchSpec
 from torch import nn
 
 from tests.unit.test_api_rules import PHASE

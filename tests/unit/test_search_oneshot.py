@@ -25,7 +25,7 @@ from adaptrain.search.scheduler import MOST_ATTEMPTS, Assignment
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study.study import Ended, Study, open_store
-from adaptrain_api.progress import TrialWeights
+from adaptrain_api.contracts.coordinator_api import TrialWeights
 
 from tests.unit.test_api_rules import PHASE
 from tests.unit.test_search_dispatch import Desk, spec

@@ -7,8 +7,8 @@ import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.evaluation.parameters import check, resolve
 from adaptrain_api.crd import SEARCH
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.search_space import Parameter
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.search.space import Parameter
 
 from tests.unit.test_api_rules import smallest
 from tests.unit.test_search_dispatch import spec as function

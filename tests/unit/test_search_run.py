@@ -6,7 +6,7 @@ import pytest
 import yaml
 from adaptrain.errors import InvalidJob
 from adaptrain.local.search import run_search
-from adaptrain_api.training import dump
+from adaptrain_api.training.job import dump
 
 from tests.unit.test_search_dispatch import spec
 

@@ -17,7 +17,7 @@ from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
 from adaptrain.search.spaces.registry import make_space
 from adaptrain_api.components import ModelSource
-from adaptrain_api.search_space import Parameter, SearchSpace
+from adaptrain_api.search.space import Parameter, SearchSpace
 
 SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
 CHAINS: list[Chain] = [Cnn(), Mlp(), Transformer()]

@@ -10,12 +10,12 @@ import pytest
 from adaptrain.rpc.client import NotOurs, ask
 from adaptrain.search.coordinator import SearchCoordinator
 from adaptrain.search.study.study import Ended
-from adaptrain_api.progress import Progress, SearchEnd, SearchProgress, TrialReport, TrialReports
-from adaptrain_api.proof import Caller
-from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Progress, SearchEnd, SearchProgress, TrialReport, TrialReports
+from adaptrain_api.contracts.proof import Caller
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.search import SearchPlan
+from adaptrain_operator.core.search.reconcile import SearchPlan
 
 from tests.unit.trial_job_world import ORDER, Cluster, Study, manifest
 

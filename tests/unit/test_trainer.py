@@ -19,7 +19,7 @@ from adaptrain.elastic.state.sample_log import trace_directory
 from adaptrain.errors import InvalidJob
 from adaptrain.models.registry import build_model
 from adaptrain_api.components import DataSource, ModelSource
-from adaptrain_api.phases import Augmentation
+from adaptrain_api.phases.phase import Augmentation
 from sklearn.datasets import load_digits
 from torch import nn
 

@@ -13,15 +13,15 @@ from adaptrain.errors import InvalidJob
 from adaptrain.launch.torchrun import expanded, resume_arguments
 from adaptrain.local.run import run_manifest
 from adaptrain.process import packages, workspace
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from adaptrain_api.manifest import documents
-from adaptrain_api.progress import EXIT_INVALID
-from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.sources import Script
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.training.job import AdaptiveTrainingJob
+from adaptrain_api.training.script import Script
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.failures import Ending, ending
+from adaptrain_operator.core.job.exit_reason import Ending, ending
+from adaptrain_operator.core.objects.pods import worker_pod
 from adaptrain_operator.core.observed import Pod
-from adaptrain_operator.core.pods import worker_pod
 
 from tests.unit.operator_world import Object, World
 

@@ -8,12 +8,12 @@ from adaptrain.search.job_trials import OPERATOR, TrialJobs
 from adaptrain.search.scheduler import Dispatch
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study.study import Ended
-from adaptrain_api.progress import Progress, SearchProgress, TrialOrder, TrialReports
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.search_status import ArchitectureSearchStatus, OwnJob
+from adaptrain_api.contracts.coordinator_api import Progress, SearchProgress, TrialOrder, TrialReports
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.search.status import ArchitectureSearchStatus, OwnJob
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.search import SearchPlan, decide_search
-from adaptrain_operator.core.searched import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.reconcile import SearchPlan, decide_search
 
 from tests.unit.test_api_rules import PHASE
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptrain_api.objects import GROUP, VERSION
-from adaptrain_api.training import KIND
+from adaptrain_api.training.job import KIND
 
 FIELD_MANAGER = "adaptrain-operator"
 API_VERSION = f"{GROUP}/{VERSION}"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import KIND, TrainingJobSpec
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.training.job import KIND, TrainingJobSpec
+from adaptrain_api.training.status import TrainingJobStatus
 
 from adaptrain_operator.core import containers, naming
 from adaptrain_operator.core.containers import TERMINAL, Exit, timestamp

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.training.status import TrainingJobStatus
 
 from adaptrain_operator.core.observed import Object
 

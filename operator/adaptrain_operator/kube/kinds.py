@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from adaptrain_api import objects, search, training
+from adaptrain_api import objects
+from adaptrain_api.search import job as searches
+from adaptrain_api.training import job as jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,8 @@ class Kind:
         return "/".join(parts)
 
 
-JOB = Kind(training.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", training.PLURAL)
-SEARCH = Kind(search.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", search.PLURAL)
+JOB = Kind(jobs.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", jobs.PLURAL)
+SEARCH = Kind(searches.KIND, f"/apis/{objects.GROUP}/{objects.VERSION}", searches.PLURAL)
 POD = Kind("Pod", "/api/v1", "pods")
 SERVICE = Kind("Service", "/api/v1", "services")
 BUDGET = Kind("PodDisruptionBudget", "/apis/policy/v1", "poddisruptionbudgets")

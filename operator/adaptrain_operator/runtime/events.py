@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from adaptrain_operator import clock, metrics
-from adaptrain_operator.budget import Bucket
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.plan import Event
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError, NotFound
 from adaptrain_operator.kube.kinds import EVENT
+from adaptrain_operator.runtime.budget import Bucket
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from adaptrain.elastic.membership.coordinator import Coordinator
 from adaptrain.elastic.state.sample_log import read_times
 from adaptrain.local.processes import LocalJob
 from adaptrain.rpc import framing
-from adaptrain_api.progress import Progress
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.faults.hostile.mutate import line, mutated

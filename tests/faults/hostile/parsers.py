@@ -12,13 +12,13 @@ import torch
 from adaptrain.elastic.checkpoint import file_format
 from adaptrain.elastic.state import history
 from adaptrain.elastic.storage.directory import Directory
+from adaptrain_api.contracts.coordinator_api import Progress
 from adaptrain_api.manifest import documents
-from adaptrain_api.progress import Progress
-from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.search_status import ArchitectureSearchStatus
-from adaptrain_api.training import AdaptiveTrainingJob, TrainingJobSpec, dump
-from adaptrain_operator.core.search import decide_search
-from adaptrain_operator.core.searched import Search, SearchSeen
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.search.status import ArchitectureSearchStatus
+from adaptrain_api.training.job import AdaptiveTrainingJob, TrainingJobSpec, dump
+from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.reconcile import decide_search
 from pydantic import ValidationError
 
 from tests.faults.hostile.mutate import TEXTS, mutated, places

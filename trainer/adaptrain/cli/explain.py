@@ -7,9 +7,9 @@ import subprocess
 from datetime import datetime
 from typing import Any
 
-from adaptrain_api.search_status import ArchitectureSearchStatus
+from adaptrain_api.search.status import ArchitectureSearchStatus
 from adaptrain_api.text import printable
-from adaptrain_api.training_status import TrainingJobStatus
+from adaptrain_api.training.status import TrainingJobStatus
 
 from adaptrain.errors import InvalidJob
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from adaptrain_api.errors import explain
 from adaptrain_api.manifest import documents as read_documents
-from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from pydantic import ValidationError
 
 from adaptrain.errors import InvalidJob

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from adaptrain_api.phases import Augmentation
+from adaptrain_api.phases.phase import Augmentation
 
 from adaptrain.data.rng import normal, uniform
 from adaptrain.errors import InvalidJob

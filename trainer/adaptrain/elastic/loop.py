@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from adaptrain_api.progress import foremost
+from adaptrain_api.contracts.coordinator_api import foremost
 
 from adaptrain import clock
 from adaptrain.elastic.checkpoint.manager import ANSWER_SECONDS, MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import torch
-from adaptrain_api.checkpoints import Checkpoint
-from adaptrain_api.progress import Result, foremost
+from adaptrain_api.contracts.coordinator_api import Result, foremost
+from adaptrain_api.training.checkpoints import Checkpoint
 
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
 from adaptrain.elastic.checkpoint.origin import Origin

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptrain_api.base import ALLOWED
-from adaptrain_api.pods import PRIVILEGES
-from adaptrain_api.progress import CONTROL_PORT, EXIT_INVALID, HTTP_PORT
-from adaptrain_api.search import ArchitectureSearch
+from adaptrain_api.contracts.coordinator_api import CONTROL_PORT, EXIT_INVALID, HTTP_PORT
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.training.workers import PRIVILEGES
 
 from adaptrain.config.manifest import read_job
 from adaptrain.elastic.membership.coordinator import Coordinator

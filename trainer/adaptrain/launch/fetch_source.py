@@ -18,7 +18,7 @@ from typing import cast
 from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
-from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from dulwich import porcelain
 from dulwich.client import HTTPUnauthorized, default_urllib3_manager, get_transport_and_path
 from dulwich.errors import GitProtocolError, NotGitRepository

@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 
 from adaptrain.errors import InvalidJob
 from adaptrain.process.environment import path, required

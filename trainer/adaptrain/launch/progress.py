@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from adaptrain_api.progress import HTTP_PORT
-from adaptrain_api.proof import Caller
+from adaptrain_api.contracts.coordinator_api import HTTP_PORT
+from adaptrain_api.contracts.proof import Caller
 
 from adaptrain.process.environment import required
 from adaptrain.rpc.client import ask

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from adaptrain_api.progress import Result
-from adaptrain_api.sources import Script
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Result
+from adaptrain_api.training.job import AdaptiveTrainingJob
+from adaptrain_api.training.script import Script
 
 from adaptrain.elastic.membership.client import Control, Identity
 from adaptrain.elastic.membership.socket_abort import GroupSockets

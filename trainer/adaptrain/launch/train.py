@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from adaptrain_api.checkpoints import InitialWeights
-from adaptrain_api.progress import Result
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Result
+from adaptrain_api.training.checkpoints import InitialWeights
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from torch import nn
 
 from adaptrain.data.registry import load_data

@@ -6,9 +6,9 @@ import traceback
 from dataclasses import replace
 from typing import NoReturn
 
-from adaptrain_api.progress import EXIT_INVALID, Result
-from adaptrain_api.sources import Script
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID, Result
+from adaptrain_api.training.job import AdaptiveTrainingJob
+from adaptrain_api.training.script import Script
 
 from adaptrain.config.manifest import read_job
 from adaptrain.elastic.membership.arrival import arrive

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adaptrain_api.progress import Change, Progress
+from adaptrain_api.contracts.coordinator_api import Change, Progress
 from adaptrain_api.text import printable
 from rich.console import Console, Group
 from rich.live import Live

@@ -14,10 +14,10 @@ from http.client import HTTPException
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from pathlib import Path
 
-from adaptrain_api.checkpoints import checkpoint_uri
-from adaptrain_api.progress import Progress, Result
-from adaptrain_api.proof import Caller
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.contracts.coordinator_api import Progress, Result
+from adaptrain_api.contracts.proof import Caller
+from adaptrain_api.training.checkpoints import checkpoint_uri
+from adaptrain_api.training.job import AdaptiveTrainingJob, dump
 
 from adaptrain.launch.torchrun import expanded
 from adaptrain.rpc.client import ask

@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adaptrain_api.checkpoints import checkpoint_uri
 from adaptrain_api.components import mistake
-from adaptrain_api.failures import MOST_STARTS, PodFailurePolicy, error_of
-from adaptrain_api.progress import EXIT_INVALID, Progress, Result, headline
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID, Progress, Result, headline
 from adaptrain_api.text import printable
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.training.checkpoints import checkpoint_uri
+from adaptrain_api.training.failures import MOST_STARTS, PodFailurePolicy, error_of
+from adaptrain_api.training.job import AdaptiveTrainingJob
 from rich.console import Console
 from rich.markup import escape
 

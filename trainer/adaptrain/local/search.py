@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from adaptrain_api.pool import pool
-from adaptrain_api.progress import Progress, TrialResult
-from adaptrain_api.search import ArchitectureSearch, Parallelism, metrics_named
+from adaptrain_api.contracts.coordinator_api import Progress, TrialResult
+from adaptrain_api.search.job import ArchitectureSearch, Parallelism, metrics_named
+from adaptrain_api.search.pool import pool
 from adaptrain_api.text import printable
 from rich.console import Console
 from rich.markup import escape

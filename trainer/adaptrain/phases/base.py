@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from adaptrain_api import phases as api
-from adaptrain_api.progress import PhaseProgress
+from adaptrain_api.contracts.coordinator_api import PhaseProgress
+from adaptrain_api.phases import phase as api
 
 from adaptrain.data.augment import augment
 from adaptrain.data.dataset import DataSet, Split

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from adaptrain_api.phases import Optimizer
+from adaptrain_api.phases.phase import Optimizer
 
 
 def build_optimizer(spec: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:

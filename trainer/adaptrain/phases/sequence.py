@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from adaptrain_api import phases as api
-from adaptrain_api.progress import PhaseProgress
+from adaptrain_api.contracts.coordinator_api import PhaseProgress
+from adaptrain_api.phases import phase as api
 
 from adaptrain.data.dataset import DataSet
 from adaptrain.data.rng import derive, seed_torch

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from adaptrain_api.progress import Result, foremost
+from adaptrain_api.contracts.coordinator_api import Result, foremost
 
 from adaptrain.process.settings import WorkerSettings
 

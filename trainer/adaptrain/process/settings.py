@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptrain_api.base import ALLOWED
-from adaptrain_api.pods import PRIVILEGES
-from adaptrain_api.progress import WORKER_METRICS_PORT
+from adaptrain_api.contracts.coordinator_api import WORKER_METRICS_PORT
+from adaptrain_api.training.workers import PRIVILEGES
 
 from adaptrain.errors import InvalidJob
 from adaptrain.process.environment import path, required

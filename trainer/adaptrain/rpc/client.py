@@ -2,7 +2,7 @@
 
 from http.client import HTTPConnection
 
-from adaptrain_api.proof import Caller
+from adaptrain_api.contracts.proof import Caller
 
 SECONDS = 2.0
 LARGEST = 16 * 1024 * 1024

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adaptrain_api.proof import make_nonce, proof, proved
+from adaptrain_api.contracts.proof import make_nonce, proof, proved
 
 from adaptrain.rpc import framing
 from adaptrain.rpc.framing import Frame

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from adaptrain_api.proof import Admitted, Gate
+from adaptrain_api.contracts.proof import Admitted, Gate
 from prometheus_client import CollectorRegistry, generate_latest
 
 from adaptrain.observability.metrics import Refusals

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 from adaptrain_api import bounds
 from adaptrain_api.bounds import LARGEST_INTEGER, LONGEST_DURATION, LONGEST_NAME, MOST_PHASES, FewReadings
-from adaptrain_api.progress import PhaseProgress
+from adaptrain_api.contracts.coordinator_api import PhaseProgress
 from adaptrain_api.text import printable
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model
 

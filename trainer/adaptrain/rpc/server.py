@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from adaptrain_api.progress import Progress
-from adaptrain_api.proof import Gate
+from adaptrain_api.contracts.coordinator_api import Progress
+from adaptrain_api.contracts.proof import Gate
 from prometheus_client import CollectorRegistry
 
 from adaptrain.observability.metrics import Refusals

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptrain_api.progress import Member, Progress, SearchProgress, Silent, TrialReports, TrialResult, TrialWeights
-from adaptrain_api.search import HEAVY, ArchitectureSearch
+from adaptrain_api.contracts.coordinator_api import (
+    Member,
+    Progress,
+    SearchProgress,
+    Silent,
+    TrialReports,
+    TrialResult,
+    TrialWeights,
+)
+from adaptrain_api.search.job import HEAVY, ArchitectureSearch
 
 from adaptrain import clock
 from adaptrain.observability.metrics import SearchMetrics

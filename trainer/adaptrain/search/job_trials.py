@@ -6,7 +6,7 @@ the first word what is under way. Before that it orders nothing, and ends nothin
 
 from typing import Any
 
-from adaptrain_api.progress import TrialOrder, TrialReport, TrialReports
+from adaptrain_api.contracts.coordinator_api import TrialOrder, TrialReport, TrialReports
 
 from adaptrain.search.scheduler import Dispatch
 from adaptrain.search.spaces.base import Space

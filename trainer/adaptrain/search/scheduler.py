@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from adaptrain_api.progress import SearchEnd, TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
+from adaptrain_api.contracts.coordinator_api import SearchEnd, TrialWeights
+from adaptrain_api.search.job import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.oneshot import SUPERNET, OneShot, Ranking

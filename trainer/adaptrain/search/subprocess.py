@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptrain_api.base import ALLOWED
-from adaptrain_api.pods import PRIVILEGES
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.training import dump
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.training.job import dump
+from adaptrain_api.training.workers import PRIVILEGES
 
 from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.base import Proposal

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptrain_api.training import AdaptiveTrainingJob, dump
+from adaptrain_api.training.job import AdaptiveTrainingJob, dump
 
 MADE = {"model", "data", "phases", "initial_weights", "script", "seed"}
 """Fields of the spec."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from adaptrain_api.progress import Result
+from adaptrain_api.contracts.coordinator_api import Result
 
 from adaptrain.elastic.membership.client import Control, Epochs, Identity
 from adaptrain.elastic.membership.socket_abort import GroupSockets

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import Any, get_args
 
-from adaptrain_api.progress import Change, Member, Progress, Result, Silent
+from adaptrain_api.contracts.coordinator_api import Change, Member, Progress, Result, Silent
 from pydantic import ValidationError
 
 from adaptrain import clock

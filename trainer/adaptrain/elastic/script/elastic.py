@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from adaptrain_api.progress import EXIT_INVALID
+from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from adaptrain_api.progress import foremost
+from adaptrain_api.contracts.coordinator_api import foremost
 
 FILE = "metrics.jsonl"
 """In each checkpoint's folder; and that of the newest one beside them."""

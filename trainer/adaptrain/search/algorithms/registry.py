@@ -1,6 +1,6 @@
 """The algorithm and the pruner that a manifest names."""
 
-from adaptrain_api.search import AlgorithmName, ArchitectureSearchSpec, Pruning
+from adaptrain_api.search.job import AlgorithmName, ArchitectureSearchSpec, Pruning
 
 from adaptrain.config.imports import call
 from adaptrain.errors import InvalidJob

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 
 import torch
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
-from adaptrain_api.search_goals import WITHOUT_TRAINING
+from adaptrain_api.search.goals import WITHOUT_TRAINING
+from adaptrain_api.search.job import ArchitectureSearchSpec, metrics_named
 
 from adaptrain.data.dataset import DataSet
 from adaptrain.data.rng import derive

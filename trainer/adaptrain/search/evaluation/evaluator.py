@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 
-from adaptrain_api.progress import Result, TrialWeights
-from adaptrain_api.search import ArchitectureSearch
-from adaptrain_api.training import AdaptiveTrainingJob
+from adaptrain_api.contracts.coordinator_api import Result, TrialWeights
+from adaptrain_api.search.job import ArchitectureSearch
+from adaptrain_api.training.job import AdaptiveTrainingJob
 
 from adaptrain.errors import InvalidJob, Refused
 from adaptrain.process.lifetime import die_with_parent

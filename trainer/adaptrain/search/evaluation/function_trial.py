@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from adaptrain.config.imports import find
 from adaptrain.errors import InvalidJob

@@ -5,11 +5,11 @@ from typing import Any
 
 from adaptrain_api.components import ModelSource
 from adaptrain_api.errors import explain
-from adaptrain_api.search import ArchitectureSearchSpec, metrics_named
-from adaptrain_api.search import Trial as TrialSpec
-from adaptrain_api.search_goals import MEASURED
-from adaptrain_api.search_space import set_parameter
-from adaptrain_api.training import dump
+from adaptrain_api.search.goals import MEASURED
+from adaptrain_api.search.job import ArchitectureSearchSpec, metrics_named
+from adaptrain_api.search.job import Trial as TrialSpec
+from adaptrain_api.search.space import set_parameter
+from adaptrain_api.training.job import dump
 from pydantic import ValidationError
 
 from adaptrain.errors import InvalidJob

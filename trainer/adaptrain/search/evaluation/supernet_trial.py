@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from adaptrain_api.progress import TrialWeights
+from adaptrain_api.contracts.coordinator_api import TrialWeights
 
 from adaptrain.data.dataset import DataSet
 from adaptrain.data.rng import derive

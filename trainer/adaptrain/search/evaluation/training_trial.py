@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer's first step would import it, anew in each child
-from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.contracts.coordinator_api import TrialWeights
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from adaptrain.data.registry import load_data
 from adaptrain.elastic.collectives.device import own_device

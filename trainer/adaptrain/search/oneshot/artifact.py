@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptrain_api.progress import TrialWeights
+from adaptrain_api.contracts.coordinator_api import TrialWeights
 
 from adaptrain.search.oneshot.base import Run
 

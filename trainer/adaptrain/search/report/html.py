@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from adaptrain_api.search_space import SearchSpace
+from adaptrain_api.search.space import SearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from adaptrain_api.manifest import plain
-from adaptrain_api.search_space import Parameter
+from adaptrain_api.search.space import Parameter
 
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
 

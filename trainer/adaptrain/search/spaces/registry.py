@@ -1,6 +1,6 @@
 """The space that a manifest names."""
 
-from adaptrain_api.search_space import SearchSpace
+from adaptrain_api.search.space import SearchSpace
 
 from adaptrain.config.imports import call, find
 from adaptrain.errors import InvalidJob

@@ -2,8 +2,8 @@
 
 import math
 
-from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain_api.contracts.coordinator_api import TrialWeights
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from adaptrain.search.algorithms.scalarization import Searcher, Single
 from adaptrain.search.spaces.base import Architecture

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from adaptrain_api.progress import TrialWeights
-from adaptrain_api.search import ArchitectureSearchSpec
-from adaptrain_api.training import dump
+from adaptrain_api.contracts.coordinator_api import TrialWeights
+from adaptrain_api.search.job import ArchitectureSearchSpec
+from adaptrain_api.training.job import dump
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
