@@ -30,7 +30,7 @@ from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.errors import ApiError
 from adaptrain_operator.kube.kinds import APPLIED, JOB, POD, Kind
 
-from tests.manifests import small_training
+from tests.support.manifests import small_training
 
 Object = dict[str, Any]
 

@@ -25,7 +25,7 @@ from adaptrain.rpc import framing
 
 from bench.report import emit
 from tests.e2e.local_jobs import job, wait_for
-from tests.protocol import greet
+from tests.support.protocol import greet
 
 PEER_SECONDS = 60.0
 BAR_SECONDS, BAR_MEGABYTES = 3.0, 100.0

@@ -22,7 +22,7 @@ from adaptrain_api.contracts.coordinator_api import HTTP_PORT
 from adaptrain_api.contracts.proof import Gate
 from adaptrain_operator.core import naming
 
-from tests.manifests import small_training
+from tests.support.manifests import small_training
 
 Object = dict[str, Any]
 

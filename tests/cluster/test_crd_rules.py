@@ -1,6 +1,6 @@
 """Every rule and every kind of constraint, accepted and refused by a real API server with the models' own words.
 
-The cases are those of ``tests/unit/test_api_rules.py``.
+The cases are those of ``tests/unit/api/test_api_rules.py``.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from adaptrain_api.crd import Resource
 
-from tests.unit.test_api_rules import CASES, IDS, PHASE, job
+from tests.unit.api.test_api_rules import CASES, IDS, PHASE, job
 
 STRICT = "?dryRun=All&fieldValidation=Strict"
 

@@ -31,7 +31,7 @@ from obstore.store import S3Store
 from safetensors.torch import load as load_weights
 
 from tests.e2e.local_jobs import check_samples, final_tensors, finished, job, running, step_of, wait_for
-from tests.s3 import KEYS, S3Server
+from tests.support.s3 import KEYS, S3Server
 
 SAMPLES, BATCH = 1078, 64
 

@@ -29,7 +29,7 @@ from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.e2e.local_searches import running as running_search
 from tests.e2e.local_searches import search
 from tests.e2e.test_chart import kubeconfig, kubectl, run
-from tests.manifests import small_training
+from tests.support.manifests import small_training
 
 __all__ = ["kubeconfig", "kubectl"]
 

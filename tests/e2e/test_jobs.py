@@ -29,7 +29,7 @@ from tests.e2e.cluster_jobs import (
     processes,
     signal_pod,
 )
-from tests.git import Repository, served
+from tests.support.git import Repository, served
 
 HERE = Path(__file__).parent
 

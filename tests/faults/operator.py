@@ -24,8 +24,8 @@ from adaptrain_operator.core.stored_status import read_status
 from adaptrain_operator.runtime.node_leases import seen_again
 from pydantic import ValidationError
 
-from tests.unit.operator_world import Object, World, make_spec, stamp
-from tests.unit.trial_job_world import ORDER, Cluster
+from tests.support.operator_world import Object, World, make_spec, stamp
+from tests.support.trial_job_world import ORDER, Cluster
 
 SKEWS = (0.0, 2.0, 5.0, 15.0, 60.0, -2.0, -5.0, -15.0, -60.0)
 STEPS = (0.0, 60.0, -60.0, 3600.0, -3600.0)

@@ -10,9 +10,9 @@ from adaptrain.elastic.collectives.process_group import Group
 from adaptrain.elastic.storage.directory import Directory, Storage
 from adaptrain.elastic.storage.object_store import Bucket
 
-from tests.s3 import S3Server
-from tests.unit.operator_world import World
-from tests.unit.test_group import control, meet, rendezvous
+from tests.support.operator_world import World
+from tests.support.s3 import S3Server
+from tests.unit.elastic.collectives.test_group import control, meet, rendezvous
 
 
 class Place(NamedTuple):

@@ -1,11 +1,10 @@
 """Every package that the images get is on the page of licences."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("image", ["operator", "trainer"])

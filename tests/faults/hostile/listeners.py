@@ -27,7 +27,7 @@ from adaptrain_api.training.job import AdaptiveTrainingJob
 from tests.e2e.local_jobs import job, running, step_of, wait_for
 from tests.faults.hostile.mutate import line, mutated
 from tests.faults.hostile.outcome import Outcome
-from tests.protocol import greet
+from tests.support.protocol import greet
 
 CAMPAIGN_SECONDS = 20.0
 """A run of this length has the machine for itself, and the group must stay as it is."""

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from tests.faults.hostile.mutate import TEXTS, mutated, places
 from tests.faults.hostile.outcome import Outcome, peak_megabytes
-from tests.unit.operator_world import World
+from tests.support.operator_world import World
 
 WARM = 50
 """Tries until memory is compared: what is imported and cached is there by then."""
