@@ -40,8 +40,8 @@ SEARCH: Object = {
 }
 ONE = """
 import json, pathlib
-from adaptrain.search.training import Training
-from adaptrain_api.search import ArchitectureSearchSpec
+from adaptrain.search.evaluation.training_trial import Training
+from adaptrain_api.search.job import ArchitectureSearchSpec
 
 spec = ArchitectureSearchSpec.model_validate(json.loads(pathlib.Path("/source/spec.json").read_text()))
 print(Training(spec, None).run({"trial": 0, "parameters": {"model.args.width": 64}}, lambda step, metrics: None))

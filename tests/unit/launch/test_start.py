@@ -10,9 +10,9 @@ from adaptrain.phases.optimizers import without_compiler
 TRAINED = """
 import sys, torch
 import adaptrain.launch.train
-from adaptrain.elastic.state import ReplicatedState
+from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.phases.optimizers import build_optimizer
-from adaptrain_api.phases import Optimizer
+from adaptrain_api.phases.phase import Optimizer
 
 model = torch.nn.Linear(2, 2)
 state = ReplicatedState(model, build_optimizer(Optimizer(name="NAME", learningRate=0.1), model))

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import multiprocessing, signal, threading, time
-from adaptrain.process import Farewell
+from adaptrain.process.shutdown import Farewell
 
 farewell = Farewell()
 with multiprocessing.get_context("fork").Pool(1) as pool:

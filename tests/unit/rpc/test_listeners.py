@@ -249,7 +249,7 @@ def test_what_a_users_code_measures_closes_nothing() -> None:
 )
 def test_a_worker_obeys_nobody_who_does_not_prove_himself_and_calls_again(said: bytes) -> None:
     with listening() as (server, control):
-        connection, _ = health.accept()
+        connection, _ = server.accept()
         with closing(connection), suppress(ConnectionError):
             connection.sendall(said)
             assert TOKEN.encode() not in connection.recv(100_000)
@@ -285,13 +285,13 @@ def test_an_odd_order_makes_a_worker_call_again(frame: framing.Frame) -> None:
 @contextmanager
 def listening() -> Iterator[tuple[socket.socket, Control]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        health.settimeout(20)
-        address = f"127.0.0.1:{health.getsockname()[1]}"
+        server.settimeout(20)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
         yield server, Control(address, TOKEN, Identity("u", "w", "h", 1), GroupSockets())
 
 
 def called(server: socket.socket) -> socket.socket:
-    connection, _ = health.accept()
+    connection, _ = server.accept()
     connection.settimeout(20)
     receive(connection, TOKEN, {"do": "welcome", "number": 1})
     assert next(framing.frames(connection))["is"] == "beating"

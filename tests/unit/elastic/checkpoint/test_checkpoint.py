@@ -200,11 +200,11 @@ def test_a_large_object_goes_in_parts_and_comes_back(bucket: Place) -> None:
 @pytest.mark.parametrize(
     ("uri", "environment", "says"),
     [
-        ("s3://nowhere/x", {}, 's3://nowhere/x: there is no bucket "nowhere": create it, or correct manager.uri'),
+        ("s3://nowhere/x", {}, 's3://nowhere/x: there is no bucket "nowhere": create it, or correct checkpoint.uri'),
         (
             "s3://{bucket}/x",
             {"AWS_SECRET_ACCESS_KEY": "wrong"},
-            r"access is denied \(SignatureDoesNotMatch\): check the keys in manager.secretRef",
+            r"access is denied \(SignatureDoesNotMatch\): check the keys in checkpoint.secretRef",
         ),
         (
             "s3://{bucket}/x",
@@ -242,12 +242,12 @@ def test_a_bucket_that_can_not_be_used_says_why_and_what_to_do(
     [
         (
             "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 2ms - HTTP error: x",
-            "s3://b: there are no credentials: name a Secret that holds them in manager.secretRef",
+            "s3://b: there are no credentials: name a Secret that holds them in checkpoint.secretRef",
         ),
         (
             "Generic S3 error: Error performing GET https://s3.eu-west-1.amazonaws.com/b in 90ms - Received redirect"
             " without LOCATION, this normally indicates an incorrectly configured region",
-            "s3://b: the bucket is in another region: set AWS_REGION in manager.secretRef",
+            "s3://b: the bucket is in another region: set AWS_REGION in checkpoint.secretRef",
         ),
         (
             "Generic S3 error: Error performing PUT https://h/b in 90ms, after 5 retries - Server returned non-2xx"

@@ -100,8 +100,8 @@ def test_a_worker_that_is_asked_to_end_while_it_prepares_says_so_and_ends() -> N
 
 FORKING = """
 import os, signal, sys, time
-from adaptrain.elastic.control import Control, Identity
-from adaptrain.elastic.sockets import GroupSockets
+from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.socket_abort import GroupSockets
 
 control = Control(sys.argv[1], "secret", Identity("u", "w", "h", 1), GroupSockets(), lambda order: None)
 while not control.connected:
