@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from adaptrain.cli.main import main
+from adaptrain.cli import main
 from adaptrain.errors import InvalidJob
 from adaptrain.launch import fetch_source
 
