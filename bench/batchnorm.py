@@ -20,10 +20,10 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from adaptrain.elastic.collectives.process_group import Meeting, form
+from adaptrain.elastic.collectives.process_group import RendezvousPoint, form
 from adaptrain.elastic.collectives.rendezvous import Rendezvous
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.rpc.ports import listen_on
@@ -68,8 +68,8 @@ def member(rank: int, port: int, steps: int, said: Any) -> None:
         token=TOKEN,
         doing=lambda *_: nullcontext(),
     )
-    meeting = Meeting("epoch/1", rank, MEMBERS, HOST, int(meeting_port), torch.device("cpu"))
-    group = form(cast(Control, control), GroupSockets(), 1, meeting)
+    meeting = RendezvousPoint("epoch/1", rank, MEMBERS, HOST, int(meeting_port), torch.device("cpu"))
+    group = form(cast(CoordinatorClient, control), SocketAbort(), 1, meeting)
     model = timm.create_model("resnet18", num_classes=10)
     peer = copy.deepcopy(model)
     for layer in peer.modules():

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
-from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.elastic.storage.directory import Directory
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -141,7 +141,7 @@ def main() -> None:
         control = SimpleNamespace(
             epoch=epoch, may_commit=True, connected=True, note=lambda _: None, doing=lambda *_: nullcontext()
         )
-        checkpoints = Checkpoints(Directory(here / "ours"), Policy(1e9, keep=2), cast(Control, control))
+        checkpoints = Checkpoints(Directory(here / "ours"), Policy(1e9, keep=2), cast(CoordinatorClient, control))
         for turn in range(arguments.turns + 1):
             loop.warm()
             default, staged = here / f"default-{turn % 2}", here / f"staged-{turn % 2}"

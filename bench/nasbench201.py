@@ -13,7 +13,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
+from adaptrain.search.algorithms.bayesian.expected_improvement import GaussianProcessSearch
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.local_search import LocalSearch
 
@@ -41,13 +41,15 @@ def table(dataset: str) -> dict[Any, float]:
 
 def best(task: tuple[str, str, int]) -> float:
     name, dataset, seed = task
-    algorithm = (PEERS | {"auto": Auto})[name](SPACE, seed)
+    algorithm = (PEERS | {"auto": GaussianProcessSearch})[name](SPACE, seed)
     return max(table(dataset)[cell] for cell in search(algorithm, table(dataset).__getitem__))
 
 
 def picked(task: tuple[str, str, int]) -> float:
     name, dataset, seed = task
-    algorithm = (PEERS | {"auto": functools.partial(Auto, noisy=True, trials=TRIALS)})[name](SPACE, seed)
+    algorithm = (PEERS | {"auto": functools.partial(GaussianProcessSearch, noisy=True, trials=TRIALS)})[name](
+        SPACE, seed
+    )
     rng = np.random.default_rng([seed, 1])
     search(algorithm, lambda cell: float(rng.choice(runs(dataset)[cell])))
     return table(dataset)[algorithm.pick()]

@@ -9,7 +9,7 @@ import multiprocessing
 import statistics
 from typing import Any
 
-from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
+from adaptrain.search.algorithms.bayesian.expected_improvement import GaussianProcessSearch
 from adaptrain.search.spaces.nasbenchgraph import NasBenchGraph
 
 from bench.nasbench201 import FIRST_SEED, PEERS
@@ -25,7 +25,7 @@ table = functools.cache(nasbenchgraph)
 def regret(task: tuple[str, str, str, int]) -> float:
     name, dataset, measure, seed = task
     values = table(dataset, measure)
-    algorithm = (PEERS | {"auto": Auto})[name](NasBenchGraph(), seed)
+    algorithm = (PEERS | {"auto": GaussianProcessSearch})[name](NasBenchGraph(), seed)
     return max(values.values()) - max(values[one] for one in search(algorithm, values.__getitem__))
 
 

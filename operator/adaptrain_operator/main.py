@@ -29,7 +29,7 @@ from adaptrain_operator.kube.errors import ApiError, Refused
 from adaptrain_operator.kube.kinds import NODE
 from adaptrain_operator.kube.leader_election import Election
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.coordinator_poller import Puller
+from adaptrain_operator.runtime.coordinator_poller import CoordinatorPoller
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.node_leases import NodeLeases
 from adaptrain_operator.runtime.workqueue import Queue
@@ -114,7 +114,7 @@ class Operator:
         settings, runtime = self._settings, self._runtime
         events, leases = Events(self._client, settings.identity), NodeLeases(self._client)
         self._cache.sees_nodes = await self._may_see_nodes()
-        puller = Puller(
+        puller = CoordinatorPoller(
             changed=self._heard,
             distrusted=lambda key: reconciler.distrust(key),
             moved=lambda key: self._moved(key, reconciler),

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from adaptrain.local.processes import LocalJob
-from adaptrain.local.run import Keeper
+from adaptrain.local.run import Supervisor
 from adaptrain.search.study.study import JOURNAL
 from adaptrain_api.contracts.coordinator_api import SearchProgress
 from adaptrain_api.search.job import ArchitectureSearch
@@ -38,14 +38,14 @@ def search(name: str = "search", choices: int = 6, **spec: Any) -> ArchitectureS
 
 
 @contextmanager
-def running(one: ArchitectureSearch, folder: Path) -> Iterator[tuple[LocalJob, Keeper]]:
+def running(one: ArchitectureSearch, folder: Path) -> Iterator[tuple[LocalJob, Supervisor]]:
     """Its processes, kept by the rules of the operator as long as somebody calls ``keep``."""
     job = pool(one)
     with LocalJob(job, checkpoints=folder) as local:
-        yield local, Keeper(local, job.spec.workers.wanted, job.spec.max_restarts)
+        yield local, Supervisor(local, job.spec.workers.wanted, job.spec.max_restarts)
 
 
-def ended(keeper: Keeper, disturb: Callable[[int], None] | None = None, seconds: float = 180) -> SearchProgress:
+def ended(keeper: Supervisor, disturb: Callable[[int], None] | None = None, seconds: float = 180) -> SearchProgress:
     """Keep a search going until it has ended; ``disturb`` is called with the number of trials that did."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -18,12 +18,12 @@ import pytest
 import torch
 import yaml
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
-from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.elastic.storage.directory import Directory
-from adaptrain.elastic.storage.object_store import Bucket
+from adaptrain.elastic.storage.object_store import ObjectStore
 from adaptrain.errors import InvalidJob
-from adaptrain.local.processes import LocalJob, forks
+from adaptrain.local.processes import LocalJob, forkserver_context
 from adaptrain.local.run import run_manifest
 from adaptrain_api.contracts.coordinator_api import Progress
 from adaptrain_api.training.job import dump
@@ -51,7 +51,7 @@ def spec(**more: Any) -> dict[str, Any]:
 
 def saved() -> list[str]:
     """The folders of all whole checkpoints, the newest first."""
-    return [one.name for one in Bucket("s3://models/team-a/default.test").saved() if one.complete]
+    return [one.name for one in ObjectStore("s3://models/team-a/default.test").saved() if one.complete]
 
 
 def saved_step(local: LocalJob) -> int:
@@ -128,8 +128,8 @@ class Saver:
         control = SimpleNamespace(
             epoch=epoch, may_commit=True, connected=True, note=lambda _: None, doing=lambda *_: contextlib.nullcontext()
         )
-        storage = Bucket(where) if where.startswith("s3:") else Directory(Path(where))
-        self._checkpoints = Checkpoints(storage, Policy(keep=2), cast(Control, control))
+        storage = ObjectStore(where) if where.startswith("s3:") else Directory(Path(where))
+        self._checkpoints = Checkpoints(storage, Policy(keep=2), cast(CoordinatorClient, control))
 
     def load(self) -> int:
         """The step that was restored; 0: none."""
@@ -165,7 +165,9 @@ def test_whoever_is_killed_while_saving_leaves_the_newest_whole_checkpoint(
     where = where if "://" in where else str(tmp_path / where)
     for epoch in range((1 << 32) + 1, (1 << 32) + 7):
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = forks().Process(target=save_for_ever, args=(where, epoch, s3.environment, theirs), daemon=True)
+        process = forkserver_context().Process(
+            target=save_for_ever, args=(where, epoch, s3.environment, theirs), daemon=True
+        )
         process.start()
         theirs.close()
         told = ours.recv()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from adaptrain.local.processes import LocalJob
-from adaptrain.local.run import Keeper
+from adaptrain.local.run import Supervisor
 from adaptrain_api.contracts.coordinator_api import Progress, Result
 from optuna.trial import TrialState
 
@@ -15,7 +15,7 @@ from tests.e2e.local_jobs import job, wait_for
 from tests.e2e.local_searches import ended, numbers, running, search, told
 
 
-def completed(keeper: Keeper) -> Result:
+def completed(keeper: Supervisor) -> Result:
     result: Result = wait_for("the job to end", keeper.keep, keeper.local)
     return result
 
@@ -192,7 +192,7 @@ def test_the_best_trials_leave_their_weights_and_a_job_starts_from_them(
             workers={"min": 2, "max": 2, "processesPerWorker": processes},
         )
         with LocalJob(winner, checkpoints=tmp_path / f"winner-{processes}") as local:
-            result = completed(Keeper(local, 2, 0))
+            result = completed(Supervisor(local, 2, 0))
             notes = [change.message for change in (local.progress() or Progress(number=0)).recent_changes]
         assert result.metrics["best/val/accuracy"] == pytest.approx(best.metrics["val/accuracy"])
         assert any(f"starts from the weights in {best.weights.path}, sha256 {best.weights.sha256}" in n for n in notes)

@@ -201,7 +201,7 @@ class Arena:
         self._later(fault.lasts, self.wires.unmute)
 
     def _sever(self, victim: int, fault: Fault) -> None:
-        if self._mates(victim):
+        if self._local_ranks(victim):
             self._torn.add(victim)
         sever(self._process(victim), self.wires.port)
 
@@ -236,10 +236,10 @@ class Arena:
 
     def _mate(self, number: int, fault: Fault) -> int:
         """One of a worker's processes."""
-        every = [self._process(number), *self._mates(number)]
+        every = [self._process(number), *self._local_ranks(number)]
         return every[int(fault.whom * 997) % len(every)]
 
-    def _mates(self, number: int) -> list[int]:
+    def _local_ranks(self, number: int) -> list[int]:
         """A worker's processes beside the first."""
         lead = self._process(number)
         try:

@@ -79,7 +79,7 @@ class Figures:
     decisions: int = 0
 
 
-class Apart(World):
+class SubprocessSearcher(World):
     """A world in which no two clocks agree. ``now`` is the true time, which nobody knows."""
 
     def __init__(self, rng: random.Random, figures: Figures, **spec: Any) -> None:
@@ -198,7 +198,7 @@ class Story:
         self.workers: Object = {"replicas": 2}
         self.suspended = False
         self.failures = 0
-        self.world = Apart(self.rng, figures, **self.spec())
+        self.world = SubprocessSearcher(self.rng, figures, **self.spec())
         self.events: list[str] = []
 
     def spec(self) -> Object:

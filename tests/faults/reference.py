@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import torch
 from adaptrain.data.registry import load_data
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
 from adaptrain_api.training.job import AdaptiveTrainingJob
@@ -24,9 +24,9 @@ class Reference:
     def __init__(self, job: AdaptiveTrainingJob) -> None:
         data = load_data(job.spec.data)
         self.samples, self.batch = len(data.train), job.spec.phases[0].batch.size
-        alone = cast(Control, SimpleNamespace(must_leave=False, should_leave=False))
-        self._group = Group(alone, GroupSockets(), epoch=1, rank=0, size=1, links=None)
-        metrics, trace = WorkerMetrics("reference", job.metadata.name), Trace(None, "")
+        alone = cast(CoordinatorClient, SimpleNamespace(must_leave=False, should_leave=False))
+        self._group = ElasticProcessGroup(alone, SocketAbort(), epoch=1, rank=0, size=1, links=None)
+        metrics, trace = WorkerMetrics("reference", job.metadata.name), SampleLog(None, "")
         self._task = PhaseSequence(
             job.spec.phases, lambda: mlp(seconds=0), data, job.spec.seed, metrics, trace
         )  # fmt: skip

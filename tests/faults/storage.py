@@ -36,12 +36,12 @@ import torch
 from adaptrain.elastic.checkpoint import file_format, manager
 from adaptrain.elastic.checkpoint.manager import MODEL_FILE, Checkpoints, Policy
 from adaptrain.elastic.checkpoint.origin import Origin
-from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.elastic.storage import directory, object_store
 from adaptrain.elastic.storage.directory import Directory, Saved, Storage
 from adaptrain.elastic.storage.lineage import Superseded
-from adaptrain.elastic.storage.object_store import Bucket
+from adaptrain.elastic.storage.object_store import ObjectStore
 from adaptrain.elastic.storage.weights import DIGEST_SUFFIX
 from adaptrain.errors import InvalidJob
 from obstore.exceptions import BaseError, GenericError, PermissionDeniedError
@@ -185,7 +185,7 @@ class Life:
             doing=lambda *_: nullcontext(),
         )  # fmt: skip
         policy = Policy(every_seconds=0, keep=KEEP, verify=verify)
-        self.checkpoints = Checkpoints(where, policy, cast(Control, control), origin=Origin(job=job))
+        self.checkpoints = Checkpoints(where, policy, cast(CoordinatorClient, control), origin=Origin(job=job))
 
     def load(self) -> bool:
         found = self.checkpoints.wait_for(lambda: self.checkpoints.load(self.state), lambda: None)
@@ -296,7 +296,7 @@ class Schedule:
         return Life(self._storage(), self._job, self._number, verify)
 
     def _storage(self) -> Storage:
-        return Bucket(f"file://{self._root}") if self._bucket else Directory(self._root)
+        return ObjectStore(f"file://{self._root}") if self._bucket else Directory(self._root)
 
     def _saved(self) -> list[Saved]:
         with self._calm():

@@ -23,7 +23,7 @@ from adaptrain_operator.core.observed import Contact
 from adaptrain_operator.kube.client import Client
 from adaptrain_operator.kube.kinds import JOB, SEARCH, Kind
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.coordinator_poller import Puller
+from adaptrain_operator.runtime.coordinator_poller import CoordinatorPoller
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.node_leases import NodeLeases
 from adaptrain_operator.runtime.workqueue import Queue
@@ -201,7 +201,7 @@ def _defaulted(obj: Object) -> Object:
     return obj
 
 
-class Heard(Puller):
+class Heard(CoordinatorPoller):
     """Coordinators that say what a test has them say."""
 
     def __init__(self) -> None:

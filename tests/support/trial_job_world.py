@@ -5,14 +5,14 @@ from typing import Any
 
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.job_trials import OPERATOR, TrialJobs
-from adaptrain.search.scheduler import Dispatch
+from adaptrain.search.scheduler import TrialScheduler
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study.study import Ended
+from adaptrain.search.study.study import TrialRecord
 from adaptrain_api.contracts.coordinator_api import Progress, SearchProgress, TrialOrder, TrialReports
 from adaptrain_api.search.job import ArchitectureSearchSpec
 from adaptrain_api.search.status import ArchitectureSearchStatus, OwnJob
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchObserved
 from adaptrain_operator.core.search.reconcile import SearchPlan, decide_search
 
 from tests.unit.api.test_api_rules import PHASE
@@ -58,7 +58,9 @@ class Cluster:
         spec = ArchitectureSearchSpec.model_validate(self.spec)
         search = Search("digits", "ns", "uid", 1, False, spec, self.status)
         jobs = copy.deepcopy(self.jobs)
-        return decide_search(search, SearchSeen(jobs, self.progress, self.current, None, self.heard, self.refused), NOW)
+        return decide_search(
+            search, SearchObserved(jobs, self.progress, self.current, None, self.heard, self.refused), NOW
+        )
 
     def carry_out(self, plan: SearchPlan, most: int = 1000) -> None:
         """As much of it as somebody does who is killed after so many requests."""
@@ -106,14 +108,16 @@ class Cluster:
 class Study:
     """A coordinator's pure parts, and what it has written."""
 
-    def __init__(self, cluster: Cluster, history: list[Ended]) -> None:
+    def __init__(self, cluster: Cluster, history: list[TrialRecord]) -> None:
         spec = ArchitectureSearchSpec.model_validate(cluster.spec)
         space = make_space(spec.space)
         self.searcher = make_algorithm(spec, space)
-        self.dispatch = Dispatch(spec, self.searcher, make_pruner(spec.pruning), list(history), [], returning=True)
+        self.dispatch = TrialScheduler(
+            spec, self.searcher, make_pruner(spec.pruning), list(history), [], returning=True
+        )
         self.jobs = TrialJobs(self.dispatch, space, spec.parallelism.max)
         self.history = history
-        self.unwritten: list[Ended] = []
+        self.unwritten: list[TrialRecord] = []
 
     def order(self, now: float) -> bool:
         if (number := self.jobs.next(now)) is None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.storage.directory import Directory, Storage
-from adaptrain.elastic.storage.object_store import Bucket
+from adaptrain.elastic.storage.object_store import ObjectStore
 
 from tests.support.operator_world import World
 from tests.support.s3 import S3Server
@@ -33,7 +33,7 @@ def bucket(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     name = tmp_path.name.replace("_", "-").lower()[-40:].strip("-")
-    return Place(Bucket(f"s3://{name}/some/prefix"), s3.bucket(name) / "some" / "prefix")
+    return Place(ObjectStore(f"s3://{name}/some/prefix"), s3.bucket(name) / "some" / "prefix")
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -55,12 +55,16 @@ def world() -> World:
 
 
 @pytest.fixture
-def pair() -> Iterator[Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]]:
+def pair() -> Iterator[
+    Callable[[Callable[[ElasticProcessGroup], Any], Callable[[ElasticProcessGroup, Any], Any]], list[Future[Any]]]
+]:
     """Runs one function on each of two members; the second one's can be told to leave."""
     store = rendezvous()
     with ThreadPoolExecutor(2) as pool:
 
-        def run(first: Callable[[Group], Any], second: Callable[[Group, Any], Any]) -> list[Future[Any]]:
+        def run(
+            first: Callable[[ElasticProcessGroup], Any], second: Callable[[ElasticProcessGroup, Any], Any]
+        ) -> list[Future[Any]]:
             said = control()
             return [
                 pool.submit(lambda: first(meet(control(), 0, store.port))),

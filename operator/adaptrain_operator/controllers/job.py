@@ -70,7 +70,7 @@ class Contacts(Protocol):
 
 
 @dataclass(slots=True)
-class _Memory:
+class _JobCache:
     """What is remembered of a job between decisions. Losing all of it costs a few requests and nothing else."""
 
     uid: str
@@ -126,7 +126,7 @@ class Reconciler:
         self._events = events
         self._default_image = default_image
         self._defaults = defaults
-        self._memories: dict[Key, _Memory] = {}
+        self._memories: dict[Key, _JobCache] = {}
 
     async def reconcile(self, key: Key) -> None:
         """Bring one job closer to what is wanted. Raises what a retry may cure."""
@@ -156,7 +156,7 @@ class Reconciler:
             # There may be thousands of them, and little is left to decide.
             self._memories.pop(key, None)
 
-    def _decide(self, key: Key, memory: _Memory, job: Job) -> Plan:
+    def _decide(self, key: Key, memory: _JobCache, job: Job) -> Plan:
         plan, left_out = decide_anyhow(decide, job, self._observe(key, memory, job), clock.now())
         if left_out:
             metrics.DECISIONS_REDUCED.labels(left_out[-1]).inc()
@@ -186,20 +186,20 @@ class Reconciler:
         every = progress_every(self._contacts.asked, memory.size)
         return max(0.0, memory.status_written + every - clock.now())
 
-    def _memory(self, key: Key, raw: Object) -> _Memory:
+    def _memory(self, key: Key, raw: Object) -> _JobCache:
         uid = raw["metadata"]["uid"]
         memory = self._memories.get(key)
         if memory is None or memory.uid != uid:
             # Another job of the same name: nothing of the old one holds.
             self._contacts.stop(key)
-            memory = self._memories[key] = _Memory(uid)
+            memory = self._memories[key] = _JobCache(uid)
         generation = raw["metadata"].get("generation", 0)
         if memory.generation != generation:
             # The user may just have mended what was refused.
             memory.generation, memory.problem, memory.refusals = generation, None, 0
         return memory
 
-    def _read(self, memory: _Memory, raw: Object) -> Job | None:
+    def _read(self, memory: _JobCache, raw: Object) -> Job | None:
         meta = raw["metadata"]
         spec = self._read_spec(memory, raw)
         if spec is None:
@@ -216,7 +216,7 @@ class Reconciler:
             made=memory.made,
         )
 
-    def _read_spec(self, memory: _Memory, raw: Object) -> TrainingJobSpec | None:
+    def _read_spec(self, memory: _JobCache, raw: Object) -> TrainingJobSpec | None:
         """Once for each generation: it may have a megabyte, and the status changes all the time."""
         meta = raw["metadata"]
         generation = meta.get("generation", 0)
@@ -230,7 +230,7 @@ class Reconciler:
                 logger.warning("%s", message, extra={"job": f"{meta['namespace']}/{meta['name']}"})
         return memory.spec[1]
 
-    async def _carry_out_essentials(self, key: Key, memory: _Memory, raw: Object) -> None:
+    async def _carry_out_essentials(self, key: Key, memory: _JobCache, raw: Object) -> None:
         """The schema let it pass, this operator can't read it: say so, and suspend, end or remove it if that is due."""
         assert memory.spec is not None
         meta = raw["metadata"]
@@ -250,7 +250,7 @@ class Reconciler:
         if plan.requeue_after is not None:
             self._queue.add(key, plan.requeue_after)
 
-    def _observe(self, key: Key, memory: _Memory, job: Job) -> Observed:
+    def _observe(self, key: Key, memory: _JobCache, job: Job) -> Observed:
         pods = self._cache.pods(key, job.uid)
         return Observed(
             workers=tuple(pod for role, pod in pods if role == naming.WORKER),
@@ -265,7 +265,7 @@ class Reconciler:
             defaults=self._defaults if memory.bounds is None else replace(self._defaults, bounds=memory.bounds),
         )
 
-    async def _look_at_claim(self, memory: _Memory, job: Job) -> None:
+    async def _look_at_claim(self, memory: _JobCache, job: Job) -> None:
         """Read the checkpoint's claim: once if all is well, again and again while it is missing."""
         volume = job.spec.checkpoint.volume if job.spec.checkpoint is not None else None
         if volume is None or job.deleting:
@@ -289,13 +289,13 @@ class Reconciler:
             memory.claim = Claim(True, known=False)
         memory.claim_name, memory.claim_read = name, now
 
-    async def _look_at_limits(self, memory: _Memory, job: Job) -> None:
+    async def _look_at_limits(self, memory: _JobCache, job: Job) -> None:
         """Read what the namespace's LimitRanges want of a container: what we choose gives way to it."""
         with contextlib.suppress(Refused):
             ranges = [one async for one, _ in self._client.list(LIMIT_RANGE, job.namespace)]
             memory.bounds = bounds_of(ranges)
 
-    async def _carry_out(self, key: Key, memory: _Memory, raw: Object, job: Job, plan: Plan) -> None:
+    async def _carry_out(self, key: Key, memory: _JobCache, raw: Object, job: Job, plan: Plan) -> None:
         """In the order that a crash at any point leaves something that the next decision can go on from."""
         await self._write_status(key, memory, raw, plan.status)
         if plan.remove_job:
@@ -325,7 +325,7 @@ class Reconciler:
             if not (refused and event.made):
                 self._events.tell(job, event)
 
-    async def _make_children(self, key: Key, memory: _Memory, job: Job, plan: Plan) -> bool:
+    async def _make_children(self, key: Key, memory: _JobCache, job: Job, plan: Plan) -> bool:
         """All that a pod can't do without, before any pod; whether that is there."""
         if memory.waiting:
             return True
@@ -345,7 +345,7 @@ class Reconciler:
             return True
         return False
 
-    async def _ensure_token(self, memory: _Memory, job: Job) -> None:
+    async def _ensure_token(self, memory: _JobCache, job: Job) -> None:
         await self._maker.token(memory.objects, job)
 
     async def _make_pods(self, job: Job, plan: Plan) -> None:
@@ -357,11 +357,11 @@ class Reconciler:
             rest = plan.create
         await _all(self._create_pod(job, pod) for pod in rest)
 
-    def _refused(self, key: Key, memory: _Memory, problem: Refused) -> None:
+    def _refused(self, key: Key, memory: _JobCache, problem: Refused) -> None:
         reason, message = refusal(problem.status, problem.message)
         self._put_off(key, memory, reason, message, REFUSED_AGAIN)
 
-    def _put_off(self, key: Key, memory: _Memory, reason: str, message: str, longest: float) -> None:
+    def _put_off(self, key: Key, memory: _JobCache, reason: str, message: str, longest: float) -> None:
         """Try again ever more seldom."""
         now = clock.now()
         delay = min(longest, 2.0 ** min(memory.refusals, 10))
@@ -371,7 +371,7 @@ class Reconciler:
         logger.warning("%s: %s", reason, message, extra={"job": "/".join(key)})
         self._queue.add(key)
 
-    async def _write_status(self, key: Key, memory: _Memory, raw: Object, wanted: TrainingJobStatus) -> None:
+    async def _write_status(self, key: Key, memory: _JobCache, raw: Object, wanted: TrainingJobStatus) -> None:
         """Patch what differs, and nothing if nothing does."""
         before, after = without_empty(raw["status"]), without_empty(dump(wanted))
         change: Object = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}

@@ -16,7 +16,7 @@ from adaptrain_operator.controllers.job import Contacts
 from adaptrain_operator.controllers.status_writer import without_empty
 from adaptrain_operator.core import naming
 from adaptrain_operator.core.conditions import Conditions
-from adaptrain_operator.core.search.observed import Search, SearchSeen, read_search_status
+from adaptrain_operator.core.search.observed import Search, SearchObserved, read_search_status
 from adaptrain_operator.core.search.reconcile import SearchPlan, decide_search_anyhow
 from adaptrain_operator.core.text import first_problem
 from adaptrain_operator.kube.client import Client
@@ -125,7 +125,7 @@ class SearchReconciler:
             status=status.model_copy(update={"jobs": jobs}),
         )
 
-    def _observe(self, search: Search) -> SearchSeen:
+    def _observe(self, search: Search) -> SearchObserved:
         contact = self._contacts.contact((search.namespace, search.pool))
         progress = contact.progress
         promote = search.spec.promote
@@ -142,7 +142,7 @@ class SearchReconciler:
         found = {name: self._cache.job((search.namespace, name)) for name in names}
         trials = [name for name in search.record if search.number(name) is not None]
         heard = {name: self._contacts.contact((search.namespace, name)).progress for name in trials}
-        return SearchSeen(
+        return SearchObserved(
             jobs={name: job for name, job in found.items() if job is not None},
             progress=None if progress is None else progress.search,
             current=contact.fresh(clock.now()),

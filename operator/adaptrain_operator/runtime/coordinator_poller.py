@@ -80,7 +80,7 @@ class _Target:
         self.caller = Caller(self.token)
 
 
-class Puller:
+class CoordinatorPoller:
     """Keeps one contact per job. Bounded in how many it asks at once, of each namespace and of all."""
 
     def __init__(

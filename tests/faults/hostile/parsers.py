@@ -17,7 +17,7 @@ from adaptrain_api.manifest import documents
 from adaptrain_api.search.job import ArchitectureSearch
 from adaptrain_api.search.status import ArchitectureSearchStatus
 from adaptrain_api.training.job import AdaptiveTrainingJob, TrainingJobSpec, dump
-from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchObserved
 from adaptrain_operator.core.search.reconcile import decide_search
 from pydantic import ValidationError
 
@@ -141,7 +141,7 @@ def specs(seconds: float, rng: random.Random) -> Outcome:
             if manifest.get("kind") == "ArchitectureSearch":
                 found = ArchitectureSearch.model_validate(manifest)
                 search = Search("s", "ns", "uid", 1, False, found.spec, ArchitectureSearchStatus())
-                json.dumps(decide_search(search, SearchSeen({}), 1.8e9).apply)
+                json.dumps(decide_search(search, SearchObserved({}), 1.8e9).apply)
             else:
                 job = AdaptiveTrainingJob.model_validate(manifest)
                 world = World()

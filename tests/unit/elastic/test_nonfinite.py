@@ -8,11 +8,11 @@ import pytest
 import torch
 from adaptrain.data.digits import digits
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.elastic.nonfinite import NotFinite
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.storage.directory import Directory
 from adaptrain.errors import InvalidJob
 from adaptrain.observability.metrics import WorkerMetrics
@@ -42,7 +42,7 @@ class Alone:
     def __init__(self, spoiled: set[int], dtype: torch.dtype = torch.float64, **phase: Any) -> None:
         self.notes: list[str] = []
         self.control = cast(
-            Control,
+            CoordinatorClient,
             SimpleNamespace(
                 must_leave=False, should_leave=False, connected=True, epoch=(1 << 32) + 1, note=self.notes.append,
                 doing=lambda *_: torch.no_grad(),
@@ -50,9 +50,9 @@ class Alone:
         )  # fmt: skip
         spec = job(phase=phase, checkpoint={"volume": {"persistentVolumeClaim": {"claimName": "x"}}}).spec
         assert spec.phases is not None
-        metrics, trace = WorkerMetrics("n", "j"), Trace(None, "")
+        metrics, trace = WorkerMetrics("n", "j"), SampleLog(None, "")
         self.task = PhaseSequence(spec.phases, lambda: Fragile(spoiled, dtype), digits(), 0, metrics, trace)
-        self.group = Group(self.control, GroupSockets(), (1 << 32) + 1, 0, 1, None)
+        self.group = ElasticProcessGroup(self.control, SocketAbort(), (1 << 32) + 1, 0, 1, None)
 
     def steps(self, count: int) -> dict[str, torch.Tensor]:
         """Take so many units; returns the weights."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from adaptrain.elastic.load_balancer import LARGEST, PATIENCE, Shares, apportion, balance
+from adaptrain.elastic.load_balancer import LARGEST, PATIENCE, LoadBalancer, apportion, balance
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -63,7 +63,7 @@ def simulate(
     chance, size = random.Random(0), len(seconds)
     exchanged = [0.0] * size
     members = [Member(rank, size, exchanged) for rank in range(size)]
-    views = [Shares() for _ in seconds]
+    views = [LoadBalancer() for _ in seconds]
     history, ids = [], torch.arange(64)
     for step in range(steps):
         exchanged[:] = [view._own_speed() if step % 16 == 0 else 0.0 for view in views]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from adaptrain.data.dataset import DataSet, Split
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.storage.directory import Directory
 from adaptrain.errors import InvalidJob
 from adaptrain.observability.metrics import WorkerMetrics
@@ -29,7 +29,7 @@ STEPS = 3
 """Of a pass."""
 ADAMW = {"name": "adamw", "learningRate": 0.01}
 SGD = {"name": "sgd", "learningRate": 0.02, "momentum": 0.9}
-Pair = Callable[[Callable[[Group], Any], Callable[[Group, Any], Any]], list[Future[Any]]]
+Pair = Callable[[Callable[[ElasticProcessGroup], Any], Callable[[ElasticProcessGroup, Any], Any]], list[Future[Any]]]
 
 
 class Half(Phase):
@@ -55,15 +55,15 @@ def task(*phases: dict[str, Any], test: bool = False) -> PhaseSequence:
     spec = job(phases=list(phases or (phase("one", ADAMW), phase("two", SGD)))).spec
     assert spec.phases is not None
     data = DataSet(split, split, split if test else None, (4,), 3)
-    metrics, trace = WorkerMetrics("n", "j"), Trace(None, "")
+    metrics, trace = WorkerMetrics("n", "j"), SampleLog(None, "")
     return PhaseSequence(spec.phases, lambda: nn.Linear(4, 3).double(), data, 5, metrics, trace)
 
 
-def alone() -> Group:
+def alone() -> ElasticProcessGroup:
     told: Any = SimpleNamespace(
         must_leave=False, should_leave=False, doing=lambda *_: torch.no_grad(), note=lambda _: None
     )
-    return Group(cast(Control, told), GroupSockets(), (1 << 32) + 1, 0, 1, None)
+    return ElasticProcessGroup(cast(CoordinatorClient, told), SocketAbort(), (1 << 32) + 1, 0, 1, None)
 
 
 def take(one: PhaseSequence, units: int) -> PhaseSequence:
@@ -146,11 +146,11 @@ def test_only_the_last_phase_is_tested() -> None:
 def test_a_member_that_joins_gets_the_phase(pair: Pair, steps: int) -> None:
     ahead, joins = take(until_second(task()), 1 + steps), task()
 
-    def lead(group: Group) -> Any:
+    def lead(group: ElasticProcessGroup) -> Any:
         ahead.state.heal(group)
         ahead.unit(group)
 
-    def follow(group: Group, _: Any) -> Any:
+    def follow(group: ElasticProcessGroup, _: Any) -> Any:
         joins.state.heal(group)
         joins.unit(group)
 
@@ -192,7 +192,7 @@ def test_a_rollback_to_an_earlier_phase_takes_its_weights_alone() -> None:
     take(until_second(one), 3)
     room = one.state.room(before["counters"])
     assert any(name.endswith("exp_avg") for name in room)
-    one.state.take_back(before, before["counters"])
+    one.state.rollback(before, before["counters"])
     assert all(torch.equal(t, before[f"model.{name}"]) for name, t in one.state.model.state_dict().items())
     assert one.state.counters.phase == 1
     assert not any(name.startswith("optimizer.") for name in one.state.tensors())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from adaptrain.elastic.loop import METRICS_SIZE
-from adaptrain.process.result import MESSAGE_LIMIT, failed, leave_behind, shortened
+from adaptrain.process.result import MESSAGE_LIMIT, failed_result, shortened, write_result
 from adaptrain.process.settings import WorkerSettings
 from adaptrain.rpc.framing import MAX_FRAME
 from adaptrain_api.contracts.coordinator_api import Result, foremost
@@ -24,9 +24,9 @@ def metrics(count: int) -> dict[str, float]:
 @pytest.mark.parametrize("words", ["", "a" * 10_000, "ü" * 10_000, "\x1b" * 10_000, "\udc80" * 3000, "𝄞" * 3000])
 def test_a_result_is_bounded_where_it_is_made(count: int, words: str, tmp_path: Path) -> None:
     ended = {"outcome": "left", "step": 5, "epoch": 1, "metrics": metrics(count), "model": "m"}
-    result = failed(f"{words}the end").model_copy(update=ended)
+    result = failed_result(f"{words}the end").model_copy(update=ended)
     log = tmp_path / "termination-log"
-    leave_behind(WorkerSettings(None, "", "", "u", "w", "h", None, termination_log=log), result)
+    write_result(WorkerSettings(None, "", "", "u", "w", "h", None, termination_log=log), result)
     assert log.stat().st_size <= MESSAGE_LIMIT <= KEPT_BY_KUBELET // MOST_CONTAINERS
     found = Result.model_validate(json.loads(log.read_bytes()))
     assert (found.outcome, found.step, found.epoch, found.model) == ("left", 5, 1, "m")
@@ -41,8 +41,8 @@ def test_short_results_are_whole() -> None:
 
 def test_a_result_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     settings = WorkerSettings(None, "", "", "u", "w", "h", None, termination_log=tmp_path / "none" / "log")
-    leave_behind(settings, failed("boom"))
-    leave_behind(dataclasses.replace(settings, termination_log=None), failed("boom"))
+    write_result(settings, failed_result("boom"))
+    write_result(dataclasses.replace(settings, termination_log=None), failed_result("boom"))
 
 
 def test_the_metrics_that_tell_most_come_first() -> None:

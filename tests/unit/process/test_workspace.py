@@ -19,7 +19,7 @@ from adaptrain_api.search.job import ArchitectureSearch
 from adaptrain_api.training.job import AdaptiveTrainingJob
 from adaptrain_api.training.script import Script
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.job.exit_reason import Ending, ending
+from adaptrain_operator.core.job.exit_reason import ExitClass, ending
 from adaptrain_operator.core.objects.pods import worker_pod
 from adaptrain_operator.core.observed import Pod
 
@@ -184,7 +184,7 @@ def test_packages_that_cannot_be_installed_end_the_job_at_once() -> None:
     ended = {"name": naming.PACKAGES, "state": {"terminated": {"exitCode": EXIT_INVALID, "message": "no such package"}}}
     status = {"phase": "Failed", "initContainerStatuses": [ended]}
     pod = Pod.read({"metadata": {"name": "job-worker-0", "uid": "u"}, "spec": {}, "status": status})
-    assert ending(pod) is Ending.INVALID
+    assert ending(pod) is ExitClass.INVALID
 
 
 def test_adaptrain_run_wants_the_packages_before_anything_starts(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 from adaptrain import clock
-from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.client import CoordinatorClient, Identity
 from adaptrain.elastic.membership.coordinator import Coordinator
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.observability.metrics import JobMetrics
 from adaptrain.rpc import framing, handshake, http
 from adaptrain.rpc.client import NotOurs, ask
@@ -283,11 +283,11 @@ def test_an_odd_order_makes_a_worker_call_again(frame: framing.Frame) -> None:
 
 
 @contextmanager
-def listening() -> Iterator[tuple[socket.socket, Control]]:
+def listening() -> Iterator[tuple[socket.socket, CoordinatorClient]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(20)
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        yield server, Control(address, TOKEN, Identity("u", "w", "h", 1), GroupSockets())
+        yield server, CoordinatorClient(address, TOKEN, Identity("u", "w", "h", 1), SocketAbort())
 
 
 def called(server: socket.socket) -> socket.socket:

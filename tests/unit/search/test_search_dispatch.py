@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
-from adaptrain.search.scheduler import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, Dispatch
+from adaptrain.search.scheduler import MOST_ATTEMPTS, RETURN_SECONDS, Assignment, TrialScheduler
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study.leaderboard import TOP
-from adaptrain.search.study.study import Ended
+from adaptrain.search.study.study import TrialRecord
 from adaptrain_api.contracts.coordinator_api import TrialWeights
 from adaptrain_api.search.job import ArchitectureSearchSpec
 
@@ -26,11 +26,15 @@ def spec(**given: Any) -> ArchitectureSearchSpec:
     return ArchitectureSearchSpec.model_validate(base | given)
 
 
-class Desk(Dispatch):
+class Desk(TrialScheduler):
     """With its algorithm, as a coordinator has them."""
 
     def __init__(
-        self, wanted: ArchitectureSearchSpec, history: list[Ended], known: list[Ended], returning: bool = False
+        self,
+        wanted: ArchitectureSearchSpec,
+        history: list[TrialRecord],
+        known: list[TrialRecord],
+        returning: bool = False,
     ) -> None:
         space = make_space(wanted.space)
         self.algorithm = make_algorithm(wanted, space)
@@ -50,12 +54,15 @@ class Desk(Dispatch):
 
 
 def dispatch(
-    history: list[Ended] | None = None, known: list[Ended] | None = None, returning: bool = False, **given: Any
+    history: list[TrialRecord] | None = None,
+    known: list[TrialRecord] | None = None,
+    returning: bool = False,
+    **given: Any,
 ) -> Desk:
     return Desk(spec(**given), history or [], known or [], returning)
 
 
-def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> Ended:
+def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> TrialRecord:
     given = d.take(evaluator, now)
     assert given is not None
     found = {"score": float(sum(given.architecture)), **metrics}
@@ -68,7 +75,7 @@ def run(d: Desk, evaluator: str = "a", now: float = 0.0, **metrics: float) -> En
 def test_every_trial_ends_once_whoever_is_lost(seed: int) -> None:
     """Any order of asking, telling, coming back and being lost; and coordinators that know no more than the study."""
     chance = random.Random(seed)
-    d, history = dispatch(seed=seed), list[Ended]()
+    d, history = dispatch(seed=seed), list[TrialRecord]()
     has: dict[str, Any] = {}
     asking: tuple[str, tuple[int, Proposal]] | None = None
     """Who waits for the algorithm, and what it will be: one at a time."""
@@ -113,7 +120,7 @@ def test_who_takes_over_waits_for_what_was_given_out(seed: int, budget: dict[str
     the grace that the first one begins. None of them is lost, so every trial counts, and no other takes it."""
     chance = random.Random(seed)
     wants: dict[str, Any] = {"seed": seed, "budget": budget, "parallelism": {"max": 3}}
-    d, history, given = dispatch(**wants), list[Ended](), set[int]()
+    d, history, given = dispatch(**wants), list[TrialRecord](), set[int]()
     has: dict[str, Any] = {}
     calls = dict.fromkeys("abc", 0.0)
     """When each one reaches the coordinator."""
@@ -277,7 +284,7 @@ def test_who_is_among_the_best_has_its_weights_and_few_others_do(seed: int, seve
         "budget": {"trials": 150},
         "constraints": [{"metric": "size", "atMost": 18}],
     }
-    d, history, written = dispatch(**wants), list[Ended](), 0
+    d, history, written = dispatch(**wants), list[TrialRecord](), 0
     has: dict[str, Any] = {}
     offered: dict[str, tuple[dict[str, float], TrialWeights | None]] = {}
     while d.verdict(0) is None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from adaptrain.rpc.client import NotOurs, ask
 from adaptrain.search.coordinator import SearchCoordinator
-from adaptrain.search.study.study import Ended
+from adaptrain.search.study.study import TrialRecord
 from adaptrain_api.contracts.coordinator_api import Progress, SearchEnd, SearchProgress, TrialReport, TrialReports
 from adaptrain_api.contracts.proof import Caller
 from adaptrain_api.search.job import ArchitectureSearch
@@ -24,7 +24,7 @@ from tests.support.trial_job_world import ORDER, Cluster, Study, manifest
 def test_every_trial_counts_once_whoever_is_killed_when(seed: int) -> None:
     """Any order of decisions half carried out, answers lost, coordinators killed, jobs ending, failing and deleted."""
     chance = random.Random(seed)
-    cluster, history = Cluster(seed=seed, budget={"trials": 12}, maxFailedTrials=12), list[Ended]()
+    cluster, history = Cluster(seed=seed, budget={"trials": 12}, maxFailedTrials=12), list[TrialRecord]()
     study = Study(cluster, history)
     said: TrialReports | None = None
     found: dict[int, dict[str, float]] = {}
@@ -281,7 +281,7 @@ def test_suspension_and_less_parallelism_suspend_the_newest_trials() -> None:
 
 def test_a_spent_budget_does_not_end_what_the_operator_has_not_named_yet() -> None:
     """A coordinator that takes over may be asked before it is told of jobs that run."""
-    ended = Ended(0, (0,), "complete", {"val/accuracy": 0.5}, seconds=10.0, ended=10.0)
+    ended = TrialRecord(0, (0,), "complete", {"val/accuracy": 0.5}, seconds=10.0, ended=10.0)
     study = Study(Cluster(budget={"seconds": 5}), [ended])
     assert study.dispatch.verdict(1000) is None
     runs = TrialReport(number=1, given={"architecture": [1], "why": {}}, job="j")

@@ -10,7 +10,7 @@ from adaptrain.errors import InvalidJob
 T = TypeVar("T")
 
 
-def find(field: str, name: str) -> Callable[..., Any]:
+def import_callable(field: str, name: str) -> Callable[..., Any]:
     """The callable that ``module:callable`` names.
 
     Raises:
@@ -31,7 +31,7 @@ def find(field: str, name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def call(field: str, target: Callable[..., T], args: dict[str, Any], **own: Any) -> T:
+def call_with_args(field: str, target: Callable[..., T], args: dict[str, Any], **own: Any) -> T:
     """Call with a manifest's ``args``, and with ``own`` arguments that the manifest may not give.
 
     Raises:

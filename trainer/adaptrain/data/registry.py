@@ -9,7 +9,7 @@ import torch
 from adaptrain_api.components import DataSource
 from torch.utils.data import TensorDataset
 
-from adaptrain.config.imports import call, find
+from adaptrain.config.imports import call_with_args, import_callable
 from adaptrain.data.dataset import DataSet, Split, seeded
 from adaptrain.errors import InvalidJob
 
@@ -25,8 +25,8 @@ def load_data(source: DataSource) -> DataSet:
     if source.name == "digits":
         from adaptrain.data.digits import digits
 
-        return call("data", digits, source.args)
-    made = call("data", find("data", source.name), source.args)
+        return call_with_args("data", digits, source.args)
+    made = call_with_args("data", import_callable("data", source.name), source.args)
     if isinstance(made, DataSet):
         return made
     if not isinstance(made, Mapping) or not {"train", "validation"} <= set(made):

@@ -33,7 +33,7 @@ class Peers(Protocol):
     def note(self, message: str) -> None: ...
 
 
-class Shares:
+class LoadBalancer:
     """One worker's view; all members of a group compute the same shares from the same exchanged speeds."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Shares:
         exchanges nothing more.
 
         Raises:
-            GroupBroken: somebody was lost while speeds were exchanged.
+            ProcessGroupBroken: somebody was lost while speeds were exchanged.
         """
         fresh = group is not self._group
         if fresh:

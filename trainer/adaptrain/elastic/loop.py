@@ -16,12 +16,12 @@ from adaptrain_api.contracts.coordinator_api import foremost
 
 from adaptrain import clock
 from adaptrain.elastic.checkpoint.manager import ANSWER_SECONDS, MODEL_FILE, RETRY_SECONDS, SECTION_SECONDS, Checkpoints
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
-from adaptrain.elastic.membership.client import Epochs
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
+from adaptrain.elastic.membership.client import GenerationState
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.replica.base import Replica
 from adaptrain.elastic.state import divergence
-from adaptrain.elastic.state.replicated import INITIAL, TORN, ReplicatedState
+from adaptrain.elastic.state.replicated import INCOMPLETE, VERSION_INITIAL, ReplicatedState
 from adaptrain.elastic.storage.lineage import Superseded
 from adaptrain.errors import Refused
 from adaptrain.rpc.framing import Frame
@@ -65,7 +65,7 @@ class Task(Protocol):
     def reset(self) -> None:
         """Go back to the initial state."""
 
-    def begin(self, group: Group) -> None:
+    def begin(self, group: ElasticProcessGroup) -> None:
         """There is no progress anywhere: put into the initial state what it does not get from the model alone.
 
         Only the group's first worker is asked; the others get its state.
@@ -95,14 +95,19 @@ class ElasticLoop:
 
         for group in loop.units():
             with loop.attempt():
-                ...  # raises GroupBroken before the state changes, or applies the unit
+                ...  # raises ProcessGroupBroken before the state changes, or applies the unit
     """
 
     def __init__(
-        self, control: Epochs, sockets: GroupSockets, task: Task, checkpoints: Checkpoints | None, mates: Mates
+        self,
+        control: GenerationState,
+        sockets: SocketAbort,
+        task: Task,
+        checkpoints: Checkpoints | None,
+        replica: Replica,
     ) -> None:
         self._control = control
-        self._mates = mates
+        self._replica = replica
         self._sockets = sockets
         self._task = task
         self._checkpoints = checkpoints
@@ -114,13 +119,13 @@ class ElasticLoop:
         self._reported = 0.0
         self._logged = -LOG_SECONDS
         self._logged_epoch = -1
-        self._broken: GroupBroken | None = None
+        self._broken: ProcessGroupBroken | None = None
         self.complete = False
         """Whether the task is finished, and what it leaves behind is saved."""
         self.model: str | None = None
         """File name of the best weights in the checkpoint directory, once training is finished."""
 
-    def units(self) -> Iterator[Group]:
+    def units(self) -> Iterator[ElasticProcessGroup]:
         """A healed group for each unit, until the task is complete, or this worker may leave or isn't needed."""
         while not self.complete:
             frame = self._control.next()
@@ -143,7 +148,7 @@ class ElasticLoop:
         """Around a unit: one that fails is offered again, in the next group."""
         try:
             yield
-        except GroupBroken as error:
+        except ProcessGroupBroken as error:
             self._broken = error
 
     def report(self) -> dict[str, Any]:
@@ -162,11 +167,11 @@ class ElasticLoop:
             said |= {"checkpoint_step": c.newest_step, "checkpoint_time": c.newest_time, "checkpoint_error": c.error}
         return said
 
-    def _in_group(self, frame: Frame) -> Iterator[Group]:
+    def _in_group(self, frame: Frame) -> Iterator[ElasticProcessGroup]:
         """Take part in an epoch's group until it is left."""
         with self._control.group(frame["epoch"], frame["peers"]):
             try:
-                group = self._mates.form(self._control, self._sockets, frame, self._task.state.device)
+                group = self._replica.form(self._control, self._sockets, frame, self._task.state.device)
                 self._heal(group)
                 while not self._task.finished:
                     yield from self._unit(group)
@@ -174,12 +179,12 @@ class ElasticLoop:
                         return
                 self._conclude(group)
                 self.complete = True
-            except GroupBroken as error:
+            except ProcessGroupBroken as error:
                 # Its other members notice at once, and dropping it doesn't wait for what is under way.
-                self._sockets.sever()
+                self._sockets.abort()
                 self._control.broken(str(error))
 
-    def _heal(self, group: Group) -> None:
+    def _heal(self, group: ElasticProcessGroup) -> None:
         state = self._task.state
         newest = state.heal(group)
         if newest <= 0:
@@ -191,30 +196,30 @@ class ElasticLoop:
             self._checkpoints.claim()  # not before it is known that what lies there is of this training
         self._publish(group, force=True)
 
-    def _begin(self, group: Group, newest: int) -> None:
+    def _begin(self, group: ElasticProcessGroup, newest: int) -> None:
         """Begin with the newest checkpoint, else with the initial state."""
         state = self._task.state
         if not self._load(group):
-            if newest == TORN:
+            if newest == INCOMPLETE:
                 self._task.reset()
             with self._control.doing("section", SECTION_SECONDS):
                 self._task.begin(group)
-        state.counters.version = max(INITIAL, state.counters.version)
+        state.counters.version = max(VERSION_INITIAL, state.counters.version)
 
-    def _load(self, group: Group) -> bool:
+    def _load(self, group: ElasticProcessGroup) -> bool:
         """Whether there was a checkpoint."""
         checkpoints, state = self._checkpoints, self._task.state
         if checkpoints is None:
             return False
 
         def check() -> None:
-            if not self._mates.agree(not self._control.should_leave):
-                raise GroupBroken("told to leave")
+            if not self._replica.all_ranks(not self._control.should_leave):
+                raise ProcessGroupBroken("told to leave")
             self._publish(group, force=True)
 
         return checkpoints.wait_for(lambda: checkpoints.load(state), check)
 
-    def _unit(self, group: Group) -> Iterator[Group]:
+    def _unit(self, group: ElasticProcessGroup) -> Iterator[ElasticProcessGroup]:
         began = time.monotonic()
         step, skipped = self._task.state.counters.step, self._task.state.counters.skipped
         first = self._applied is None
@@ -239,7 +244,7 @@ class ElasticLoop:
             self._checkpoints.maybe_save(self._task.state)
         self._publish(group)
 
-    def _measure(self, group: Group, began: float, now: float) -> None:
+    def _measure(self, group: ElasticProcessGroup, began: float, now: float) -> None:
         """Tell how long a change of membership kept this worker from its next step."""
         if self._applied is not None and self._measured != group.epoch:
             stall = max(0.0, now - self._applied - statistics.median(self._durations))
@@ -251,11 +256,11 @@ class ElasticLoop:
         counters.began = counters.began or clock.now() - (now - began)
         counters.useful += statistics.median(self._durations)
 
-    def _publish(self, group: Group, force: bool = False) -> None:
+    def _publish(self, group: ElasticProcessGroup, force: bool = False) -> None:
         counters = self._task.state.counters
         self._control.version, self._control.step = counters.version, counters.step
         now = time.monotonic()
-        if group.rank != 0 or self._mates.rank != 0:
+        if group.rank != 0 or self._replica.rank != 0:
             return
         if force or now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -274,11 +279,11 @@ class ElasticLoop:
                 return
             except (OSError, Superseded) as error:
                 self._checkpoints.failed(error)
-                if self._mates.tell(time.monotonic() > until):
+                if self._replica.broadcast_object(time.monotonic() > until):
                     return
                 time.sleep(RETRY_SECONDS)
 
-    def _conclude(self, group: Group) -> None:
+    def _conclude(self, group: ElasticProcessGroup) -> None:
         """Leave the model and the final checkpoint behind, before anybody says that training is done."""
         if self._checkpoints is None:
             return
@@ -291,8 +296,8 @@ class ElasticLoop:
             except (OSError, Superseded) as error:
                 # The coordinator is away, without which nothing may be committed, or storage refuses. The model is
                 # not given up for either; the job's condition tells.
-                if not self._mates.agree(not self._control.must_leave):
-                    raise GroupBroken("told to leave") from None
+                if not self._replica.all_ranks(not self._control.must_leave):
+                    raise ProcessGroupBroken("told to leave") from None
                 self._checkpoints.failed(error)
                 self._checkpoints.give_up()
                 self._publish(group, force=True)

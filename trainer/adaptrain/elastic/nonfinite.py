@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from adaptrain.elastic.checkpoint.manager import Checkpoints
-from adaptrain.elastic.collectives.broadcast import spread
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.broadcast import broadcast_tensors
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.state.replicated import ReplicatedState, tell
 from adaptrain.errors import InvalidJob
 
@@ -26,7 +26,7 @@ class NotFinite(Exception):
     """The loss or a gradient is no longer a number."""
 
 
-class NonFinite:
+class NonFiniteGuard:
     """A policy: fail, skip the step, or skip it and roll back to a checkpoint (as Chowdhery et al., 2022, section 5.1).
 
     Args:
@@ -43,12 +43,12 @@ class NonFinite:
         self.checkpoints: Checkpoints | None = None
         self._advice = advice
 
-    def pass_over(self, group: Group, state: ReplicatedState, why: str) -> None:
+    def skip_step(self, group: ElasticProcessGroup, state: ReplicatedState, why: str) -> None:
         """Make up for a step that is not taken. The caller moves the cursor on behind its samples.
 
         Raises:
             NotFinite: training can't go on.
-            GroupBroken: somebody was lost meanwhile; the state is as before.
+            ProcessGroupBroken: somebody was lost meanwhile; the state is as before.
         """
         c = state.counters
         if self.policy == "fail":
@@ -67,7 +67,7 @@ class NonFinite:
         if times >= MOST:
             raise NotFinite(f"{why} at step {c.step}, as {times - 1} times before {again}: {self._advice}")
         if self.policy == "rollback":
-            state.take_back(tensors, counters)
+            state.rollback(tensors, counters)
             c.rolled_back_to = step
         c.skipped, c.in_a_row = c.skipped + 1, times
         if group.rank == 0:
@@ -80,7 +80,7 @@ class NonFinite:
             state.counters.in_a_row = 0
 
     def _newest(
-        self, group: Group, state: ReplicatedState
+        self, group: ElasticProcessGroup, state: ReplicatedState
     ) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
         """Step, weights and optimizer, and counters of the newest sound checkpoint, as the first member reads them, on
         every one."""
@@ -98,5 +98,5 @@ class NonFinite:
             room = {name: found[0][name].to(t.device) for name, t in room.items()}
         tensors = {name: room[name] for name in sorted(room) if name.startswith(("model.", "optimizer."))}
         with group.together():
-            spread(list(tensors.values()), group, [0])
+            broadcast_tensors(list(tensors.values()), group, [0])
         return counters["step"], tensors, counters

@@ -18,8 +18,8 @@ from adaptrain.elastic.collectives.rendezvous import Rendezvous
 from adaptrain.elastic.loop import METRICS_SIZE, ElasticLoop, Task
 from adaptrain.elastic.membership.arrival import Arrival
 from adaptrain.elastic.membership.coordinator import Coordinator
-from adaptrain.elastic.replica.base import Mates
-from adaptrain.elastic.state.sample_log import Trace, trace_directory
+from adaptrain.elastic.replica.base import Replica
+from adaptrain.elastic.state.sample_log import SampleLog, trace_directory
 from adaptrain.elastic.storage.directory import Directory, Storage, Unavailable
 from adaptrain.errors import InvalidJob
 from adaptrain.observability.metrics import WorkerMetrics
@@ -58,13 +58,13 @@ class Session:
         self,
         settings: WorkerSettings,
         metrics: WorkerMetrics,
-        trace: Trace,
+        trace: SampleLog,
         checkpoint: Checkpoint | None,
         arrival: Arrival,
-        mates: Mates | None = None,
+        replica: Replica | None = None,
         origin: Origin | None = None,
     ) -> None:
-        self._mates = mates or Mates()
+        self._replica = replica or Replica()
         self.metrics = metrics
         self.trace = trace
         self.control, self._sockets = arrival.control, arrival.sockets
@@ -75,11 +75,11 @@ class Session:
             c = checkpoint
             policy = Policy(c.every_seconds, c.keep, c.keep_best, c.verify) if c is not None else Policy()
             key = settings.checkpoint_key
-            self._checkpoints = Checkpoints(storage, policy, self.control, self._mates, origin, key)
+            self._checkpoints = Checkpoints(storage, policy, self.control, self._replica, origin, key)
 
     def loop(self, task: Task) -> ElasticLoop:
         """The loop that trains a task."""
-        return ElasticLoop(self.control, self._sockets, task, self._checkpoints, self._mates)
+        return ElasticLoop(self.control, self._sockets, task, self._checkpoints, self._replica)
 
     def result(self, loop: ElasticLoop, task: Task) -> Result:
         """What there is to tell once the loop has ended; if training is complete, it is told."""
@@ -93,7 +93,7 @@ class Session:
             model=loop.model,
             model_step=c.best_step if loop.model is not None else None,
         )
-        if loop.complete and self._mates.rank == 0:
+        if loop.complete and self._replica.rank == 0:
             frame = {"is": "done", "result": result.model_dump(by_alias=True), **loop.report(), "eta_seconds": 0}
             self.control.say(frame)
             log.info("training is complete: %s, %s", result.message, result.metrics)
@@ -102,23 +102,23 @@ class Session:
 
 def _storage(settings: WorkerSettings) -> Storage | None:
     if settings.checkpoint_uri is not None:
-        from adaptrain.elastic.storage.object_store import Bucket  # only where there is one
+        from adaptrain.elastic.storage.object_store import ObjectStore  # only where there is one
 
         try:
-            return Bucket(settings.checkpoint_uri)
+            return ObjectStore(settings.checkpoint_uri)
         except Unavailable as error:
             raise InvalidJob(str(error)) from error
     return Directory(settings.checkpoints) if settings.checkpoints is not None else None
 
 
-def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[WorkerMetrics, Trace]:
+def prepare(settings: WorkerSettings, namespace: str, name: str) -> tuple[WorkerMetrics, SampleLog]:
     """What runs before the session, while data and model are loaded."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     metrics = WorkerMetrics(namespace, name)
     if settings.metrics_port is not None:
         http.serve(listens_at(settings.host), settings.metrics_port, metrics.registry, metrics.refusals)
     forever("memory", lambda: _watch_memory(metrics))
-    return metrics, Trace(trace_directory(settings.trace, settings.checkpoints), settings.name)
+    return metrics, SampleLog(trace_directory(settings.trace, settings.checkpoints), settings.name)
 
 
 def _watch_memory(metrics: WorkerMetrics) -> None:

@@ -3,12 +3,12 @@
 ::
 
     part = step.take(group, ids)            # which samples this process computes
-    step.add(loss / part.total)             # for each micro-batch
+    step.add(loss / part.total, weight=…)   # for each micro-batch
     step.sum(group)                         # over all members
     step.apply(group, clip_norm)            # the optimizer's step, or what becomes of one that is not finite
 
-A GroupBroken that one of them raises leaves the state as it was before ``take``; after ``discard`` the step may be
-taken again, in the next group. Only ``apply`` changes the state: model, optimizer, counters.
+A ProcessGroupBroken that one of them raises leaves the state as it was before ``take``; after ``discard`` the step may
+be taken again, in the next group. Only ``apply`` changes the state: model, optimizer, counters.
 """
 
 import time
@@ -19,13 +19,13 @@ from typing import Protocol
 
 import torch
 
-from adaptrain.elastic.collectives.device import settle
+from adaptrain.elastic.collectives.device import synchronize
 from adaptrain.elastic.collectives.gradients import NOTHING, Said
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.load_balancer import Shares
-from adaptrain.elastic.nonfinite import NonFinite
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.load_balancer import LoadBalancer
+from adaptrain.elastic.nonfinite import NonFiniteGuard
 from adaptrain.elastic.state.replicated import ReplicatedState
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.observability.metrics import WorkerMetrics
 
 MOST_LOSSES = 32
@@ -71,9 +71,9 @@ class ElasticStep:
         self,
         state: ReplicatedState,
         order: Order,
-        non_finite: NonFinite,
+        non_finite: NonFiniteGuard,
         metrics: WorkerMetrics,
-        trace: Trace,
+        trace: SampleLog,
         whole: bool,
     ) -> None:
         self.state = state
@@ -81,15 +81,15 @@ class ElasticStep:
         self.non_finite = non_finite
         self.losses: deque[float] = deque(maxlen=MOST_LOSSES)
         self._metrics, self._trace, self.whole = metrics, trace, whole
-        self._shares = Shares()
+        self._shares = LoadBalancer()
         self._part: Part | None = None
         self._began = 0.0
 
-    def take(self, group: Group, ids: torch.Tensor) -> Part:
+    def take(self, group: ElasticProcessGroup, ids: torch.Tensor) -> Part:
         """Begin a step over the global batch ``ids``: int64 [≥ 1].
 
         Raises:
-            GroupBroken: a member was lost while speeds were exchanged.
+            ProcessGroupBroken: a member was lost while speeds were exchanged.
         """
         c = self.state.counters
         share = self._shares.mine(group, c.step, ids)
@@ -103,35 +103,40 @@ class ElasticStep:
         self.state.statistics.begin(group, counts=counted > 0, whole=self.whole)
         return part
 
-    def add(self, loss: torch.Tensor, group: Group | None, weight: float = 0.0) -> None:
+    def add(self, loss: torch.Tensor, group: ElasticProcessGroup | None, weight: float) -> None:
         """Add a micro-batch's part of the batch's mean loss, and its gradient.
 
         Args:
             loss: a scalar: its sum divided by the samples of the global batch.
             group: given with the last micro-batch: gradients are sent while others are computed.
-            weight: its part of what ``Gradients.weigh`` divides by, if that is called after ``sum``.
+            weight: its part of what the loss is the mean over, samples as a rule: all of them add up to the samples of
+                the global batch, or the gradient is scaled so that they do.
         """
         # Backward passes that exchange statistics keep the order of sums to themselves.
         early = None if self.state.statistics.exchanged else group
         self.state.gradients.add(loss, early, weight)
 
-    def sum(self, group: Group, said: Said = NOTHING) -> None:
+    def sum(self, group: ElasticProcessGroup, said: Said = NOTHING) -> None:
         """Sum the gradients, the loss and what members say over all of them.
 
         Raises:
-            GroupBroken: a member was lost.
+            ProcessGroupBroken: a member was lost.
             InvalidJob: a forward pass changed a buffer by what this member alone has seen.
         """
         part = self._part
         assert part is not None
-        settle(self.state.device)
+        synchronize(self.state.device)
         self._shares.took(part.counted, time.perf_counter() - self._began - group.waited)
         if part.total:
             self.state.statistics.check()
         self.state.gradients.sum(group, said)
+        self.state.gradients.weigh(part.total)
 
     def apply(
-        self, group: Group, clip_norm: float | None = None, around: AbstractContextManager[object] | None = None
+        self,
+        group: ElasticProcessGroup,
+        clip_norm: float | None = None,
+        around: AbstractContextManager[object] | None = None,
     ) -> bool:
         """Let the optimizer apply the sum, and move on behind the batch. Whether it was applied: samples of a step
         whose loss or gradient is not finite are passed over.
@@ -142,7 +147,7 @@ class ElasticStep:
 
         Raises:
             NotFinite: training can't go on.
-            GroupBroken: a member was lost while all went back to a checkpoint.
+            ProcessGroupBroken: a member was lost while all went back to a checkpoint.
         """
         part, state, c = self._part, self.state, self.state.counters
         assert part is not None
@@ -152,7 +157,7 @@ class ElasticStep:
                 state.step(clip_norm)
         else:
             state.statistics.end(applied=False)
-            self.non_finite.pass_over(group, state, spoiled)
+            self.non_finite.skip_step(group, state, spoiled)
         self._part = None
         if spoiled is None:
             self._trace.applied(group, c)
@@ -173,11 +178,11 @@ class ElasticStep:
         self._part = None
         self.state.statistics.end(applied=False)
 
-    def attend(self, group: Group) -> None:
+    def attend(self, group: ElasticProcessGroup) -> None:
         """Begin a step, if other members take one, of which this one computes nothing.
 
         Raises:
-            GroupBroken: a member was lost meanwhile.
+            ProcessGroupBroken: a member was lost meanwhile.
         """
         nothing = torch.arange(0)
         self._shares.mine(group, self.state.counters.step, nothing)

@@ -30,14 +30,14 @@ from adaptrain_api.contracts.coordinator_api import Result
 from adaptrain_api.training.job import AdaptiveTrainingJob
 from adaptrain_api.training.script import Script
 
-from adaptrain.elastic.membership.client import Control, Identity
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.client import CoordinatorClient, Identity
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.process.lifetime import die_with_parent
 from adaptrain.process.result import WORDS_LIMIT
 from adaptrain.process.settings import WorkerSettings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 from adaptrain.rpc import http
 from adaptrain.rpc.framing import Frame
 from adaptrain.rpc.ports import hold_port, listens_at
@@ -90,7 +90,9 @@ def resume_arguments(script: Script, checkpoints: Path | None) -> list[str]:
 class Launcher:
     """Runs the script with whoever else is a member."""
 
-    def __init__(self, told: WorkerSettings, job: AdaptiveTrainingJob, command: list[str], farewell: Farewell) -> None:
+    def __init__(
+        self, told: WorkerSettings, job: AdaptiveTrainingJob, command: list[str], farewell: ShutdownSignal
+    ) -> None:
         self._told, self._job, self._command = told, job, command
         namespace, name = job.metadata.namespace or "default", job.metadata.name
         if told.metrics_port is not None:
@@ -104,7 +106,7 @@ class Launcher:
         self._end: End | None = None
         self._leaving = False
         identity = Identity(told.id, told.name, told.host, 0)
-        self._control = Control(told.coordinator, told.token, identity, GroupSockets())
+        self._control = CoordinatorClient(told.coordinator, told.token, identity, SocketAbort())
         threading.Thread(target=self._leave_after, args=(farewell,), daemon=True, name="farewell").start()
 
     def run(self) -> Result:
@@ -132,7 +134,7 @@ class Launcher:
                 case "refuse":
                     raise Refused(frame["why"])
 
-    def _leave_after(self, farewell: Farewell) -> None:
+    def _leave_after(self, farewell: ShutdownSignal) -> None:
         farewell.wait()
         log.info("asked to end: the script is ended on all workers, and goes on without this one")
         self._leaving = True

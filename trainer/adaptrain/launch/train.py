@@ -11,23 +11,23 @@ from torch import nn
 from adaptrain.data.registry import load_data
 from adaptrain.elastic.checkpoint.origin import Origin
 from adaptrain.elastic.membership.arrival import Arrival, arrive
-from adaptrain.elastic.replica.base import Mates
-from adaptrain.elastic.replica.local_ranks import Place
+from adaptrain.elastic.replica.base import Replica
+from adaptrain.elastic.replica.local_ranks import LocalRank
 from adaptrain.elastic.session import Session, prepare
 from adaptrain.elastic.storage.weights import Weights
 from adaptrain.models.registry import build_model
 from adaptrain.phases.sequence import PhaseSequence
 from adaptrain.process.settings import WorkerSettings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 
 
 def train(
-    told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell, place: Place, arrival: Arrival | None
+    told: WorkerSettings, job: AdaptiveTrainingJob, farewell: ShutdownSignal, place: LocalRank, arrival: Arrival | None
 ) -> Result:
     """Train until the job is done, or this worker is asked to leave; ``place`` is this process's in the worker. A
     worker of one process has arrived before; of several, only now is there one to speak for all."""
     spec = job.spec
-    mates, join = _mates(told, place)
+    replica, join = _replica(told, place)
     if arrival is None and place.rank == 0:
         arrival = join(farewell, preparing=True)
     metrics, trace = prepare(told, job.metadata.namespace or "default", job.metadata.name)
@@ -37,17 +37,17 @@ def train(
     model, data = spec.model, load_data(spec.data)
 
     def build() -> nn.Module:
-        return mates.build(lambda: build_model(model, data).to(mates.device))
+        return replica.build(lambda: build_model(model, data).to(replica.device))
 
     task = PhaseSequence(
-        spec.phases, build, data, spec.seed, metrics, trace, mates.replica, _weights(told, spec.initial_weights)
+        spec.phases, build, data, spec.seed, metrics, trace, replica.state_type, _weights(told, spec.initial_weights)
     )
     # A follower's beats begin here: what came before may keep its threads from running.
-    others = mates.tell(arrival.control.workers if arrival is not None else 0)
-    task.warm_up(mates.alone(), max(1, spec.workers.min, others))
-    mates.agree(True)
+    others = replica.broadcast_object(arrival.control.workers if arrival is not None else 0)
+    task.warm_up(replica.alone(), max(1, spec.workers.min, others))
+    replica.all_ranks(True)
     arrival = arrival or join(None, leads=False)
-    session = Session(told, metrics, trace, spec.checkpoint, arrival, mates, Origin.of(job))
+    session = Session(told, metrics, trace, spec.checkpoint, arrival, replica, Origin.of(job))
     loop = session.loop(task)
     session.control.prepared()
     for group in loop.units():
@@ -63,15 +63,15 @@ def _weights(told: WorkerSettings, given: InitialWeights | None) -> Weights | No
     return Weights(told.weights, given.path, given.sha256)
 
 
-def _mates(told: WorkerSettings, place: Place) -> tuple[Mates, Callable[..., Arrival]]:
+def _replica(told: WorkerSettings, place: LocalRank) -> tuple[Replica, Callable[..., Arrival]]:
     """The processes of this worker, and how this one arrives."""
     if place.size == 1:
-        return Mates(), partial(arrive, told)
-    from adaptrain.elastic.replica.sharded import Pod  # FSDP takes seconds to import
+        return Replica(), partial(arrive, told)
+    from adaptrain.elastic.replica.sharded import ShardedReplica  # FSDP takes seconds to import
 
-    def leave_behind(words: str) -> None:
+    def write_result(words: str) -> None:
         if told.termination_log is not None:
             told.termination_log.write_text(words)
 
-    pod = Pod(place, leave_behind)
+    pod = ShardedReplica(place, write_result)
     return pod, partial(arrive, told, connect=pod.control)

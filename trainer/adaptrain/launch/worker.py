@@ -12,13 +12,13 @@ from adaptrain_api.training.script import Script
 
 from adaptrain.config.manifest import read_job
 from adaptrain.elastic.membership.arrival import arrive
-from adaptrain.elastic.replica.local_ranks import ALONE, Place, fork
+from adaptrain.elastic.replica.local_ranks import ALONE, LocalRank, fork
 from adaptrain.errors import InvalidJob, Refused, ScriptFailed
 from adaptrain.launch.torchrun import Launcher, expanded, program
 from adaptrain.process import workspace
-from adaptrain.process.result import WORDS_LIMIT, end, failed
+from adaptrain.process.result import WORDS_LIMIT, exit_with, failed_result
 from adaptrain.process.settings import WorkerSettings, settings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 from adaptrain.rpc.descriptors import raise_limit
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ def main() -> NoReturn:
         if (script := job.spec.script) is not None:
             result = _run(script, told, job)
         elif job.spec.search is not None:
-            farewell = Farewell()
+            farewell = ShutdownSignal()
             workspace.enter()
             from adaptrain.search.evaluation.evaluator import evaluate
 
             result = evaluate(told, job, farewell)
         else:
             # Heard before torch is imported, which takes its time; a script has no use for torch in this process.
-            farewell = Farewell()
+            farewell = ShutdownSignal()
             # Who forks has no thread yet that could speak to the coordinator.
             processes = job.spec.workers.processes_per_worker
             arrival = arrive(told, farewell, preparing=True) if processes == 1 else None
@@ -55,24 +55,24 @@ def main() -> NoReturn:
             result = train(told, job, farewell, place, arrival)
     except InvalidJob as error:
         log.error("%s", error)
-        place.mourn()
-        end(told, EXIT_INVALID, failed(str(error)))
+        place.wait_for_peer_exit()
+        exit_with(told, EXIT_INVALID, failed_result(str(error)))
     except ScriptFailed as error:
-        end(told, error.code, failed(str(error)))
+        exit_with(told, error.code, failed_result(str(error)))
     except Refused as error:
         log.error("%s", error)
-        place.mourn()
-        end(told, 1, failed(str(error)))
+        place.wait_for_peer_exit()
+        exit_with(told, 1, failed_result(str(error)))
     except Exception:
         traceback.print_exc()
         last = traceback.format_exc()[-WORDS_LIMIT:]
-        place.mourn()
-        end(told, 1, failed(last))
+        place.wait_for_peer_exit()
+        exit_with(told, 1, failed_result(last))
     else:
-        end(told, 0, result)
+        exit_with(told, 0, result)
 
 
-def _placed(told: WorkerSettings, place: Place) -> WorkerSettings:
+def _placed(told: WorkerSettings, place: LocalRank) -> WorkerSettings:
     """The settings of one of a worker's processes."""
     if place.rank == 0:
         return told
@@ -84,7 +84,7 @@ def _run(script: Script, told: WorkerSettings, job: AdaptiveTrainingJob) -> Resu
     workspace.enter()
     if script.launcher == "adaptrain":
         _become(expanded(command, os.environ))
-    return Launcher(told, job, command, Farewell()).run()
+    return Launcher(told, job, command, ShutdownSignal()).run()
 
 
 def _become(command: list[str]) -> NoReturn:

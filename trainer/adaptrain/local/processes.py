@@ -69,7 +69,9 @@ class LocalJob:
         self._source = source
         # The optimizers of one-shot searches are torch's own, whose first step imports torch._dynamo.
         self._context = (
-            forks(*(["torch._dynamo"] if job.spec.search else [])) if fork else multiprocessing.get_context("spawn")
+            forkserver_context(*(["torch._dynamo"] if job.spec.search else []))
+            if fork
+            else multiprocessing.get_context("spawn")
         )
         self._held = [hold_port("127.0.0.1") for _ in range(2)]
         self._control_port, self._http_port = (int(held.getsockname()[1]) for held in self._held)
@@ -215,7 +217,7 @@ def _work(environment: dict[str, str], log: Path) -> None:
 
 
 @functools.cache
-def forks(*more: str) -> ForkServerContext:
+def forkserver_context(*more: str) -> ForkServerContext:
     """Workers are forked from a process that has imported everything: seconds less for each that joins."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, *more])

@@ -35,7 +35,7 @@ class Failed(Exception):
 
 
 @dataclass
-class Keeper:
+class Supervisor:
     """Keeps a local job at its size, by the rules that the operator follows on a cluster."""
 
     local: LocalJob
@@ -191,7 +191,7 @@ def run_manifest(path: Path, workers: int | None, output: Path | None, name: str
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
             result = _watch(
-                local, Keeper(local, wanted, job.spec.max_restarts, job.spec.pod_failure_policy, gpus), display, job
+                local, Supervisor(local, wanted, job.spec.max_restarts, job.spec.pod_failure_policy, gpus), display, job
             )
     except Failed as error:
         console.print(f"[red]Failed[/red]: {escape(printable(str(error)))}", highlight=False, soft_wrap=True)
@@ -258,7 +258,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _watch(local: LocalJob, keeper: Keeper, display: Display, job: AdaptiveTrainingJob) -> Result:
+def _watch(local: LocalJob, keeper: Supervisor, display: Display, job: AdaptiveTrainingJob) -> Result:
     began = time.monotonic()
     follow = Follow(display.say) if job.spec.script is not None else None
     with display.open():
@@ -275,7 +275,7 @@ def _watch(local: LocalJob, keeper: Keeper, display: Display, job: AdaptiveTrain
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             display.say("leaving at the step's end; run the same command again to resume")
-            dismiss(local, job.spec.workers.termination_grace_period_seconds)
+            terminate_workers(local, job.spec.workers.termination_grace_period_seconds)
             raise
         except Failed:
             if follow is not None:
@@ -290,7 +290,7 @@ def _hand_on(local: LocalJob, follow: Follow) -> None:
         follow.look(local.logs / f"worker-{first}.log")
 
 
-def dismiss(local: LocalJob, grace: float) -> None:
+def terminate_workers(local: LocalJob, grace: float) -> None:
     """Ask all workers to leave; ``grace`` is how many seconds each has."""
     for number in local.alive():
         local.signal(number, signal.SIGTERM)
@@ -298,7 +298,7 @@ def dismiss(local: LocalJob, grace: float) -> None:
         process.join(timeout=grace)
 
 
-def _line(job: AdaptiveTrainingJob, keeper: Keeper, elapsed: float) -> str:
+def _line(job: AdaptiveTrainingJob, keeper: Supervisor, elapsed: float) -> str:
     """The state in one line, which wraps where the terminal ends."""
     p = keeper.progress
     members = len(p.members) if p is not None else 0

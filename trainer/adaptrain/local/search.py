@@ -15,7 +15,7 @@ from adaptrain.config.manifest import read_search
 from adaptrain.errors import InvalidJob
 from adaptrain.local.display import Display
 from adaptrain.local.processes import LocalJob
-from adaptrain.local.run import POLL_SECONDS, Failed, Keeper, dismiss, new_logs, share_gpus
+from adaptrain.local.run import POLL_SECONDS, Failed, Supervisor, new_logs, share_gpus, terminate_workers
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.evaluation.parameters import check
 from adaptrain.search.spaces.registry import make_space
@@ -45,7 +45,7 @@ def run_search(path: Path, evaluators: int | None, output: Path | None, name: st
     source = path.parent.absolute()
     try:
         with LocalJob(job, checkpoints=output.absolute(), source=source, logs=logs.absolute()) as local:
-            progress = _watch(local, Keeper(local, wanted, job.spec.max_restarts, gpus=gpus), display, search)
+            progress = _watch(local, Supervisor(local, wanted, job.spec.max_restarts, gpus=gpus), display, search)
     except Failed as error:
         told = escape(printable(str(error)))
         console.print(f"[red]Failed[/red]: {told}; logs are in {logs}", highlight=False, soft_wrap=True)
@@ -79,7 +79,7 @@ def _local(search: ArchitectureSearch, evaluators: int, console: Console) -> Arc
     return search.model_copy(update={"spec": spec})
 
 
-def _watch(local: LocalJob, keeper: Keeper, display: Display, search: ArchitectureSearch) -> Progress:
+def _watch(local: LocalJob, keeper: Supervisor, display: Display, search: ArchitectureSearch) -> Progress:
     began = time.monotonic()
     with display.open():
         try:
@@ -94,11 +94,11 @@ def _watch(local: LocalJob, keeper: Keeper, display: Display, search: Architectu
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             display.say("leaving; run the same command again to resume")
-            dismiss(local, GRACE_SECONDS)
+            terminate_workers(local, GRACE_SECONDS)
             raise
 
 
-def _line(search: ArchitectureSearch, keeper: Keeper, elapsed: float) -> str:
+def _line(search: ArchitectureSearch, keeper: Supervisor, elapsed: float) -> str:
     """The state in one line, which wraps where the terminal ends."""
     progress = keeper.progress
     found = progress.search if progress is not None else None

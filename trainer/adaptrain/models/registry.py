@@ -5,7 +5,7 @@ from collections.abc import Callable
 from adaptrain_api.components import ModelSource
 from torch import nn
 
-from adaptrain.config.imports import call, find
+from adaptrain.config.imports import call_with_args, import_callable
 from adaptrain.data.dataset import DataSet
 from adaptrain.elastic.state.replicated import check_model
 from adaptrain.errors import InvalidJob
@@ -37,9 +37,9 @@ def build_model(source: ModelSource, data: DataSet) -> nn.Module:
         InvalidJob: it isn't there, doesn't take these arguments, or can't be trained elastically.
     """
     if source.name in BUILT_IN:
-        model = call("model", BUILT_IN[source.name], source.args, shape=data.shape, classes=data.classes)
+        model = call_with_args("model", BUILT_IN[source.name], source.args, shape=data.shape, classes=data.classes)
     else:
-        made = call("model", find("model", source.name), source.args)
+        made = call_with_args("model", import_callable("model", source.name), source.args)
         if not isinstance(made, nn.Module):
             raise InvalidJob(f"model.name: {source.name} must return a torch.nn.Module, not {type(made).__name__}")
         model = made

@@ -19,11 +19,11 @@ from adaptrain.data.dataset import DataSet, Split
 from adaptrain.data.rng import derive, seed_torch
 from adaptrain.data.sampler import Sampler, share
 from adaptrain.elastic.collectives.batch_norm import uses_batch_to_evaluate
-from adaptrain.elastic.collectives.device import settle
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.nonfinite import NonFinite
+from adaptrain.elastic.collectives.device import synchronize
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.nonfinite import NonFiniteGuard
 from adaptrain.elastic.state.replicated import ReplicatedState
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.state.warmup import no_trace
 from adaptrain.elastic.step import ElasticStep, Part
 from adaptrain.errors import InvalidJob
@@ -45,7 +45,7 @@ class Context:
     seed: int
     """The job's."""
     metrics: WorkerMetrics
-    trace: Trace
+    trace: SampleLog
 
     @property
     def path(self) -> str:
@@ -73,7 +73,7 @@ class Phase:
         self.spec, self.data, self.path = spec, context.data, context.path
         self.number = context.number
         self.seed = context.seed if context.number == 0 else derive(context.seed, "phase", context.number)
-        self.non_finite = NonFinite(
+        self.non_finite = NonFiniteGuard(
             spec.non_finite,
             f"lower {self.path}.optimizer.learningRate, set its clipNorm, check the data, or let {self.path}.nonFinite"
             f" be {' or '.join(p for p in ('skip', 'rollback') if p != spec.non_finite)}",
@@ -172,11 +172,11 @@ class Phase:
         c = self.state.counters
         return self.progress.model_copy(update={"state": "complete", "metrics": c.best, "message": c.stopped})
 
-    def unit(self, group: Group) -> None:
+    def unit(self, group: ElasticProcessGroup) -> None:
         """Evaluate where that is due, else take a step.
 
         Raises:
-            GroupBroken: a member was lost; the state is as before.
+            ProcessGroupBroken: a member was lost; the state is as before.
         """
         if self._evaluation_is_due:
             self._evaluate(group)
@@ -189,7 +189,7 @@ class Phase:
         c = self.state.counters
         return c.step > c.evaluated_step and (c.cursor == 0 or c.step - c.phase_step == self.spec.stop.steps)
 
-    def _train(self, group: Group) -> None:
+    def _train(self, group: ElasticProcessGroup) -> None:
         c, step = self.state.counters, self._step
         try:
             with self._metrics.timing() as clock:
@@ -213,7 +213,7 @@ class Phase:
             x = augment(x, ids, self.spec.augmentation, derive(self.seed, "augmentation", epoch))
         return x.to(self.state.device), y.to(self.state.device)
 
-    def _add(self, group: Group, part: Part, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add(self, group: ElasticProcessGroup, part: Part, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add this process's part of the mean loss, in micro-batches."""
         state = self.state
         state.model.train()
@@ -239,7 +239,7 @@ class Phase:
     def _autocast(self, x: torch.Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16")
 
-    def warm_up(self, group: Group, workers: int) -> None:
+    def warm_up(self, group: ElasticProcessGroup, workers: int) -> None:
         """Take a forward and a backward pass that leave no trace, before this worker joins: over one sample, as often
         as there are samples for the last of so many ``workers``. Where a compiler is in use, evaluate as well.
 
@@ -257,7 +257,7 @@ class Phase:
             x, y = self.data.train.fetch(first, derive(self.seed, "sample", 0))
             x, y = self._prepared(x[own], y[own], own, epoch=0)
             self._add(group, part, x, y)
-            settle(state.device)
+            synchronize(state.device)
             state.statistics.check()
             if "torch._dynamo" in sys.modules:
                 self._try_evaluation(math.ceil(len(self.data.validation) / workers))
@@ -270,7 +270,7 @@ class Phase:
         some = torch.zeros(min(EVALUATION_BATCH, samples), dtype=torch.int64)
         self._measure(x[some], y[some])
 
-    def _evaluate(self, group: Group) -> None:
+    def _evaluate(self, group: ElasticProcessGroup) -> None:
         c, stop = self.state.counters, self.spec.stop
         c.metrics = {f"val/{name}": value for name, value in self._score(group, self.data.validation).items()}
         c.evaluated_step = c.step
@@ -295,11 +295,11 @@ class Phase:
         elif stop.early_stopping is not None and c.epoch - c.best_epoch >= stop.early_stopping.patience:
             c.stopped = f"no better {self.metric} for {stop.early_stopping.patience} epochs"
 
-    def test(self, group: Group) -> None:
+    def test(self, group: ElasticProcessGroup) -> None:
         """Score the best weights on the test set.
 
         Raises:
-            GroupBroken: a member was lost; the state is as before.
+            ProcessGroupBroken: a member was lost; the state is as before.
         """
         assert self.data.test is not None
         with _weights(self.state.model, self.state.best):
@@ -310,7 +310,7 @@ class Phase:
         self.state.history.evaluated(c.step, c.epoch, tested)
 
     @torch.no_grad()
-    def _score(self, group: Group, split: Split) -> dict[str, float]:
+    def _score(self, group: ElasticProcessGroup, split: Split) -> dict[str, float]:
         """Means of what is measured over a split, each member measuring a part of it."""
         model = self.state.model
         model.eval()

@@ -1,6 +1,6 @@
 """Types of phases: the one place where a new one is named."""
 
-from adaptrain.config.imports import call, find
+from adaptrain.config.imports import call_with_args, import_callable
 from adaptrain.errors import InvalidJob
 from adaptrain.phases.base import Context, Phase
 from adaptrain.phases.supervised import Supervised
@@ -17,7 +17,7 @@ def build_phase(context: Context) -> Phase:
     custom, field = context.spec.custom, f"{context.path}.custom"
     if custom is None:
         return TYPES[context.spec.type](context)
-    kind = find(field, custom.name)
+    kind = import_callable(field, custom.name)
     if not (isinstance(kind, type) and issubclass(kind, Phase)):
         raise InvalidJob(f"{field}.name: {custom.name} is no subclass of adaptrain.phases.base.Phase")
-    return call(field, kind, custom.args, context=context)
+    return call_with_args(field, kind, custom.args, context=context)

@@ -11,9 +11,9 @@ from adaptrain_api.phases import phase as api
 from adaptrain.data.dataset import DataSet
 from adaptrain.data.rng import derive, seed_torch
 from adaptrain.elastic.checkpoint.manager import Checkpoints
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.state.replicated import ReplicatedState
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.storage.weights import Weights
 from adaptrain.errors import InvalidJob
 from adaptrain.observability.metrics import WorkerMetrics
@@ -37,7 +37,7 @@ class PhaseSequence:
         data: DataSet,
         seed: int,
         metrics: WorkerMetrics,
-        trace: Trace,
+        trace: SampleLog,
         replica: type[ReplicatedState] = ReplicatedState,
         weights: Weights | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class PhaseSequence:
     def reset(self) -> None:
         self.state.restore(self._fresh().capture())
 
-    def begin(self, group: Group) -> None:
+    def begin(self, group: ElasticProcessGroup) -> None:
         """Take the weights that training starts from. They are scored first, and may stay the best.
 
         Raises:
@@ -86,20 +86,20 @@ class PhaseSequence:
         """
         if self._initial is None:
             return
-        self.state.begin_with(self._initial)
+        self.state.load_initial(self._initial)
         self.state.counters.evaluated_step = -1
         said = f", sha256 {self._initial.sha256}" if self._initial.sha256 is not None else ""
         group.note(f"starts from the weights in {self._initial.path}{said}")
 
-    def warm_up(self, group: Group, workers: int) -> None:
+    def warm_up(self, group: ElasticProcessGroup, workers: int) -> None:
         """Take a first pass that leaves no trace, before this worker joins (``Phase.warm_up``)."""
         self.current.warm_up(group, workers)
 
-    def unit(self, group: Group) -> None:
+    def unit(self, group: ElasticProcessGroup) -> None:
         """Take a step, evaluate, test, or begin the next phase.
 
         Raises:
-            GroupBroken: a member was lost; the state is as before.
+            ProcessGroupBroken: a member was lost; the state is as before.
         """
         phase = self.current
         if not phase.over:

@@ -19,7 +19,7 @@ WORDS_LIMIT = 1024
 """Bytes of it that are a person's to read."""
 
 
-def leave_behind(settings: WorkerSettings, result: Result) -> None:
+def write_result(settings: WorkerSettings, result: Result) -> None:
     """Leave the result where Kubernetes looks for it."""
     if settings.termination_log is not None:
         try:
@@ -47,14 +47,14 @@ def _json(result: Result) -> bytes:
     return json.dumps(result.model_dump(by_alias=True)).encode()
 
 
-def end(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
+def exit_with(settings: WorkerSettings, code: int, result: Result) -> NoReturn:
     """Leave the result behind and end at once: destructors of groups and stores would wait for who may be gone."""
-    leave_behind(settings, result)
+    write_result(settings, result)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def failed(message: str) -> Result:
+def failed_result(message: str) -> Result:
     """The result of a worker that ends with an error."""
     return Result(outcome="failed", step=0, epoch=0, message=ending(message, WORDS_LIMIT))

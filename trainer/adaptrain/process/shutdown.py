@@ -5,7 +5,7 @@ import signal
 import socket
 
 
-class Farewell:
+class ShutdownSignal:
     """Hears SIGTERM from now on, for a thread to act on: the training thread may sit in a collective."""
 
     def __init__(self) -> None:

@@ -36,13 +36,22 @@ from adaptrain.search.algorithms.registry import make_algorithm, make_pruner
 from adaptrain.search.algorithms.scalarization import Searcher
 from adaptrain.search.evaluation.messages import FROM_EVALUATOR
 from adaptrain.search.evaluation.parameters import check
-from adaptrain.search.evaluation.unused_dimensions import Unread
+from adaptrain.search.evaluation.unused_dimensions import UnusedDimensions
 from adaptrain.search.job_trials import OPERATOR, TrialJobs
-from adaptrain.search.scheduler import Dispatch
+from adaptrain.search.scheduler import TrialScheduler
 from adaptrain.search.spaces.registry import make_space
 from adaptrain.search.study import weights_retention
-from adaptrain.search.study.study import STATES, Ended, Study, as_architecture, as_ranking, finite, one_line, open_store
-from adaptrain.search.subprocess import Apart
+from adaptrain.search.study.study import (
+    STATES,
+    Study,
+    TrialRecord,
+    as_architecture,
+    as_ranking,
+    finite,
+    one_line,
+    open_store,
+)
+from adaptrain.search.subprocess import SubprocessSearcher
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +91,7 @@ class SearchCoordinator:
         self._space = make_space(spec.space)
         self._searcher: Searcher
         if spec.algorithm.name in HEAVY:
-            self._searcher = Apart(spec, self._space)
+            self._searcher = SubprocessSearcher(spec, self._space)
         else:
             self._searcher = make_algorithm(spec, self._space)
         name = f"{namespace}.{meta.name}"
@@ -91,10 +100,10 @@ class SearchCoordinator:
         known = [] if spec.warm_start is None else self._study.known(f"{namespace}.{spec.warm_start.search}")
         # Of jobs that are trials, even the first coordinator may find some: those of a pool that was made again.
         returning = number > 1 or spec.execution == "Jobs"
-        self._dispatch = Dispatch(spec, self._searcher, make_pruner(spec.pruning), history, known, returning)
+        self._dispatch = TrialScheduler(spec, self._searcher, make_pruner(spec.pruning), history, known, returning)
         self._evaluators: dict[str, _Evaluator] = {}
         self._silent: dict[str, Silent] = {}
-        self._told: list[Ended] = []
+        self._told: list[TrialRecord] = []
         self._unwritten: dict[int, asyncio.Future[None]] = {}
         self._answers: set[asyncio.Task[None]] = set()
         self._asking = asyncio.Lock()
@@ -103,7 +112,7 @@ class SearchCoordinator:
         for state in STATES:
             self._metrics.ended(state, sum(one.state == state for one in history))
         self._storage_error: str | None = None
-        self._unread = Unread()
+        self._unread = UnusedDimensions()
         most = spec.parallelism.max
         self._jobs = TrialJobs(self._dispatch, self._space, most) if spec.execution == "Jobs" else None
 
@@ -160,7 +169,7 @@ class SearchCoordinator:
             ),
         )
 
-    def _result(self, one: Ended) -> TrialResult:
+    def _result(self, one: TrialRecord) -> TrialResult:
         choice = self._space.choice(one.architecture)
         return TrialResult(
             trial=one.number,
@@ -288,7 +297,7 @@ class SearchCoordinator:
         return self._evaluators.get(evaluator.id) is evaluator
 
     async def _ask(self, number: int) -> Proposal:
-        if isinstance(self._searcher, Apart):
+        if isinstance(self._searcher, SubprocessSearcher):
             return await asyncio.to_thread(self._searcher.ask, number, self._dispatch.tried)
         return self._searcher.ask(number, self._dispatch.tried)
 
@@ -314,7 +323,7 @@ class SearchCoordinator:
         for one in self._dispatch.lost(id, clock.now(), orderly):
             self._keep(one)
 
-    def _keep(self, one: Ended) -> None:
+    def _keep(self, one: TrialRecord) -> None:
         """Have it written down."""
         self._told.append(one)
         self._unwritten[one.number] = asyncio.get_running_loop().create_future()

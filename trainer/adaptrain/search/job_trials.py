@@ -8,9 +8,9 @@ from typing import Any
 
 from adaptrain_api.contracts.coordinator_api import TrialOrder, TrialReport, TrialReports
 
-from adaptrain.search.scheduler import Dispatch
+from adaptrain.search.scheduler import TrialScheduler
 from adaptrain.search.spaces.base import Space
-from adaptrain.search.study.study import Ended, as_architecture, finite
+from adaptrain.search.study.study import TrialRecord, as_architecture, finite
 
 OPERATOR = "operator"
 """Who has all these trials, for the dispatch."""
@@ -23,7 +23,7 @@ class TrialJobs:
         most: trials under way at once.
     """
 
-    def __init__(self, dispatch: Dispatch, space: Space, most: int) -> None:
+    def __init__(self, dispatch: TrialScheduler, space: Space, most: int) -> None:
         self._dispatch, self._space, self._most = dispatch, space, most
         self._over: dict[str, int] = {}
         self._jobs: dict[int, str] = {}
@@ -31,7 +31,7 @@ class TrialJobs:
         self._gone: set[str] = set()
         """Uids of jobs in whose places others were made."""
 
-    def hear(self, told: TrialReports, now: float) -> list[Ended]:
+    def hear(self, told: TrialReports, now: float) -> list[TrialRecord]:
         """Take in how trials go. Returns those that have ended by that."""
         ended = [one for report in told.trials if (one := self._take_in(report, now)) is not None]
         self._dispatch.all_back()
@@ -44,7 +44,7 @@ class TrialJobs:
         }
         return ended
 
-    def _take_in(self, report: TrialReport, now: float) -> Ended | None:
+    def _take_in(self, report: TrialReport, now: float) -> TrialRecord | None:
         number, architecture, dispatch = report.number, _architecture(report), self._dispatch
         if architecture is None:
             return None

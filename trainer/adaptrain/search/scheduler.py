@@ -18,8 +18,8 @@ from adaptrain.search.algorithms.oneshot import SUPERNET, OneShot, Ranking
 from adaptrain.search.algorithms.pruners import Pruner
 from adaptrain.search.algorithms.scalarization import Searcher
 from adaptrain.search.spaces.base import Architecture
-from adaptrain.search.study.leaderboard import Standings, values
-from adaptrain.search.study.study import Ended, State, violations
+from adaptrain.search.study.leaderboard import Leaderboard, values
+from adaptrain.search.study.study import State, TrialRecord, violations
 
 RATE_WINDOW = 300.0
 """Seconds over which trials per minute are counted."""
@@ -46,7 +46,7 @@ class Assignment:
     """That a network which all architectures share has taken."""
 
 
-class Dispatch:
+class TrialScheduler:
     """
     Args:
         pruner: which trials are stopped early; None: none.
@@ -61,16 +61,16 @@ class Dispatch:
         spec: ArchitectureSearchSpec,
         searcher: Searcher,
         pruner: Pruner | None,
-        history: list[Ended],
-        known: list[Ended],
+        history: list[TrialRecord],
+        known: list[TrialRecord],
         returning: bool = False,
     ) -> None:
         self.spec = spec
         self.pending: dict[int, Assignment] = {}
-        self.ended: dict[int, Ended] = {}
-        self.failed: list[Ended] = []
+        self.ended: dict[int, TrialRecord] = {}
+        self.failed: list[TrialRecord] = []
         self.pruned = 0
-        self.standings = Standings(spec, searcher)
+        self.standings = Leaderboard(spec, searcher)
         self._exhausted = False
         self._returning = returning
         self._return_by: float | None = None
@@ -192,7 +192,7 @@ class Dispatch:
         has.evaluator = evaluator
         return True
 
-    def lost(self, evaluator: str, now: float, orderly: bool = False) -> list[Ended]:
+    def lost(self, evaluator: str, now: float, orderly: bool = False) -> list[TrialRecord]:
         """What it had is given out again; a trial that seems to kill its evaluators has failed, and is returned."""
         ended = []
         for one in list(self.pending.values()):
@@ -203,10 +203,10 @@ class Dispatch:
                     ended.append(self._fail(one, now))
         return ended
 
-    def _fail(self, one: Assignment, now: float) -> Ended:
+    def _fail(self, one: Assignment, now: float) -> TrialRecord:
         message = f"{one.attempts} evaluators were lost with it: see their pods; memory may be short"
         del self.pending[one.number]
-        ended = Ended(one.number, one.architecture, "failed", {}, {}, one.why, now - one.given, message, now)
+        ended = TrialRecord(one.number, one.architecture, "failed", {}, {}, one.why, now - one.given, message, now)
         self._end(ended)
         return ended
 
@@ -234,7 +234,7 @@ class Dispatch:
         now: float,
         weights: TrialWeights | None = None,
         ranking: Ranking | None = None,
-    ) -> Ended | None:
+    ) -> TrialRecord | None:
         """A trial ended; None: that is known already, or somebody else has it now.
 
         A trial that lacks a metric of an objective or a constraint has failed, and so has the network that all share if
@@ -257,7 +257,7 @@ class Dispatch:
         del self.pending[number]
         seconds = now - one.given
         found = weights, ranking if one.architecture == SUPERNET and state == "complete" else None
-        ended = Ended(
+        ended = TrialRecord(
             number, one.architecture, state, metrics, dict(one.steps), one.why, seconds, message[-2000:], now, *found
         )
         self._end(ended)
@@ -268,7 +268,7 @@ class Dispatch:
         one = self.pending.get(number)
         if one is None or one.evaluator != evaluator or any(name not in metrics for name in metrics_named(self.spec)):
             return False
-        return self.standings.wants_weights(Ended(number, one.architecture, "complete", metrics))
+        return self.standings.wants_weights(TrialRecord(number, one.architecture, "complete", metrics))
 
     @property
     def running(self) -> int:
@@ -344,7 +344,7 @@ class Dispatch:
             return None
         return max(0, trials - len(self.ended)) * 60.0 / rate
 
-    def _end(self, one: Ended) -> None:
+    def _end(self, one: TrialRecord) -> None:
         if one.number in self.ended:
             return
         self.ended[one.number] = one
@@ -359,7 +359,7 @@ class Dispatch:
         self.standings.add(one)
         self._learn(one)
 
-    def _learn(self, one: Ended) -> None:
+    def _learn(self, one: TrialRecord) -> None:
         if one.architecture == SUPERNET:
             if one.ranking is not None and isinstance(self._searcher, OneShot):
                 self._searcher.rank(one.ranking)

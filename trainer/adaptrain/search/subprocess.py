@@ -30,7 +30,7 @@ MOST_DEATHS = 3
 """During one ask."""
 
 
-class Apart:
+class SubprocessSearcher:
     """What is asked and told as any ``Searcher`` is. ``ask`` may be called in another thread than ``tell``.
 
     The process ends when the one that asks it ends.

@@ -109,7 +109,7 @@ class Draft:
         members = self.members
         return [pod for pod in self.active if pod.uid in members]
 
-    def ended(self, *classes: exit_reason.Ending) -> list[Pod]:
+    def ended(self, *classes: exit_reason.ExitClass) -> list[Pod]:
         """Workers that have ended in one of these ways, the newest end first."""
         ended = [
             pod
@@ -121,7 +121,7 @@ class Draft:
     @property
     def quickly_disrupted(self) -> list[Pod]:
         """Workers that were taken away as soon as they were made, the newest end first."""
-        return [pod for pod in self.ended(exit_reason.Ending.DISRUPTED) if quick(pod) and pod.uid not in self.gone]
+        return [pod for pod in self.ended(exit_reason.ExitClass.DISRUPTED) if quick(pod) and pod.uid not in self.gone]
 
 
 def quick(pod: Pod) -> bool:

@@ -138,7 +138,7 @@ def _may_create(draft: Draft, pods: tuple[Pod, ...]) -> bool:
 
 
 def _failed(pod: Pod) -> bool:
-    return pod.terminal and exit_reason.ending(pod) is exit_reason.Ending.FAILED
+    return pod.terminal and exit_reason.ending(pod) is exit_reason.ExitClass.FAILED
 
 
 def _create(draft: Draft, number: int, previous: Pod | None) -> None:

@@ -19,7 +19,7 @@ from adaptrain_operator.core.containers import Exit
 from adaptrain_operator.core.observed import Pod
 
 
-class Ending(Enum):
+class ExitClass(Enum):
     COMPLETED = "training is complete"
     DISRUPTED = "it was taken away"
     INVALID = "the manifest can't be run as it is"
@@ -27,7 +27,7 @@ class Ending(Enum):
     FAILED = "it failed by itself"
 
 
-BAD = (Ending.FAILED, Ending.INVALID, Ending.FATAL)
+BAD = (ExitClass.FAILED, ExitClass.INVALID, ExitClass.FATAL)
 
 SIGNALS = frozenset({128 + 2, 128 + 9, 128 + 15})
 """SIGINT, SIGKILL, SIGTERM: no exception of a worker's own ends that way. An OOM kill is told apart by its reason."""
@@ -70,7 +70,7 @@ class Row:
     """As its status shows it."""
     who: str
     """Who ended it."""
-    ending: Ending
+    ending: ExitClass
     matches: Callable[[Ended], bool]
     by_itself: bool = False
     """It may have ended by itself, so that ``podFailurePolicy`` is asked."""
@@ -88,147 +88,147 @@ ROWS = (
     Row(
         "exit code 0, result `completed` (or lost with its node after it)",
         "the trainer: training is complete",
-        Ending.COMPLETED,
+        ExitClass.COMPLETED,
         lambda e: e.outcome == "completed" and e.ran and (e.exit.code == 0 or e.exit.reason in LOST_WITH_NODE),
     ),
     Row(
         "reason `Evicted`, a message of its own limits (ephemeral storage, `emptyDir.sizeLimit`)",
         "the kubelet, since the pod passed a limit of its own, even if it then left in order",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.pod.reason == "Evicted" and any(words in e.pod.message for words in OWN_LIMITS),
     ),
     Row(
         "exit code 0, result `left`",
         "the trainer, which was asked to leave: a smaller `replicas`, `suspend`, a drain",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.outcome == "left" and e.exit.code == 0,
     ),
     Row(
         "`metadata.deletionTimestamp`",
         "the operator, a user, a drain or an autoscaler, which deleted it",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.pod.deleting,
     ),
     Row(
         "DisruptionTarget `PreemptionByScheduler`",
         "the scheduler, for a pod of a higher priority",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _target("PreemptionByScheduler"),
     ),
     Row(
         "DisruptionTarget `DeletionByTaintManager`",
         "the node's NoExecute taint",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _target("DeletionByTaintManager"),
     ),
     Row(
         "DisruptionTarget `EvictionByEvictionAPI`",
         "a drain or an autoscaler, which evicted it",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _target("EvictionByEvictionAPI"),
     ),
     Row(
         "DisruptionTarget `DeletionByPodGC`",
         "the pod garbage collector: its node is gone",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _target("DeletionByPodGC"),
     ),
     Row(
         "DisruptionTarget `TerminationByKubelet`",
         "the kubelet: pressure, a critical pod, or the node's shutdown",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _target("TerminationByKubelet"),
     ),
     Row(
         "DisruptionTarget of another reason",
         "a controller, which says so",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.pod.disrupted is not None,
     ),
-    Row("reason `Evicted`", "the kubelet: pressure on its node", Ending.DISRUPTED, _reason("Evicted")),
-    Row("reason `Preempting`", "the kubelet, for a critical pod", Ending.DISRUPTED, _reason("Preempting")),
+    Row("reason `Evicted`", "the kubelet: pressure on its node", ExitClass.DISRUPTED, _reason("Evicted")),
+    Row("reason `Preempting`", "the kubelet, for a critical pod", ExitClass.DISRUPTED, _reason("Preempting")),
     Row(
         f"reason {', '.join(f'`{one}`' for one in SHUTDOWN)}",
         "the kubelet: its node shuts down",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _reason(*SHUTDOWN),
     ),
-    Row("reason `NodeLost`", "the node controller", Ending.DISRUPTED, _reason("NodeLost")),
+    Row("reason `NodeLost`", "the node controller", ExitClass.DISRUPTED, _reason("NodeLost")),
     Row(
         "reason `DeadlineExceeded`",
         "the kubelet: a policy of the cluster gave the pod `activeDeadlineSeconds`, we give none",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         _reason("DeadlineExceeded"),
     ),
     Row(
         "no container of it ran: `UnexpectedAdmissionError`, `NodeAffinity`, `OutOfcpu`, `TopologyAffinityError`, …",
         "the kubelet, which refused it",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: not e.ran,
     ),
     Row(
         "container reason `ContainerStatusUnknown` (137), `Unknown` (255)",
         "the loss of its node, or of the node's container runtime",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.exit.reason in LOST_WITH_NODE and e.outcome != "failed",
     ),
     Row(
         f"exit code {EXIT_INVALID} of our container, or of the init containers `{naming.SOURCE}`, `{naming.PACKAGES}`",
         "the trainer: the manifest can't be run as it is",
-        Ending.INVALID,
+        ExitClass.INVALID,
         lambda e: e.exit.code == EXIT_INVALID and e.exit.init_container in (None, naming.SOURCE, naming.PACKAGES),
         by_itself=True,
     ),
     Row(
         "container reason `OOMKilled`",
         "the kernel, at the pod's own memory limit",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.exit.reason == "OOMKilled",
         by_itself=True,
     ),
     Row(
         "container reason `StartError`, of its command, folder or memory limit",
         "the container runtime, for a fault of the job's",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.exit.reason in NOT_STARTED and any(words in e.exit.message for words in OWN_START),
         by_itself=True,
     ),
     Row(
         "container reason `StartError` otherwise",
         "the container runtime: its node is busy, or about to go",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.exit.reason in NOT_STARTED,
     ),
     Row(
         "result `failed`, whatever the exit code (a killed process of a script is 137)",
         "a process of the worker: an exception, or a signal that the worker itself outlived",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.outcome == "failed",
         by_itself=True,
     ),
     Row(
         "exit code 130, 137 or 143 without a result",
         "a signal from outside: somebody on its node",
-        Ending.DISRUPTED,
+        ExitClass.DISRUPTED,
         lambda e: e.exit.code in SIGNALS,
         by_itself=True,
     ),
     Row(
         "another exit code of an init container",
         "an init container, of the user's or injected",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.exit.init_container is not None,
     ),
     Row(
         "exit code 0 without a result",
         "a script that did not train",
-        Ending.FAILED,
+        ExitClass.FAILED,
         lambda e: e.exit.code == 0,
         by_itself=True,
     ),
-    Row("another exit code", "the worker's process, by itself", Ending.FAILED, lambda e: True, by_itself=True),
+    Row("another exit code", "the worker's process, by itself", ExitClass.FAILED, lambda e: True, by_itself=True),
 )
-ACTIONS = {"FailJob": Ending.FATAL, "Ignore": Ending.DISRUPTED, "Count": Ending.FAILED}
+ACTIONS = {"FailJob": ExitClass.FATAL, "Ignore": ExitClass.DISRUPTED, "Count": ExitClass.FAILED}
 
 
 def row_of(pod: Pod) -> Row:
@@ -237,7 +237,7 @@ def row_of(pod: Pod) -> Row:
     return next(row for row in ROWS if row.matches(ended))
 
 
-def ending(pod: Pod, policy: PodFailurePolicy | None = None) -> Ending:
+def ending(pod: Pod, policy: PodFailurePolicy | None = None) -> ExitClass:
     """The class of a pod that has ended. What it may have done by itself, the job's rules may judge differently."""
     row = row_of(pod)
     if policy is not None and row.by_itself and pod.exit is not None and pod.exit.init_container is None:
@@ -283,22 +283,22 @@ def explain(pod: Pod, limit: int = 800) -> str:
 
 
 CONSEQUENCES = {
-    Ending.COMPLETED: ("nothing", "the job has succeeded", "condition Complete"),
-    Ending.DISRUPTED: ("nothing", "it is replaced at once", "event WorkersCreated, `status.recentChanges`"),
-    Ending.FAILED: (
+    ExitClass.COMPLETED: ("nothing", "the job has succeeded", "condition Complete"),
+    ExitClass.DISRUPTED: ("nothing", "it is replaced at once", "event WorkersCreated, `status.recentChanges`"),
+    ExitClass.FAILED: (
         "one of `maxRestarts`, those of one moment together",
         "it is replaced after 1, 2, 4, … 60 s",
         "condition Restarting, at last Failed (`TooManyFailures`, `StartFailed`)",
     ),
-    Ending.INVALID: ("nothing", "the job has failed", "condition Failed (`InvalidManifest`)"),
-    Ending.FATAL: ("nothing", "the job has failed", "condition Failed (`PodFailurePolicy`)"),
+    ExitClass.INVALID: ("nothing", "the job has failed", "condition Failed (`InvalidManifest`)"),
+    ExitClass.FATAL: ("nothing", "the job has failed", "condition Failed (`PodFailurePolicy`)"),
 }
 
 
 def table() -> str:
     """The rows as Markdown, and what each class of endings means for the job."""
     classes = ["| it counts as | what is counted | what follows | where that is told |", "| --- | --- | --- | --- |"]
-    classes += [f"| {one.value} | {' | '.join(CONSEQUENCES[one])} |" for one in Ending]
+    classes += [f"| {one.value} | {' | '.join(CONSEQUENCES[one])} |" for one in ExitClass]
     ways = ["| how it ended | who ended it | it counts as | podFailurePolicy |", "| --- | --- | --- | --- |"]
     ways += [f"| {r.how} | {r.who} | {r.ending.value} | {'asked' if r.by_itself else ''} |" for r in ROWS]
     return "\n".join([*ways, "", *classes, ""])

@@ -14,7 +14,7 @@ from adaptrain_operator.core.conditions import Conditions
 from adaptrain_operator.core.job import diagnostics, drain, exit_reason
 from adaptrain_operator.core.job.context import Draft
 from adaptrain_operator.core.job.coordinator import decide_coordinator, hear_out, remove_coordinators
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.job.failure_policy import backoff_until, count_failures, tell_restarts, too_many
 from adaptrain_operator.core.job.rollouts import STOPPED, tell_rescaling
 from adaptrain_operator.core.job.starts import note_training, of_no_account
@@ -213,7 +213,7 @@ def _suspend(draft: Draft) -> None:
 
 def _end(draft: Draft) -> bool:
     """Whether training has ended, well or badly. A worker's word counts even if no coordinator is left to say it."""
-    completed = draft.ended(Ending.COMPLETED)
+    completed = draft.ended(ExitClass.COMPLETED)
     progress = draft.seen.contact.progress
     result = None if progress is None else progress.result
     if completed and (result is None or result.outcome != "completed"):
@@ -221,9 +221,9 @@ def _end(draft: Draft) -> bool:
     if result is not None and result.outcome == "completed":
         _succeed(draft, result)
         return True
-    workers = [pod for pod in draft.ended(Ending.FATAL, Ending.INVALID) if not of_no_account(draft, pod)]
+    workers = [pod for pod in draft.ended(ExitClass.FATAL, ExitClass.INVALID) if not of_no_account(draft, pod)]
     policy = draft.job.spec.pod_failure_policy
-    fatal = [pod for pod in workers if exit_reason.ending(pod, policy) is Ending.FATAL]
+    fatal = [pod for pod in workers if exit_reason.ending(pod, policy) is ExitClass.FATAL]
     if fatal:
         _fail(
             draft,
@@ -242,7 +242,7 @@ def _end(draft: Draft) -> bool:
 
 
 def _is_invalid(pod: Pod) -> bool:
-    return pod.terminal and exit_reason.ending(pod) is Ending.INVALID
+    return pod.terminal and exit_reason.ending(pod) is ExitClass.INVALID
 
 
 def _succeed(draft: Draft, result: Result) -> None:

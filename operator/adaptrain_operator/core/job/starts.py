@@ -10,7 +10,7 @@ from adaptrain_api.training.status import FailedStarts
 
 from adaptrain_operator.core.job import exit_reason
 from adaptrain_operator.core.job.context import Draft
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.objects.pods import template_hash
 from adaptrain_operator.core.observed import Pod
 
@@ -56,7 +56,7 @@ def count_start(draft: Draft, pod: Pod) -> None:
     error = error_of(exit_reason.explain(pod))
     if known is None or known.template != template or (known.error != error and not on_trial(draft)):
         known = FailedStarts(template=template, count=0, error=error)
-    hopeless = on_trial(draft) and exit_reason.ending(pod, draft.job.spec.pod_failure_policy) is not Ending.FAILED
+    hopeless = on_trial(draft) and exit_reason.ending(pod, draft.job.spec.pod_failure_policy) is not ExitClass.FAILED
     count = MOST_STARTS if hopeless else known.count + 1
     draft.fields["failed_starts"] = FailedStarts(template=template, count=count, error=error)
 

@@ -2,7 +2,7 @@
 
 from adaptrain_operator.core.job import coordinator, diagnostics, drain, exit_reason, starts
 from adaptrain_operator.core.job.context import OFTEN, PATIENCE, QUICK, Draft, finished, quick
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.objects import pods
 from adaptrain_operator.core.observed import Pod
 
@@ -260,7 +260,7 @@ def _idle(draft: Draft, pod: Pod) -> bool:
 
 
 def _clean_ended(draft: Draft, backoff_until: float) -> None:
-    for pod in draft.ended(Ending.DISRUPTED):
+    for pod in draft.ended(ExitClass.DISRUPTED):
         if not quick(pod) or draft.now - finished(pod) > 60:
             draft.clear_away(pod)
     if draft.now >= backoff_until:

@@ -58,7 +58,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchSeen:
+class SearchObserved:
     """Everything besides the search that a decision rests on."""
 
     jobs: Mapping[str, Object]

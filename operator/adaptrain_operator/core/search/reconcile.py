@@ -25,7 +25,7 @@ from adaptrain_operator.core.observed import Object, moment
 from adaptrain_operator.core.plan import Deletion, Event
 from adaptrain_operator.core.search.observed import (
     Search,
-    SearchSeen,
+    SearchObserved,
     claimed,
     condition_of,
     job_of,
@@ -69,7 +69,7 @@ class SearchPlan:
 @dataclass(slots=True)
 class _Draft:
     search: Search
-    seen: SearchSeen
+    seen: SearchObserved
     now: float
     plan: SearchPlan
     conditions: Conditions
@@ -83,7 +83,7 @@ class _Draft:
         return own(self.search, self.seen.jobs.get(self.search.pool))
 
 
-def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
+def decide_search(search: Search, seen: SearchObserved, now: float) -> SearchPlan:
     """What to do for a search, given everything that was seen of it. Idempotent."""
     search = replace(search, status=_on_record(search, seen, now))
     draft = _Draft(
@@ -126,18 +126,18 @@ def decide_search(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
     return draft.plan
 
 
-def decide_search_anyhow(search: Search, seen: SearchSeen, now: float) -> SearchPlan:
+def decide_search_anyhow(search: Search, seen: SearchObserved, now: float) -> SearchPlan:
     """A decision; if it raises, one that rests on nothing that coordinators say."""
     try:
         return decide_search(search, seen, now)
     except Exception:
         logger.exception("a decision failed", extra={"job": f"{search.namespace}/{search.name}"})
-        plan = decide_search(search, SearchSeen(seen.jobs, refused=seen.refused), now)
+        plan = decide_search(search, SearchObserved(seen.jobs, refused=seen.refused), now)
         plan.wake(30.0)
         return plan
 
 
-def _on_record(search: Search, seen: SearchSeen, now: float) -> ArchitectureSearchStatus:
+def _on_record(search: Search, seen: SearchObserved, now: float) -> ArchitectureSearchStatus:
     """The status without trials on record that are gone, and with no time in the future.
 
     The pool and the winner stay on record, so that it is empty only where none was ever kept.

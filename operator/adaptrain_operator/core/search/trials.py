@@ -22,7 +22,7 @@ from adaptrain_operator.core.observed import Object
 from adaptrain_operator.core.plan import Deletion
 from adaptrain_operator.core.search.observed import (
     Search,
-    SearchSeen,
+    SearchObserved,
     claimed,
     condition_of,
     job_of,
@@ -51,7 +51,7 @@ class TrialsPlan:
     """What keeps a job's workers from it: the reason, in a word and in a sentence."""
 
 
-def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
+def decide_trials(search: Search, seen: SearchObserved) -> TrialsPlan:
     """What to do, given everything that was seen. Idempotent."""
     plan, progress = TrialsPlan(), seen.progress
     room = 0 if search.spec.suspend else search.spec.parallelism.max
@@ -93,7 +93,7 @@ def decide_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
     return plan
 
 
-def remove_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
+def remove_trials(search: Search, seen: SearchObserved) -> TrialsPlan:
     """The search needs none any more."""
     plan = TrialsPlan()
     for number, job in _jobs(search, seen):
@@ -101,7 +101,7 @@ def remove_trials(search: Search, seen: SearchSeen) -> TrialsPlan:
     return plan
 
 
-def _jobs(search: Search, seen: SearchSeen) -> Iterator[tuple[int, Object]]:
+def _jobs(search: Search, seen: SearchObserved) -> Iterator[tuple[int, Object]]:
     """Its trials' jobs, by number: the oldest first, which have come the furthest."""
     numbered = [(search.number(name), own(search, seen.jobs.get(name))) for name in search.record]
     found = [(number, job) for number, job in numbered if number is not None and job is not None]
@@ -165,7 +165,7 @@ def _found(status: TrainingJobStatus) -> dict[str, float]:
     return loss | last | best
 
 
-def _make(search: Search, seen: SearchSeen, order: TrialOrder) -> Object | str:
+def _make(search: Search, seen: SearchObserved, order: TrialOrder) -> Object | str:
     """A trial's job, or why there can be none."""
     name = search.trial(order.number)
     if name in seen.refused:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from adaptrain.elastic.checkpoint import file_format
 from adaptrain.elastic.storage.directory import Directory
-from adaptrain.local.processes import forks
+from adaptrain.local.processes import forkserver_context
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -102,7 +102,7 @@ def together(act: Act, size: int, path: Path) -> list[Any]:
     running = []
     for rank in range(size):
         ours, theirs = Pipe(duplex=False)
-        process = forks().Process(target=one_of_many, args=(act, rank, size, path, theirs), daemon=True)
+        process = forkserver_context().Process(target=one_of_many, args=(act, rank, size, path, theirs), daemon=True)
         process.start()
         theirs.close()
         running.append((process, ours))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from adaptrain.elastic.checkpoint import manager
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
-from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.elastic.storage.directory import Unavailable
 from adaptrain.elastic.storage.lineage import Superseded
-from adaptrain.elastic.storage.object_store import Bucket, explain
+from adaptrain.elastic.storage.object_store import ObjectStore, explain
 from obstore.exceptions import GenericError
 
 from tests.support.s3 import KEYS, S3Server
@@ -33,7 +33,7 @@ class Worker:
             doing=lambda *_: nullcontext(),
         )  # fmt: skip
         rules = Policy(**{"every_seconds": 0, **policy})
-        self.checkpoints = Checkpoints(place.storage, rules, cast(Control, self.control))
+        self.checkpoints = Checkpoints(place.storage, rules, cast(CoordinatorClient, self.control))
 
     def save(self, step: int, best_step: int = 0) -> None:
         self.state.counters.step, self.state.counters.best_step = step, best_step
@@ -138,7 +138,7 @@ def test_what_a_killed_worker_left_is_no_checkpoint_and_is_swept_away(place: Pla
 
 
 def test_a_file_that_is_swept_away_while_the_others_are_written_is_missed(bucket: Place) -> None:
-    class Swept(Bucket):
+    class Swept(ObjectStore):
         def commit(self, folder: str, name: str, manifest: bytes, check: Callable[[], None]) -> str:
             (bucket.root / folder / "counters.json").unlink()
             return super().commit(folder, name, manifest, check)
@@ -223,7 +223,7 @@ def test_a_bucket_that_can_not_be_used_says_why_and_what_to_do(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage = Bucket(uri.format(bucket=bucket.root.parts[-3]))
+    storage = ObjectStore(uri.format(bucket=bucket.root.parts[-3]))
 
     def write() -> None:
         with storage.create("a/b") as stream:

@@ -13,7 +13,7 @@ import xxhash
 from adaptrain.elastic.checkpoint import file_format, manager
 from adaptrain.elastic.checkpoint.manager import Checkpoints, Policy
 from adaptrain.elastic.checkpoint.origin import Origin
-from adaptrain.elastic.membership.client import Control
+from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.storage.directory import Directory
 from adaptrain.elastic.storage.lineage import Held, claim
 from adaptrain.errors import InvalidJob
@@ -37,7 +37,7 @@ def job(uid: str = "a", checkpoint: dict[str, Any] | None = None, **changed: Any
 def worker(place: Place, origin: Origin, number: int = 1, key: bytes | None = None) -> Worker:
     made = Worker(place, number)
     rules = Policy(every_seconds=0)
-    made.checkpoints = Checkpoints(place.storage, rules, cast(Control, made.control), origin=origin, key=key)
+    made.checkpoints = Checkpoints(place.storage, rules, cast(CoordinatorClient, made.control), origin=origin, key=key)
     return made
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from adaptrain.elastic.collectives.batch_norm import BatchStatistics, check_batch_norm
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
 from adaptrain.errors import InvalidJob
 from timm.layers import BatchNormAct2d
 from torch import nn
@@ -30,8 +30,8 @@ class Functional(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.middle, torch.Tensor)
-        assert isinstance(self.spread, torch.Tensor)
-        return F.batch_norm(x, self.middle, self.spread, training=self.training, momentum=0.3)
+        assert isinstance(self.broadcast_tensors, torch.Tensor)
+        return F.batch_norm(x, self.middle, self.broadcast_tensors, training=self.training, momentum=0.3)
 
 
 class Recomputed(nn.Module):
@@ -60,7 +60,12 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
 
 
 def step(
-    model: nn.Module, statistics: BatchStatistics, group: Group, x: torch.Tensor, y: torch.Tensor, mine: slice
+    model: nn.Module,
+    statistics: BatchStatistics,
+    group: ElasticProcessGroup,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    mine: slice,
 ) -> torch.Tensor:
     """The gradient of a share's inputs; those of the parameters add up in ``grad``."""
     counts = len(x[mine]) > 0
@@ -80,7 +85,7 @@ def trained(model: nn.Module, shape: list[int], dtype: torch.dtype = torch.float
     model = nn.Sequential(model, nn.Flatten()).to(dtype)
     batches = [(5 + 3 * torch.randn(9, *shape, dtype=dtype), torch.randn(9, 1, dtype=dtype)) for _ in range(3)]
 
-    def act(group: Group) -> tuple[nn.Module, list[torch.Tensor]]:
+    def act(group: ElasticProcessGroup) -> tuple[nn.Module, list[torch.Tensor]]:
         own = copy.deepcopy(model)
         statistics = BatchStatistics(own)
         shares = SHARES if group.size > 1 else [slice(0, 9)]
@@ -125,7 +130,7 @@ def test_other_types(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_mixed_precision_keeps_statistics_in_float32() -> None:
-    def act(group: Group) -> nn.Module:
+    def act(group: ElasticProcessGroup) -> nn.Module:
         model = nn.BatchNorm1d(2)
         statistics = BatchStatistics(model)
         with statistics.step(group, counts=True, whole=True):
@@ -142,7 +147,7 @@ def test_mixed_precision_keeps_statistics_in_float32() -> None:
 def test_numbers_far_from_zero_lose_nothing() -> None:
     """Sums of squares would leave no digit of this variance."""
 
-    def act(group: Group) -> torch.Tensor:
+    def act(group: ElasticProcessGroup) -> torch.Tensor:
         model = nn.BatchNorm1d(1, momentum=1.0).double()
         statistics = BatchStatistics(model)
         with statistics.step(group, counts=True, whole=True):
@@ -168,16 +173,16 @@ def test_a_step_that_is_not_applied_leaves_the_statistics() -> None:
 def test_a_group_that_breaks_is_told_after_backward() -> None:
     """Neither a user's forward pass nor autograd hears of it; all ends with the statistics of before."""
 
-    def act(group: Group) -> bool:
+    def act(group: ElasticProcessGroup) -> bool:
         model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
         statistics = BatchStatistics(model)
         before = copy.deepcopy(model.state_dict())
         if group.rank == 1:
-            group._sockets.sever()
+            group._sockets.abort()
             return True
         with statistics.step(group, counts=True, whole=True):
             model(torch.randn(4, 3)).square().sum().backward()
-            with pytest.raises(GroupBroken):
+            with pytest.raises(ProcessGroupBroken):
                 statistics.check()
         return all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
@@ -188,7 +193,7 @@ def test_what_is_frozen_exchanges_nothing() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.InstanceNorm1d(3)).eval()
     statistics = BatchStatistics(model)
 
-    def act(group: Group) -> bool:
+    def act(group: ElasticProcessGroup) -> bool:
         if group.rank == 0:  # alone: an exchange would wait for ever
             with statistics.step(group, counts=True, whole=True):
                 model(torch.randn(2, 3, 4))
@@ -216,7 +221,7 @@ def test_a_compiled_module_is_refused() -> None:
 
 
 def test_one_sample_in_all_is_refused_as_torch_does() -> None:
-    def act(group: Group) -> bool:
+    def act(group: ElasticProcessGroup) -> bool:
         model = nn.BatchNorm1d(3)
         statistics = BatchStatistics(model)
         with (
@@ -230,7 +235,7 @@ def test_one_sample_in_all_is_refused_as_torch_does() -> None:
 
 
 def test_a_model_that_torch_compiles() -> None:
-    def act(group: Group) -> list[torch.Tensor]:
+    def act(group: ElasticProcessGroup) -> list[torch.Tensor]:
         model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
         nn.init.ones_(model[0].weight)
         nn.init.zeros_(model[0].bias)

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.collectives.broadcast import spread
+from adaptrain.elastic.collectives.broadcast import broadcast_tensors
 from adaptrain.elastic.collectives.device import own_device
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken, Links
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, Links, ProcessGroupBroken
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.errors import InvalidJob
 
 
@@ -34,10 +34,15 @@ class Nccl:
         self.aborted = True
 
 
-def group(nccl: Nccl, must_leave: bool) -> Group:
+def group(nccl: Nccl, must_leave: bool) -> ElasticProcessGroup:
     control = SimpleNamespace(must_leave=False, should_leave=False, doing=lambda *_: contextlib.nullcontext())
-    made = Group(
-        cast(Control, control), GroupSockets(), 1, 0, 2, Links(cast(Any, None), cast(Any, None), cast(Any, nccl))
+    made = ElasticProcessGroup(
+        cast(CoordinatorClient, control),
+        SocketAbort(),
+        1,
+        0,
+        2,
+        Links(cast(Any, None), cast(Any, None), cast(Any, nccl)),
     )
     made.begin_sum(cast(Any, SimpleNamespace(is_cuda=True)))
     control.must_leave = must_leave
@@ -52,7 +57,7 @@ def test_what_is_on_gpus_is_summed_by_nccl() -> None:
 
 def test_nccl_is_aborted_when_somebody_is_lost() -> None:
     nccl = Nccl(answers=False)
-    with pytest.raises(GroupBroken, match="told to leave"):
+    with pytest.raises(ProcessGroupBroken, match="told to leave"):
         group(nccl, must_leave=True)._wait(cast(Any, SimpleNamespace(is_cuda=True)))
     assert nccl.aborted
 
@@ -61,7 +66,9 @@ def test_a_state_on_two_kinds_of_device_is_sent() -> None:
     """As that of an optimizer, which counts its steps on the CPU."""
     sent: list[torch.Tensor] = []
     said = SimpleNamespace(rank=0, size=2, broadcast=lambda data, root, ahead: sent.append(data))
-    spread([torch.ones(2), torch.ones(2, device="meta"), torch.ones(2)], cast(Group, said), [0])
+    broadcast_tensors(
+        [torch.ones(2), torch.ones(2, device="meta"), torch.ones(2)], cast(ElasticProcessGroup, said), [0]
+    )
     assert [(data.device.type, len(data)) for data in sent] == [("cpu", 16), ("meta", 8)]
 
 

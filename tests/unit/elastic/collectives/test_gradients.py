@@ -12,30 +12,32 @@ from typing import Any, cast
 import pytest
 import torch
 from adaptrain.elastic.collectives.gradients import Gradients, Said
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from torch import nn
 from torch.distributed import DistStoreError
 from torch.utils.checkpoint import checkpoint
 
 from tests.unit.elastic.collectives.test_group import control, meet, rendezvous
 
-ALONE = Group(cast(Control, SimpleNamespace(must_leave=False, should_leave=False)), GroupSockets(), 1, 0, 1, None)
+ALONE = ElasticProcessGroup(
+    cast(CoordinatorClient, SimpleNamespace(must_leave=False, should_leave=False)), SocketAbort(), 1, 0, 1, None
+)
 
 
-def together(size: int, act: Callable[[Group], Any]) -> list[Any]:
+def together(size: int, act: Callable[[ElasticProcessGroup], Any]) -> list[Any]:
     """What each of ``size`` members returns, which are threads of this process.
 
     gloo's members sometimes miss each other in one process, and their store times out: they meet again.
     """
     for _ in range(2):
-        with suppress(DistStoreError, GroupBroken):
+        with suppress(DistStoreError, ProcessGroupBroken):
             return _together(size, act)
     return _together(size, act)
 
 
-def _together(size: int, act: Callable[[Group], Any]) -> list[Any]:
+def _together(size: int, act: Callable[[ElasticProcessGroup], Any]) -> list[Any]:
     store = rendezvous()
 
     def member(rank: int) -> Any:
@@ -68,7 +70,7 @@ def test_members_sum_what_one_computes(bucket_bytes: int) -> None:
     alone, x = Model(), torch.randn(9, 6)
     parts = [[x[:2], x[2:5]], [x[5:]], []]  # in two micro-batches, at once, and nothing
 
-    def act(group: Group) -> tuple[list[torch.Tensor], float, int]:
+    def act(group: ElasticProcessGroup) -> tuple[list[torch.Tensor], float, int]:
         model = copy.deepcopy(alone)
         gradients = gradients_of(model, bucket_bytes)
         for turn in range(3):
@@ -95,7 +97,7 @@ def test_members_sum_what_one_computes(bucket_bytes: int) -> None:
 def test_what_is_complete_is_sent_while_backward_runs() -> None:
     both = threading.Barrier(2)
 
-    def act(group: Group) -> bool:
+    def act(group: ElasticProcessGroup) -> bool:
         last = nn.Linear(8, 8).double()
         model = nn.Sequential(nn.Linear(8, 8).double(), last)
         gradients = gradients_of(model, 8 * 8 * 8)
@@ -114,7 +116,7 @@ def test_what_is_complete_is_sent_while_backward_runs() -> None:
 
 
 def test_a_gradient_that_changes_after_it_was_sent_is_an_error() -> None:
-    def act(group: Group) -> str:
+    def act(group: ElasticProcessGroup) -> str:
         shared = nn.Linear(4, 4).double()
         gradients = gradients_of(shared, 8)
         gradients.zero()
@@ -187,7 +189,7 @@ def test_parts_count_by_their_weight(dtype: torch.dtype) -> None:
     """Means over 300, 1 and no terms make the mean over 301, also where numbers of 8 bits can't count them."""
     weights, losses = [300.0, 1.0, 0.0], [2.0, 4.0, 8.0]
 
-    def act(group: Group) -> tuple[float, float, float]:
+    def act(group: ElasticProcessGroup) -> tuple[float, float, float]:
         model = nn.Linear(1, 1, bias=False).to(dtype)
         nn.init.ones_(model.weight)
         gradients = gradients_of(model, 1000)

@@ -13,10 +13,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from adaptrain.elastic.collectives.process_group import Abandoned, Group, GroupBroken, Meeting, form
+from adaptrain.elastic.collectives.process_group import (
+    Abandoned,
+    ElasticProcessGroup,
+    ProcessGroupBroken,
+    RendezvousPoint,
+    form,
+)
 from adaptrain.elastic.collectives.rendezvous import Rendezvous
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.rpc.ports import listen_on
 
@@ -24,7 +30,7 @@ ELEMENTS = 16_000_000
 """64 MB: more than the sockets between two members hold."""
 HOST = "127.0.0.1"
 TOKEN = "what-members-know"
-Act = Callable[[Group, torch.Tensor], None]
+Act = Callable[[ElasticProcessGroup, torch.Tensor], None]
 
 
 def control() -> Any:
@@ -41,16 +47,16 @@ def rendezvous() -> Rendezvous:
     return Rendezvous(listen_on(HOST, 0, 16), TOKEN, WorkerMetrics("", "").refusals)
 
 
-def meet(said: Any, rank: int, port: int, size: int = 2) -> Group:
-    place = Meeting("epoch/1", rank, size, HOST, port, torch.device("cpu"))
-    return form(cast(Control, said), GroupSockets(), 1, place)
+def meet(said: Any, rank: int, port: int, size: int = 2) -> ElasticProcessGroup:
+    place = RendezvousPoint("epoch/1", rank, size, HOST, port, torch.device("cpu"))
+    return form(cast(CoordinatorClient, said), SocketAbort(), 1, place)
 
 
-def send(group: Group, tensor: torch.Tensor) -> None:
+def send(group: ElasticProcessGroup, tensor: torch.Tensor) -> None:
     group.broadcast(tensor, 0)
 
 
-def add(group: Group, tensor: torch.Tensor) -> None:
+def add(group: ElasticProcessGroup, tensor: torch.Tensor) -> None:
     *early, last = tensor.chunk(4)
     for part in early:
         group.begin_sum(part)
@@ -79,7 +85,7 @@ def test_a_loss_while_much_is_on_its_way_is_noticed(turn: int, act: Act) -> None
             while True:
                 act(group, tensor)
                 sent.set()
-        except GroupBroken:
+        except ProcessGroupBroken:
             broken.set()
 
     thread = threading.Thread(target=run, daemon=True)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from adaptrain.elastic.collectives import broadcast
-from adaptrain.elastic.collectives.broadcast import spread
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.state.replicated import TORN
+from adaptrain.elastic.collectives.broadcast import broadcast_tensors
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.state.replicated import INCOMPLETE
 
 from tests.unit.elastic.collectives.test_group import HOST, control, meet, rendezvous
 from tests.unit.elastic.state.test_heal import state, weight
@@ -63,7 +63,7 @@ def tensors(seed: int, channels_last: bool = False) -> list[torch.Tensor]:
 @pytest.mark.parametrize("sources", [[0], [2], [0, 1], [1, 2]])
 def test_all_kinds_of_tensors_arrive_from_any_sources(together: Any, sources: list[int]) -> None:
     held = [tensors(1 if rank in sources else 2, channels_last=rank == 1) for rank in range(3)]
-    together(*(lambda group, mine=mine: spread(mine, group, sources) for mine in held))
+    together(*(lambda group, mine=mine: broadcast_tensors(mine, group, sources) for mine in held))
     for mine in held:
         assert all(map(torch.equal, mine, tensors(1)))
 
@@ -71,7 +71,7 @@ def test_all_kinds_of_tensors_arrive_from_any_sources(together: Any, sources: li
 def test_each_source_sends_a_part(together: Any) -> None:
     """Two that differ, as they never do: what arrives tells whose it is."""
     one, other, fresh = (torch.full((10 * PIECE,), value, dtype=torch.uint8) for value in (1, 2, 0))
-    together(*(lambda group, mine=mine: spread([mine], group, [0, 1]) for mine in (one, other, fresh)))
+    together(*(lambda group, mine=mine: broadcast_tensors([mine], group, [0, 1]) for mine in (one, other, fresh)))
     assert fresh.view(10, PIECE)[:, 0].tolist() == [1, 2] * 5
     assert fresh.view(10, PIECE).float().std(dim=1).eq(0).all()
     assert one.eq(1).all(), "a source's own tensors were written to"
@@ -86,28 +86,28 @@ def test_one_of_several_sources_is_lost_in_the_middle(together: Any) -> None:
 
     stays, lost, fresh = large(1.0, 9), large(1.0, 9), large(2.0, 0)
 
-    def send_a_part(group: Group) -> None:
+    def send_a_part(group: ElasticProcessGroup) -> None:
         broadcast, sent = group.broadcast, iter(range(6))
 
         def until_it_ends(*arguments: Any) -> None:
             if next(sent, None) is None:
-                group._sockets.sever()
+                group._sockets.abort()
                 group._control.must_leave = True  # as the coordinator tells all of them
             broadcast(*arguments)
 
         group.broadcast = until_it_ends  # type: ignore[method-assign]
-        with pytest.raises(GroupBroken):
+        with pytest.raises(ProcessGroupBroken):
             lost.heal(group)
 
     def heal(one: Any) -> Any:
-        def break_off(group: Group) -> None:
-            with pytest.raises(GroupBroken):
+        def break_off(group: ElasticProcessGroup) -> None:
+            with pytest.raises(ProcessGroupBroken):
                 one.heal(group)
 
         return break_off
 
     together(heal(stays), send_a_part, heal(fresh))
-    assert (stays.counters.version, fresh.counters.version) == (9, TORN)
+    assert (stays.counters.version, fresh.counters.version) == (9, INCOMPLETE)
     assert weight(stays) == 1.0
     assert together(stays.heal, fresh.heal) == [9, 9]
     assert all(map(torch.equal, fresh.tensors().values(), stays.tensors().values()))
@@ -116,7 +116,7 @@ def test_one_of_several_sources_is_lost_in_the_middle(together: Any) -> None:
 
 def test_what_arrived_and_was_not_read_is_known() -> None:
     """Shut down, a connection receives no more: once all was read nothing can be written to anybody's memory."""
-    sockets = GroupSockets()
+    sockets = SocketAbort()
     with socket.create_server((HOST, 0)) as server:
         sockets.forming()
         near = socket.create_connection(server.getsockname())
@@ -127,7 +127,7 @@ def test_what_arrived_and_was_not_read_is_known() -> None:
         far.sendall(b"some")
         assert near.recv(1, socket.MSG_PEEK)
         assert sockets.unread()
-        sockets.sever()
+        sockets.abort()
         assert sockets.unread()
         assert near.recv(100) == b"some"
         assert not sockets.unread()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.client import CoordinatorClient, Identity
 from adaptrain.elastic.membership.coordinator import Coordinator
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.rpc import framing
 
 from tests.support.protocol import receive
@@ -28,7 +28,7 @@ class Preparing:
         self.ended: list[framing.Frame] = []
         self._server = server
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        self.control = Control(address, TOKEN, Identity("u", "w", "h", 1), GroupSockets(), self.ended.append)  # type: ignore[arg-type]
+        self.control = CoordinatorClient(address, TOKEN, Identity("u", "w", "h", 1), SocketAbort(), self.ended.append)  # type: ignore[arg-type]
 
     def call(self, welcome: framing.Frame) -> tuple[socket.socket, framing.Frame]:
         """The worker's next call, and its hello."""
@@ -101,9 +101,9 @@ def test_a_worker_that_is_asked_to_end_while_it_prepares_says_so_and_ends() -> N
 FORKING = """
 import os, signal, sys, time
 from adaptrain.elastic.membership.client import Control, Identity
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 
-control = Control(sys.argv[1], "secret", Identity("u", "w", "h", 1), GroupSockets(), lambda order: None)
+control = Control(sys.argv[1], "secret", Identity("u", "w", "h", 1), SocketAbort(), lambda order: None)
 while not control.connected:
     time.sleep(0.01)
 if (child := os.fork()) == 0:

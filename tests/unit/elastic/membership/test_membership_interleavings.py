@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
-from adaptrain.elastic.membership.commands import Orders
+from adaptrain.elastic.membership.commands import CommandQueue
 from adaptrain.elastic.membership.state_machine import Action, Activity, Drop, Membership, coordinator_of
 from adaptrain.rpc.framing import Frame
 
@@ -17,7 +17,7 @@ class Worker:
     id: str
     inbox: deque[Frame] = field(default_factory=deque)
     """What is on its way to it."""
-    orders: Orders = field(default_factory=Orders)
+    orders: CommandQueue = field(default_factory=CommandQueue)
     """What has arrived."""
     outbox: deque[tuple[str, int]] = field(default_factory=deque)
     connected: bool = True

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.state.divergence import compare
 from adaptrain.errors import InvalidJob
 
@@ -23,7 +23,7 @@ def tensors(spoil: str = "") -> dict[str, torch.Tensor]:
 
 
 def both(pair: Any, other: dict[str, torch.Tensor]) -> list[Callable[[], None]]:
-    def one(group: Group) -> None:
+    def one(group: ElasticProcessGroup) -> None:
         compare(group, tensors(), 64)
 
     return [f.result for f in pair(one, lambda group, _: compare(group, other, 64))]

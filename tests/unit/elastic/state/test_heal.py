@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
-from adaptrain.elastic.state.replicated import INITIAL, TORN, ReplicatedState, tell
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
+from adaptrain.elastic.state.replicated import INCOMPLETE, VERSION_INITIAL, ReplicatedState, tell
 from adaptrain.errors import InvalidJob
 
 
@@ -27,8 +27,8 @@ def weight(of: ReplicatedState) -> float:
         ((7, 20), (8, 10), 2.0),  # who is ahead
         ((7, 20), (7, 10), 1.0),  # a unit that both applied, in different groups: the later one
         ((0, 0), (3, 10), 2.0),
-        ((0, 0), (INITIAL, 0), 2.0),
-        ((TORN, 30), (0, 0), 2.0),
+        ((0, 0), (VERSION_INITIAL, 0), 2.0),
+        ((INCOMPLETE, 30), (0, 0), 2.0),
     ],
 )
 def test_all_take_the_newest_state(pair: Any, first: Any, second: Any, expected: float) -> None:
@@ -41,24 +41,24 @@ def test_all_take_the_newest_state(pair: Any, first: Any, second: Any, expected:
 
 @pytest.mark.parametrize(
     ("newest", "mine", "left"),
-    [(INITIAL, 0, 0), (9, 8, 8), (9, 0, TORN)],
+    [(VERSION_INITIAL, 0, 0), (9, 8, 8), (9, 0, INCOMPLETE)],
 )
 def test_a_source_that_is_lost_spoils_nothing_of_worth(pair: Any, newest: int, mine: int, left: int) -> None:
     ahead, behind = state(1.0, newest), state(2.0, mine)
 
-    def lose(group: Group, said: Any) -> None:
-        with pytest.raises(GroupBroken):
+    def lose(group: ElasticProcessGroup, said: Any) -> None:
+        with pytest.raises(ProcessGroupBroken):
             behind.heal(group)
 
-    def send_a_part(group: Group) -> None:
+    def send_a_part(group: ElasticProcessGroup) -> None:
         group.gather(ahead._signature[1], 0, newest, 0)
         tell(group, 0, ahead._counters())
-        group._sockets.sever()
+        group._sockets.abort()
 
     for done in pair(send_a_part, lose):
         done.result(30)
     assert behind.counters.version == left
-    assert weight(behind) == 2.0 or left == TORN
+    assert weight(behind) == 2.0 or left == INCOMPLETE
 
 
 def test_a_data_set_that_shrank_is_named() -> None:

@@ -9,8 +9,8 @@ import pytest
 import timm.optim
 import torch
 import torch.nn.functional as F
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.elastic.script.rehearsal import check_optimizer
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.errors import InvalidJob
@@ -149,7 +149,7 @@ class Member:
     def __init__(self, make: Make) -> None:
         self.model = fresh()
         self.state = ReplicatedState(self.model, make(self.model), groups=True)
-        self.group = Group(control(), GroupSockets(), 1, 0, 1, None)
+        self.group = ElasticProcessGroup(control(), SocketAbort(), 1, 0, 1, None)
 
     def step(self, number: int) -> None:
         self.state.gradients.zero()

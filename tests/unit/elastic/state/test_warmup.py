@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from adaptrain.data.dataset import DataSet, Split
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.client import Control
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.replica.base import Mates
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.client import CoordinatorClient
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.replica.base import Replica
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.errors import InvalidJob
 from adaptrain.observability.metrics import WorkerMetrics
 from adaptrain.phases.sequence import PhaseSequence
@@ -68,13 +68,13 @@ class Alone:
         told: Any = SimpleNamespace(must_leave=False, should_leave=False, doing=lambda *_: torch.no_grad())
         self.task = PhaseSequence(
             spec.phases, lambda: model().double(), DataSet(split, split, None, (1, SIDE, SIDE), 10), 5,
-            WorkerMetrics("n", "j"), Trace(None, ""),
+            WorkerMetrics("n", "j"), SampleLog(None, ""),
         )  # fmt: skip
-        self.group = Group(cast(Control, told), GroupSockets(), (1 << 32) + 1, 0, 1, None)
+        self.group = ElasticProcessGroup(cast(CoordinatorClient, told), SocketAbort(), (1 << 32) + 1, 0, 1, None)
         forwards.clear()
 
     def warm_up(self, workers: int = 1) -> None:
-        self.task.warm_up(Mates().alone(), workers)
+        self.task.warm_up(Replica().alone(), workers)
 
     def everything(self) -> dict[str, Any]:
         """All that there is, as bits."""

@@ -20,7 +20,7 @@ from adaptrain_operator.kube.kinds import JOB
 from adaptrain_operator.main import DEEPEST
 from adaptrain_operator.runtime.budget import Bucket, Buckets
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.coordinator_poller import LARGEST, Puller
+from adaptrain_operator.runtime.coordinator_poller import LARGEST, CoordinatorPoller
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,8 +198,8 @@ def hostile(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Hostile:  # no
     return Hostile(monkeypatch, unused_port)
 
 
-def _asked(hostile: Hostile, answer: Any, seconds: float = 0.5) -> Puller:
-    async def check() -> Puller:
+def _asked(hostile: Hostile, answer: Any, seconds: float = 0.5) -> CoordinatorPoller:
+    async def check() -> CoordinatorPoller:
         await hostile.serve("127.0.0.1", answer)
         hostile.puller.ask(KEY, 1, "127.0.0.1", "a", "secret")
         await asyncio.sleep(seconds)
@@ -273,7 +273,9 @@ def test_a_namespace_whose_coordinators_keep_their_answers_costs_others_nothing(
 def test_numbers_alone_ask_for_no_decision(hostile: Hostile) -> None:
     said: list[Object] = [{"number": 1, "step": 1}, {"number": 1, "step": 2, "loss": 0.5}]
     decided: list[str] = []
-    hostile.puller = Puller(lambda _: decided.append("decide"), lambda _: None, lambda _: decided.append("write"))
+    hostile.puller = CoordinatorPoller(
+        lambda _: decided.append("decide"), lambda _: None, lambda _: decided.append("write")
+    )
 
     async def answer(request: web.Request) -> web.Response:
         return web.json_response(said.pop(0) if said else {"number": 1, "step": 2, "loss": 0.5, "state": "running"})

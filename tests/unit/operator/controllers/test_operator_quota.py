@@ -12,7 +12,7 @@ from adaptrain_operator.core.objects.quantities import quantity
 from adaptrain_operator.core.observed import Problem
 from adaptrain_operator.kube.kinds import JOB
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.coordinator_poller import Puller
+from adaptrain_operator.runtime.coordinator_poller import CoordinatorPoller
 from adaptrain_operator.runtime.events import Events
 from adaptrain_operator.runtime.node_leases import NodeLeases
 from adaptrain_operator.runtime.workqueue import Queue
@@ -41,7 +41,7 @@ class Operator:
         body = {"metadata": meta, "spec": {"workers": workers, **small_training(), **spec}, "status": {}}
         self.cache, self.events = Cache(), Events(client, "test")
         self.cache.put(JOB, self.api.put(JOB_PATH, body))
-        puller = Puller(changed=lambda key: None, distrusted=lambda key: None)
+        puller = CoordinatorPoller(changed=lambda key: None, distrusted=lambda key: None)
         self.reconciler = Reconciler(client, self.cache, Queue(), puller, NodeLeases(client), self.events, "trainer:1")
         self.client = client
 

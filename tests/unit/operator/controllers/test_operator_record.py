@@ -7,7 +7,7 @@ from adaptrain_api.contracts.coordinator_api import SearchEnd, SearchProgress, T
 from adaptrain_api.search.job import ArchitectureSearchSpec
 from adaptrain_api.search.status import ArchitectureSearchStatus
 from adaptrain_operator.core import naming
-from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchObserved
 from adaptrain_operator.core.search.reconcile import decide_search_anyhow
 
 from tests.support.trial_job_world import ORDER, Cluster
@@ -141,7 +141,7 @@ def test_a_search_is_decided_without_progress_that_a_decision_stumbles_over() ->
     odd = SearchProgress.model_construct(complete="many")
     spec = ArchitectureSearchSpec.model_validate(world.spec)
     search = Search("digits", "ns", "uid", 1, False, spec, ArchitectureSearchStatus())
-    plan = decide_search_anyhow(search, SearchSeen({}, odd), 1_800_000_000.0)
+    plan = decide_search_anyhow(search, SearchObserved({}, odd), 1_800_000_000.0)
     assert plan.apply[0]["spec"]["suspend"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from adaptrain_operator.core.job import exit_reason
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.objects import pods
 from adaptrain_operator.core.observed import Pod
 
@@ -51,15 +51,29 @@ def read(phase: str, containers: dict[str, Object], init: dict[str, Object], nat
 @pytest.mark.parametrize(
     ("phase", "worker", "others", "init", "get", "expected"),
     [
-        ("Running", terminated(1, "boom"), RUNNING, {}, exit_reason.ending, Ending.FAILED),
+        ("Running", terminated(1, "boom"), RUNNING, {}, exit_reason.ending, ExitClass.FAILED),
         ("Running", terminated(1), RUNNING, {}, lambda pod: (pod.terminal, pod.active, pod.lingers), (1, 0, 1)),
         ("Running", terminated(1), terminated(0), {}, lambda pod: (pod.terminal, pod.lingers), (1, 0)),
-        ("Failed", terminated(1), terminated(137), {}, exit_reason.ending, Ending.FAILED),
-        ("Failed", terminated(1), terminated(64), {}, exit_reason.ending, Ending.FAILED),
-        ("Failed", terminated(0, COMPLETE), terminated(137), {}, exit_reason.ending, Ending.COMPLETED),
-        ("Failed", terminated(1), terminated(0, COMPLETE), {}, exit_reason.ending, Ending.FAILED),
-        ("Failed", terminated(1, "boom"), terminated(0), {"mesh": terminated(143)}, exit_reason.ending, Ending.FAILED),
-        ("Failed", terminated(0, COMPLETE), RUNNING, {"mesh": terminated(143)}, exit_reason.ending, Ending.COMPLETED),
+        ("Failed", terminated(1), terminated(137), {}, exit_reason.ending, ExitClass.FAILED),
+        ("Failed", terminated(1), terminated(64), {}, exit_reason.ending, ExitClass.FAILED),
+        ("Failed", terminated(0, COMPLETE), terminated(137), {}, exit_reason.ending, ExitClass.COMPLETED),
+        ("Failed", terminated(1), terminated(0, COMPLETE), {}, exit_reason.ending, ExitClass.FAILED),
+        (
+            "Failed",
+            terminated(1, "boom"),
+            terminated(0),
+            {"mesh": terminated(143)},
+            exit_reason.ending,
+            ExitClass.FAILED,
+        ),
+        (
+            "Failed",
+            terminated(0, COMPLETE),
+            RUNNING,
+            {"mesh": terminated(143)},
+            exit_reason.ending,
+            ExitClass.COMPLETED,
+        ),
         ("Running", RUNNING, RUNNING, {"mesh": RUNNING}, lambda pod: pod.running_since, T0),
         ("Running", RUNNING, terminated(1), {}, lambda pod: (pod.active, pod.ready, pod.exit), (True, True, None)),
         ("Pending", RUNNING, unpullable(), {}, lambda pod: (pod.phase, pod.waiting), ("Running", None)),
@@ -67,7 +81,7 @@ def read(phase: str, containers: dict[str, Object], init: dict[str, Object], nat
         ("Pending", unpullable(), RUNNING, {"mesh": RUNNING}, lambda pod: pod.waiting[0], "ErrImagePull"),
         ("Pending", NEW, NEW, {"mesh": unpullable()}, lambda pod: pod.waiting[0], "ErrImagePull"),
         ("Pending", NEW, NEW, {"rules": unpullable()}, lambda pod: pod.waiting[0], "ErrImagePull"),
-        ("Failed", NEW, NEW, {"rules": terminated(64, "no route")}, exit_reason.ending, Ending.FAILED),
+        ("Failed", NEW, NEW, {"rules": terminated(64, "no route")}, exit_reason.ending, ExitClass.FAILED),
         (
             "Failed",
             NEW,
@@ -76,7 +90,7 @@ def read(phase: str, containers: dict[str, Object], init: dict[str, Object], nat
             lambda pod: "rules" in exit_reason.explain(pod),
             True,
         ),
-        ("Failed", NEW, NEW, {"source": terminated(64, "no branch")}, exit_reason.ending, Ending.INVALID),
+        ("Failed", NEW, NEW, {"source": terminated(64, "no branch")}, exit_reason.ending, ExitClass.INVALID),
         (
             "Running",
             RUNNING,

@@ -7,7 +7,7 @@ import pytest
 from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from adaptrain_api.training.failures import PodFailurePolicy
 from adaptrain_operator.core.job import exit_reason
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.observed import Pod
 
 from tests.support.operator_world import T0, Object, World, stamp
@@ -36,11 +36,11 @@ def why(reason: str, message: str = "") -> Object:
 
 # What a pod shows: its container's end (None: it never ran), the rest of its status, its metadata, and what we make
 # of it. In the order of exit_reason.ROWS, one line or more for each.
-D, F = Ending.DISRUPTED, Ending.FAILED
-CASES: list[tuple[int, Object | None, Object, Object, Ending]] = [
-    (0, exited(0, "Completed", said("completed")), {}, {}, Ending.COMPLETED),
-    (0, exited(255, "Unknown", said("completed")), {}, {}, Ending.COMPLETED),
-    (0, exited(0, "Completed", said("completed")), {}, {"deletionTimestamp": stamp(T0)}, Ending.COMPLETED),
+D, F = ExitClass.DISRUPTED, ExitClass.FAILED
+CASES: list[tuple[int, Object | None, Object, Object, ExitClass]] = [
+    (0, exited(0, "Completed", said("completed")), {}, {}, ExitClass.COMPLETED),
+    (0, exited(255, "Unknown", said("completed")), {}, {}, ExitClass.COMPLETED),
+    (0, exited(0, "Completed", said("completed")), {}, {"deletionTimestamp": stamp(T0)}, ExitClass.COMPLETED),
     (1, exited(137), why("Evicted", "Pod ephemeral local storage usage exceeds the total limit of …"), {}, F),
     (1, None, why("Evicted", 'Container worker exceeded its local ephemeral storage limit "30Mi".'), {}, F),
     (1, exited(137), why("Evicted", 'Usage of EmptyDir volume "shm" exceeds the limit "1Gi".'), {}, F),
@@ -72,7 +72,7 @@ CASES: list[tuple[int, Object | None, Object, Object, Ending]] = [
     (15, None, {}, {}, D),
     (16, exited(137, "ContainerStatusUnknown", "The container could not be located"), {}, {}, D),
     (16, exited(255, "Unknown", "the last lines of its log"), {}, {}, D),
-    (17, exited(EXIT_INVALID, message=said("failed")), {}, {}, Ending.INVALID),
+    (17, exited(EXIT_INVALID, message=said("failed")), {}, {}, ExitClass.INVALID),
     (18, exited(137, "OOMKilled"), {}, {}, F),
     (18, exited(1, "OOMKilled", said("failed")), {}, {}, F),
     (19, exited(128, "StartError", f'{RUNC} exec: "trian": executable file not found in $PATH: unknown'), {}, {}, F),
@@ -99,7 +99,7 @@ def ended(exit: Object | None, status: Object, meta: Object) -> Pod:
 
 
 @pytest.mark.parametrize(("row", "exit", "status", "meta", "expected"), CASES)
-def test_every_way_to_end(row: int, exit: Object | None, status: Object, meta: Object, expected: Ending) -> None:
+def test_every_way_to_end(row: int, exit: Object | None, status: Object, meta: Object, expected: ExitClass) -> None:
     pod = ended(exit, status, meta)
     assert exit_reason.row_of(pod) is exit_reason.ROWS[row]
     assert exit_reason.ending(pod) is expected is exit_reason.ROWS[row].ending
@@ -108,8 +108,8 @@ def test_every_way_to_end(row: int, exit: Object | None, status: Object, meta: O
 
 def test_init_containers_that_fail() -> None:
     for name, code, row, expected in (
-        ("source", EXIT_INVALID, 17, Ending.INVALID),
-        ("packages", EXIT_INVALID, 17, Ending.INVALID),
+        ("source", EXIT_INVALID, 17, ExitClass.INVALID),
+        ("packages", EXIT_INVALID, 17, ExitClass.INVALID),
         ("rules", EXIT_INVALID, 23, F),
         ("source", 1, 23, F),
         ("rules", 137, 22, D),
@@ -133,7 +133,7 @@ def test_a_result_that_kubernetes_cut_still_says_how_training_ended() -> None:
     metrics = {f"val/accuracy/{n:04d}": 0.123456789 for n in range(600)}
     whole = json.dumps({"outcome": "completed", "step": 12, "epoch": 3, "message": "", "metrics": metrics})
     pod = ended(exited(0, "Completed", whole[:4096]), {}, {})
-    assert exit_reason.ending(pod) is Ending.COMPLETED
+    assert exit_reason.ending(pod) is ExitClass.COMPLETED
     result = exit_reason.parse_result(pod)
     assert result is not None
     assert (result.step, result.epoch) == (12, 3)
@@ -146,21 +146,21 @@ def policy(*rules: tuple[str, str, list[int]]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "exit", "status", "expected"),
     [
-        (policy(("FailJob", "In", [3, 42])), exited(42), {}, Ending.FATAL),
-        (policy(("FailJob", "In", [3, 42])), exited(1), {}, Ending.FAILED),
-        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(42), {}, Ending.DISRUPTED),
-        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(1), {}, Ending.FAILED),
-        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(2), {}, Ending.FATAL),
-        (policy(("FailJob", "NotIn", [1])), exited(0, "Completed"), {}, Ending.FAILED),
-        (policy(("Count", "In", [64])), exited(64), {}, Ending.FAILED),
-        (policy(("Count", "In", [137])), exited(137), {}, Ending.FAILED),
-        (policy(("Ignore", "In", [137])), exited(137, "OOMKilled"), {}, Ending.DISRUPTED),
-        (policy(("FailJob", "NotIn", [1])), exited(137), target("PreemptionByScheduler"), Ending.DISRUPTED),
-        (policy(("FailJob", "NotIn", [1])), exited(137), why("Evicted", "low on memory"), Ending.DISRUPTED),
-        (policy(("FailJob", "NotIn", [1])), exited(0, "Completed", said("completed")), {}, Ending.COMPLETED),
+        (policy(("FailJob", "In", [3, 42])), exited(42), {}, ExitClass.FATAL),
+        (policy(("FailJob", "In", [3, 42])), exited(1), {}, ExitClass.FAILED),
+        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(42), {}, ExitClass.DISRUPTED),
+        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(1), {}, ExitClass.FAILED),
+        (policy(("Ignore", "In", [42]), ("FailJob", "NotIn", [1])), exited(2), {}, ExitClass.FATAL),
+        (policy(("FailJob", "NotIn", [1])), exited(0, "Completed"), {}, ExitClass.FAILED),
+        (policy(("Count", "In", [64])), exited(64), {}, ExitClass.FAILED),
+        (policy(("Count", "In", [137])), exited(137), {}, ExitClass.FAILED),
+        (policy(("Ignore", "In", [137])), exited(137, "OOMKilled"), {}, ExitClass.DISRUPTED),
+        (policy(("FailJob", "NotIn", [1])), exited(137), target("PreemptionByScheduler"), ExitClass.DISRUPTED),
+        (policy(("FailJob", "NotIn", [1])), exited(137), why("Evicted", "low on memory"), ExitClass.DISRUPTED),
+        (policy(("FailJob", "NotIn", [1])), exited(0, "Completed", said("completed")), {}, ExitClass.COMPLETED),
     ],
 )
-def test_rules_by_exit_code(given: dict[str, Any], exit: Object, status: Object, expected: Ending) -> None:
+def test_rules_by_exit_code(given: dict[str, Any], exit: Object, status: Object, expected: ExitClass) -> None:
     assert exit_reason.ending(ended(exit, status, {}), PodFailurePolicy.model_validate(given)) is expected
 
 

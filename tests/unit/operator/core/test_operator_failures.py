@@ -3,7 +3,7 @@
 import pytest
 from adaptrain_api.contracts.coordinator_api import EXIT_INVALID
 from adaptrain_operator.core.job import exit_reason
-from adaptrain_operator.core.job.exit_reason import Ending
+from adaptrain_operator.core.job.exit_reason import ExitClass
 from adaptrain_operator.core.observed import Pod
 
 from tests.support.operator_world import T0, Object, World, stamp
@@ -16,27 +16,35 @@ NO_FILE = "executable file not found in $PATH: unknown"
 @pytest.mark.parametrize(
     ("code", "reason", "message", "meta", "expected"),
     [
-        (1, "Error", "Traceback", {}, Ending.FAILED),
-        (2, "Error", "", {}, Ending.FAILED),
-        (134, "Error", "", {}, Ending.FAILED),
-        (139, "Error", "", {}, Ending.FAILED),
-        (137, "OOMKilled", "", {}, Ending.FAILED),
-        (137, "Error", "", {}, Ending.DISRUPTED),
-        (255, "Unknown", "the last lines of its log", {}, Ending.DISRUPTED),
-        (143, "Error", "", {}, Ending.DISRUPTED),
-        (128, "StartError", f"{RUNC} unable to start container process: {RUNC_LOST}", {}, Ending.DISRUPTED),
-        (128, "StartError", f'{RUNC} unable to start container process: exec: "trian": {NO_FILE}', {}, Ending.FAILED),
-        (128, "StartError", f"{RUNC} container init was OOM-killed (memory limit too low?)", {}, Ending.FAILED),
-        (EXIT_INVALID, "Error", "no such module", {}, Ending.INVALID),
-        (0, "Completed", '{"outcome": "completed", "step": 5, "epoch": 1}', {}, Ending.COMPLETED),
-        (0, "Completed", '{"outcome": "left", "step": 5, "epoch": 1}', {}, Ending.DISRUPTED),
-        (0, "Completed", "", {}, Ending.FAILED),
-        (0, "Completed", "{not json", {}, Ending.FAILED),
-        (1, "Error", "", {"deletionTimestamp": stamp(T0)}, Ending.DISRUPTED),
-        (EXIT_INVALID, "Error", "", {"deletionTimestamp": stamp(T0)}, Ending.DISRUPTED),
+        (1, "Error", "Traceback", {}, ExitClass.FAILED),
+        (2, "Error", "", {}, ExitClass.FAILED),
+        (134, "Error", "", {}, ExitClass.FAILED),
+        (139, "Error", "", {}, ExitClass.FAILED),
+        (137, "OOMKilled", "", {}, ExitClass.FAILED),
+        (137, "Error", "", {}, ExitClass.DISRUPTED),
+        (255, "Unknown", "the last lines of its log", {}, ExitClass.DISRUPTED),
+        (143, "Error", "", {}, ExitClass.DISRUPTED),
+        (128, "StartError", f"{RUNC} unable to start container process: {RUNC_LOST}", {}, ExitClass.DISRUPTED),
+        (
+            128,
+            "StartError",
+            f'{RUNC} unable to start container process: exec: "trian": {NO_FILE}',
+            {},
+            ExitClass.FAILED,
+        ),
+        (128, "StartError", f"{RUNC} container init was OOM-killed (memory limit too low?)", {}, ExitClass.FAILED),
+        (EXIT_INVALID, "Error", "no such module", {}, ExitClass.INVALID),
+        (0, "Completed", '{"outcome": "completed", "step": 5, "epoch": 1}', {}, ExitClass.COMPLETED),
+        (0, "Completed", '{"outcome": "left", "step": 5, "epoch": 1}', {}, ExitClass.DISRUPTED),
+        (0, "Completed", "", {}, ExitClass.FAILED),
+        (0, "Completed", "{not json", {}, ExitClass.FAILED),
+        (1, "Error", "", {"deletionTimestamp": stamp(T0)}, ExitClass.DISRUPTED),
+        (EXIT_INVALID, "Error", "", {"deletionTimestamp": stamp(T0)}, ExitClass.DISRUPTED),
     ],
 )
-def test_classes_of_endings(world: World, code: int, reason: str, message: str, meta: Object, expected: Ending) -> None:
+def test_classes_of_endings(
+    world: World, code: int, reason: str, message: str, meta: Object, expected: ExitClass
+) -> None:
     world.end("job-worker-0", code, reason, message, **meta)
     assert exit_reason.ending(Pod.read(world.pods["job-worker-0"])) is expected
 
@@ -44,13 +52,13 @@ def test_classes_of_endings(world: World, code: int, reason: str, message: str, 
 def test_what_never_started_was_taken_away(world: World) -> None:
     pod = world.pods["job-worker-0"]
     pod["status"] = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory"}
-    assert exit_reason.ending(Pod.read(pod)) is Ending.DISRUPTED
+    assert exit_reason.ending(Pod.read(pod)) is ExitClass.DISRUPTED
 
 
 def test_a_disruption_target_was_taken_away(world: World) -> None:
     world.end("job-worker-0", 1)
     world.pods["job-worker-0"]["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
-    assert exit_reason.ending(Pod.read(world.pods["job-worker-0"])) is Ending.DISRUPTED
+    assert exit_reason.ending(Pod.read(world.pods["job-worker-0"])) is ExitClass.DISRUPTED
 
 
 @pytest.mark.parametrize("times", [1, 20])

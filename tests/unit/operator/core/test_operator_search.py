@@ -11,7 +11,7 @@ from adaptrain_api.training.job import TrainingJobSpec, dump
 from adaptrain_api.training.status import TrainingJobStatus
 from adaptrain_operator.core.objects.pods import worker_pod
 from adaptrain_operator.core.observed import Claim, Job
-from adaptrain_operator.core.search.observed import Search, SearchSeen
+from adaptrain_operator.core.search.observed import Search, SearchObserved
 from adaptrain_operator.core.search.reconcile import SearchPlan, decide_search
 
 from tests.support.operator_world import World as JobWorld
@@ -64,7 +64,7 @@ class World:
             ArchitectureSearchSpec.model_validate(self.spec),
             ArchitectureSearchStatus.model_validate(dump(self.status)),
         )
-        seen = SearchSeen(copy.deepcopy(self.jobs), self.progress, self.current, self.eta)
+        seen = SearchObserved(copy.deepcopy(self.jobs), self.progress, self.current, self.eta)
         plan = decide_search(search, seen, self.now)
         self.status = plan.status
         for job in plan.apply:

@@ -10,7 +10,7 @@ from adaptrain_operator.kube.errors import AlreadyExists, Conflict, NotFound, Re
 from adaptrain_operator.kube.kinds import JOB, NODE, POD, SERVICE
 from adaptrain_operator.runtime import coordinator_poller
 from adaptrain_operator.runtime.cache import Cache
-from adaptrain_operator.runtime.coordinator_poller import Puller
+from adaptrain_operator.runtime.coordinator_poller import CoordinatorPoller
 from adaptrain_operator.runtime.workqueue import Queue
 from adaptrain_operator.settings import Settings
 from aiohttp import web
@@ -178,7 +178,7 @@ class Answers:
         self.runners: dict[str, web.AppRunner] = {}
         self.changed: list[tuple[str, str]] = []
         self.distrusted: list[tuple[str, str]] = []
-        self.puller = Puller(self.changed.append, self.distrusted.append)
+        self.puller = CoordinatorPoller(self.changed.append, self.distrusted.append)
 
     async def listen(self, address: str) -> None:
         guarded = Guarded("secret")

@@ -7,8 +7,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from adaptrain.search.algorithms.base import Algorithm
-from adaptrain.search.algorithms.bayesian.ehvi import BELOW, Fronts, hypervolume_gain, normal_scores, undominated
-from adaptrain.search.algorithms.bayesian.expected_improvement import Auto, log_expected_improvement, spread
+from adaptrain.search.algorithms.bayesian.ehvi import (
+    BELOW,
+    HypervolumeSearch,
+    hypervolume_gain,
+    normal_scores,
+    undominated,
+)
+from adaptrain.search.algorithms.bayesian.expected_improvement import (
+    GaussianProcessSearch,
+    log_expected_improvement,
+    spread,
+)
 from adaptrain.search.algorithms.bayesian.gaussian_process import GaussianProcess
 from adaptrain.search.algorithms.bayesian.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
@@ -27,7 +37,7 @@ ALGORITHMS: list[Make] = [
     RandomSearch,
     RegularizedEvolution,
     LocalSearch,
-    Auto,
+    GaussianProcessSearch,
     TPE,
     GP,
     NSGA2,
@@ -35,7 +45,7 @@ ALGORITHMS: list[Make] = [
     PPO,
     Predictor,
 ]
-BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, Auto, TPE, NSGA2, Reinforce, PPO]
+BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, GaussianProcessSearch, TPE, NSGA2, Reinforce, PPO]
 
 
 def space(dimensions: int = 8, choices: int = 4) -> Space:
@@ -80,7 +90,7 @@ def test_better_than_random_search(make: Make) -> None:
 
 
 def test_auto_finds_the_best() -> None:
-    assert best(Auto, seeds=5, dimensions=5) == pytest.approx(5 * 0.7 + 4 * 0.8)
+    assert best(GaussianProcessSearch, seeds=5, dimensions=5) == pytest.approx(5 * 0.7 + 4 * 0.8)
 
 
 @pytest.mark.parametrize("make", ALGORITHMS)
@@ -128,7 +138,7 @@ def front(algorithm: Searcher, trials: int, begin: int = 0) -> list[Architecture
     return asked
 
 
-@pytest.mark.parametrize(("make", "trials"), [(TPE, 120), (NSGA2, 120), (Fronts, 60)])
+@pytest.mark.parametrize(("make", "trials"), [(TPE, 120), (NSGA2, 120), (HypervolumeSearch, 60)])
 def test_several_objectives_with_a_constraint(make: Callable[..., Searcher], trials: int) -> None:
     """More hypervolume than random search, and what is told alone decides what is asked."""
 
@@ -151,7 +161,7 @@ def test_several_objectives_with_a_constraint(make: Callable[..., Searcher], tri
 
 def test_the_ends_of_a_front_are_found() -> None:
     for seed in range(3):
-        searcher, asked = Fronts(space(), seed, objectives=2), []
+        searcher, asked = HypervolumeSearch(space(), seed, objectives=2), []
         for number in range(50):
             asked.append(one := searcher.ask(number).architecture)
             searcher.tell(one, (float(one.count(1)), float(one.count(2))))
@@ -200,7 +210,7 @@ def test_noise_is_looked_through() -> None:
 
     def picked(seed: int, noisy: bool) -> float:
         rng = np.random.default_rng(seed)
-        algorithm = Auto(space(4), seed, noisy=noisy)
+        algorithm = GaussianProcessSearch(space(4), seed, noisy=noisy)
         for number in range(50):
             architecture = algorithm.ask(number).architecture
             algorithm.tell(architecture, score(architecture) + 1.2 * rng.standard_normal())
@@ -215,7 +225,7 @@ def test_the_end_of_a_noisy_search_tells_the_best_ones_apart(seed: int) -> None:
     def looks(trials: int | None) -> list[list[Architecture]]:
         """What was looked at again before the last three tenths of 100 trials, and in them."""
         rng, found = np.random.default_rng(seed), list[list[Architecture]]([[], []])
-        algorithm = Auto(space(6), seed, noisy=True, trials=trials)
+        algorithm = GaussianProcessSearch(space(6), seed, noisy=True, trials=trials)
         for number in range(100):
             proposal = algorithm.ask(number)
             if proposal.why.get("again"):
@@ -231,7 +241,7 @@ def test_the_end_of_a_noisy_search_tells_the_best_ones_apart(seed: int) -> None:
 
 def test_under_noise_a_choice_that_seems_bad_is_tried_beside_the_best() -> None:
     """The model has seen one choice in two bad architectures only, and would never take it."""
-    algorithm, rng = Auto(space(6), 0, noisy=True), np.random.default_rng(0)
+    algorithm, rng = GaussianProcessSearch(space(6), 0, noisy=True), np.random.default_rng(0)
     best = (3, 3, 3, 3, 3, 3)
     for rare in ((0, 0, 0, 0, 0, 2), (0, 0, 2, 0, 0, 0)):
         algorithm.tell(rare, -5.0)
@@ -258,7 +268,7 @@ def test_a_model_that_expects_nothing_is_doubted(seed: int) -> None:
             return float(sum(architecture))
         return 30.0 if architecture[1:] == (3,) * 5 else -5.0
 
-    algorithm = Auto(space(6), seed)
+    algorithm = GaussianProcessSearch(space(6), seed)
     for number in range(60):
         architecture = algorithm.ask(number).architecture
         algorithm.tell(architecture, deceiving(architecture))

@@ -11,7 +11,7 @@ import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.registry import make_algorithm
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.subprocess import Apart
+from adaptrain.search.subprocess import SubprocessSearcher
 from adaptrain_api.search.job import HEAVY, ArchitectureSearchSpec
 
 from tests.unit.search.test_search_dispatch import spec
@@ -40,7 +40,7 @@ def test_it_asks_the_same_whatever_is_killed(name: str) -> None:
     one = wanted(name)
     space = make_space(one.space)
     expected = list(asked(make_algorithm(one, space), 15))
-    apart, found = Apart(one, space), []
+    apart, found = SubprocessSearcher(one, space), []
     for number, proposal in enumerate(asked(apart, 15)):
         found.append(proposal)
         if number in (4, 12):
@@ -54,4 +54,4 @@ def test_it_asks_the_same_whatever_is_killed(name: str) -> None:
 def test_wrong_arguments_are_told_at_once() -> None:
     one = spec(algorithm={"name": "gp", "args": {"nonsense": 1}})
     with pytest.raises(InvalidJob, match="nonsense"):
-        Apart(one, make_space(one.space))
+        SubprocessSearcher(one, make_space(one.space))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from adaptrain.search.evaluation.function_trial import Trial
-from adaptrain.search.evaluation.unused_dimensions import MODEL, PATIENCE, Unread
+from adaptrain.search.evaluation.unused_dimensions import MODEL, PATIENCE, UnusedDimensions
 
 CHOICES = {"lr": 0.1, "depth": 3}
 
@@ -54,7 +54,7 @@ def test_an_architecture_is_looked_at_as_a_model_or_by_its_choices() -> None:
 
 
 def test_it_is_said_once_that_is_sure() -> None:
-    unread = Unread()
+    unread = UnusedDimensions()
     for _ in range(PATIENCE):
         assert unread.words is None
         unread.hear(["lr", "depth"])

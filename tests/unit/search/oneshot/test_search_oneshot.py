@@ -24,7 +24,7 @@ from adaptrain.search.report.html import report
 from adaptrain.search.scheduler import MOST_ATTEMPTS, Assignment
 from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study.study import Ended, Study, open_store
+from adaptrain.search.study.study import Study, TrialRecord, open_store
 from adaptrain_api.contracts.coordinator_api import TrialWeights
 
 from tests.unit.api.test_api_rules import PHASE
@@ -40,11 +40,11 @@ def wanted(**given: Any) -> Any:
     return spec(**{"space": SPACE, "algorithm": {"name": "darts", "args": {"epochs": 5}}, "trial": TRAINED} | given)
 
 
-def desk(history: list[Ended] | None = None, known: list[Ended] | None = None, **given: Any) -> Desk:
+def desk(history: list[TrialRecord] | None = None, known: list[TrialRecord] | None = None, **given: Any) -> Desk:
     return Desk(wanted(**given), history or [], known or [])
 
 
-def told(d: Desk, evaluator: str, given: Assignment, now: float = 0.0) -> Ended:
+def told(d: Desk, evaluator: str, given: Assignment, now: float = 0.0) -> TrialRecord:
     """It ends well."""
     if given.architecture == SUPERNET:
         ended = d.tell(evaluator, given.number, "complete", {}, "", now, WEIGHTS, RANKING)
@@ -86,7 +86,7 @@ def test_a_search_is_resumed_from_its_history_alone(seed: int) -> None:
     calm = desk(budget={"trials": 12})
     while calm.verdict(0) is None:
         told(calm, "a", take(calm))
-    chance, history = random.Random(seed), list[Ended]()
+    chance, history = random.Random(seed), list[TrialRecord]()
     d = desk(budget={"trials": 12})
     while d.verdict(0) is None:
         given = take(d)
@@ -147,8 +147,10 @@ def test_the_network_of_another_search_is_none_of_ours(tmp_path: Path) -> None:
     cell = RANKING[0][0]
     written.record(
         [
-            Ended(0, SUPERNET, "complete", {"supernet/loss": 1.0}, weights=WEIGHTS, ranking=RANKING, ended=1000.0),
-            Ended(1, cell, "complete", {"score": 1.0}, ended=1001.0),
+            TrialRecord(
+                0, SUPERNET, "complete", {"supernet/loss": 1.0}, weights=WEIGHTS, ranking=RANKING, ended=1000.0
+            ),
+            TrialRecord(1, cell, "complete", {"score": 1.0}, ended=1001.0),
         ]
     )
     known = _study(tmp_path, "default.other", wanted()).known("default.one")
@@ -161,9 +163,11 @@ def test_the_network_of_another_search_is_none_of_ours(tmp_path: Path) -> None:
 def test_the_study_keeps_the_ranking_and_the_report_tells_of_it(tmp_path: Path) -> None:
     study = _study(tmp_path, "default.one", wanted())
     ended = [
-        Ended(0, SUPERNET, "complete", {}, why={"supernet": "darts"}, weights=WEIGHTS, ranking=RANKING, ended=1000.0),
-        Ended(1, SUPERNET, "failed", message="no memory", ended=1000.5),
-        Ended(2, RANKING[0][0], "complete", {"score": 1.0}, ended=1001.0),
+        TrialRecord(
+            0, SUPERNET, "complete", {}, why={"supernet": "darts"}, weights=WEIGHTS, ranking=RANKING, ended=1000.0
+        ),
+        TrialRecord(1, SUPERNET, "failed", message="no memory", ended=1000.5),
+        TrialRecord(2, RANKING[0][0], "complete", {"score": 1.0}, ended=1001.0),
     ]
     study.record(ended)
     assert _study(tmp_path, "default.one", wanted(), number=2).history() == ended

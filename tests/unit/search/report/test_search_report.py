@@ -7,7 +7,7 @@ import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.report.html import report
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study.study import Ended, Study, open_store
+from adaptrain.search.study.study import Study, TrialRecord, open_store
 
 from tests.unit.search.test_search_dispatch import spec
 
@@ -21,8 +21,8 @@ def written(folder: Path, **given: object) -> str:
     for n in range(30):
         cell = (n % 3, n // 3 % 3, n // 9 % 3, 0)
         metrics = {"score": float(3 * cell[0] + cell[1]), "size": float(cell[0])}
-        ended.append(Ended(n, cell, "complete", metrics, why={"parents": [[0, 0, 0, n]]}, ended=1000.0 + n))
-    ended.append(Ended(30, (1, 1, 1, 1), "failed", message="Traceback\nValueError: <bad> & worse", ended=2000.0))
+        ended.append(TrialRecord(n, cell, "complete", metrics, why={"parents": [[0, 0, 0, n]]}, ended=1000.0 + n))
+    ended.append(TrialRecord(30, (1, 1, 1, 1), "failed", message="Traceback\nValueError: <bad> & worse", ended=2000.0))
     one.record(ended)
     said = report(folder, None, folder / "page.html")
     assert said.endswith("page.html: 31 trials of default.one")
@@ -51,7 +51,9 @@ def test_the_best_are_drawn(tmp_path: Path) -> None:
     one = Study(lambda: open_store(tmp_path, None), "default.one", "uid", 1, wanted, space)
     one.history()
     cells = [(1, 0, n, 1) for n in range(2)]
-    one.record([Ended(n, cell, "complete", {"score": float(n)}, ended=1000.0 + n) for n, cell in enumerate(cells)])
+    one.record(
+        [TrialRecord(n, cell, "complete", {"score": float(n)}, ended=1000.0 + n) for n, cell in enumerate(cells)]
+    )
     report(tmp_path, None, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.index("Trial 1: depth 2, activation relu") < page.index("Trial 0: depth 2, activation relu")
@@ -66,7 +68,7 @@ def test_luck_is_told_where_trials_are_repeated(tmp_path: Path) -> None:
     one.history()
     for n in range(2):
         why = {"again": True} if n else {}
-        one.record([Ended(n, (0, 0, 0, 1), "complete", {"score": float(n)}, why=why, ended=1000.0 + n)])
+        one.record([TrialRecord(n, (0, 0, 0, 1), "complete", {"score": float(n)}, why=why, ended=1000.0 + n)])
         report(tmp_path, None, tmp_path / "page.html")
         assert ("The search is noisy" in (tmp_path / "page.html").read_text()) == (n == 1)
 

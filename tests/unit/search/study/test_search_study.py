@@ -12,7 +12,7 @@ import optuna
 import pytest
 from adaptrain.errors import InvalidJob
 from adaptrain.search.spaces.registry import make_space
-from adaptrain.search.study.study import JOURNAL, Ended, Store, Study, Superseded, open_store
+from adaptrain.search.study.study import JOURNAL, Store, Study, Superseded, TrialRecord, open_store
 
 from tests.unit.search.test_search_dispatch import spec
 
@@ -58,8 +58,8 @@ def study(where: Open | Path, number: int = 1, owner: str = "uid", name: str = "
     return Study(open_, name, owner, number, wanted, make_space(wanted.space))
 
 
-def trial(number: int) -> Ended:
-    return Ended(
+def trial(number: int) -> TrialRecord:
+    return TrialRecord(
         number,
         (number % 3, number % 4, number % 5),
         "complete",

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from adaptrain.elastic.collectives.gather import gather_words
+from adaptrain.elastic.collectives.gather import gather_json
 from adaptrain.elastic.state import history
 from adaptrain.elastic.storage import tensor_file
 from adaptrain.elastic.storage.directory import MANIFEST, Storage
@@ -87,7 +87,7 @@ def write(
         if savers is None:
             raise
         said = {"error": str(error)}
-    every = [said] if savers is None else gather_words(said, savers)
+    every = [said] if savers is None else gather_json(said, savers)
     if failed := next((one["error"] for one in every if "error" in one), None):
         raise OSError(failed)
     chunks: dict[str, list[Any]] = {name: [] for name in tensors}

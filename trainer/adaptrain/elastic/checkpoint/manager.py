@@ -20,9 +20,9 @@ from adaptrain.elastic.checkpoint.failures import TOLD, raise_first, told
 from adaptrain.elastic.checkpoint.origin import Origin
 from adaptrain.elastic.checkpoint.resume import Reader
 from adaptrain.elastic.checkpoint.retention import Retention
-from adaptrain.elastic.membership.client import Epochs
+from adaptrain.elastic.membership.client import GenerationState
 from adaptrain.elastic.membership.state_machine import COUNT_BITS, coordinator_of
-from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.replica.base import Replica
 from adaptrain.elastic.state import history
 from adaptrain.elastic.state.replicated import HISTORY, Counters, ReplicatedState
 from adaptrain.elastic.storage import lineage
@@ -74,13 +74,13 @@ class Checkpoints:
         self,
         storage: Storage,
         policy: Policy,
-        control: Epochs,
-        mates: Mates | None = None,
+        control: GenerationState,
+        replica: Replica | None = None,
         origin: Origin | None = None,
         key: bytes | None = None,
     ) -> None:
-        self._mates = mates or Mates()
-        self._leads = self._mates.rank == 0
+        self._replica = replica or Replica()
+        self._leads = self._replica.rank == 0
         self._storage = storage
         self._policy = policy
         self._control = control
@@ -92,7 +92,7 @@ class Checkpoints:
         self._key = key
         self._claimed: Claim | None = None
         self._held_since: float | None = None
-        self._reader = Reader(storage, self._origin, key, self._mates, self._as_one, self._note)
+        self._reader = Reader(storage, self._origin, key, self._replica, self._as_one, self._note)
         self._retention = Retention(storage, self._origin, key, policy.keep, policy.keep_best)
         self._best_step = 0
         """Step of the best metric when the last checkpoint was begun."""
@@ -120,14 +120,14 @@ class Checkpoints:
             InvalidJob: another lineage has held the folder for too long.
         """
         self.give_up()
-        due, busy = self._mates.any(self._leads and self._is_due(state.counters), self._busy)
+        due, busy = self._replica.any_rank(self._leads and self._is_due(state.counters), self._busy)
         if busy:
             self._tell_slow()
         if busy or not due:
             return
         self._due = time.monotonic() + self._policy.every_seconds
         self._best_step = state.counters.best_step
-        capture, epoch = state.begin_capture(), self._control.epoch
+        capture, epoch = state.begin_snapshot(), self._control.epoch
         self._aside(lambda: self._save(state, capture.copy, epoch))
 
     def _is_due(self, counters: Counters) -> bool:
@@ -232,7 +232,9 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
         for saved, tensors, counters in self._reader.readable(state):
-            if self._mates.agree(all(bool(t.isfinite().all()) for name, t in tensors.items() if name in parameters)):
+            if self._replica.all_ranks(
+                all(bool(t.isfinite().all()) for name, t in tensors.items() if name in parameters)
+            ):
                 return tensors, counters
             log.warning("checkpoint %s has weights that are not finite; an older one is tried", saved.name)
         return None
@@ -265,7 +267,7 @@ class Checkpoints:
             error = failure
         # However long it takes the others: it is their beats that say so.
         with self._control.doing("voting"):
-            said = self._mates.hear(told(error))
+            said = self._replica.all_gather_object(told(error))
         raise_first(said, error)
         return cast(T, done)
 
@@ -333,9 +335,9 @@ class Checkpoints:
             name, folder = self._begin(counters["step"], epoch) if self._leads else ("", "")
         except TOLD as failure:
             error = failure
-        except Exception as failure:  # who says nothing lets its mates wait for ever
+        except Exception as failure:  # who says nothing lets its other ranks wait for ever
             error = OSError(f"{type(failure).__name__}: {failure}")
-        said = self._mates.hear({"folder": folder, **told(error)}, savers=True)
+        said = self._replica.all_gather_object({"folder": folder, **told(error)}, savers=True)
         try:
             raise_first(said, error)
         except TOLD:
@@ -348,7 +350,7 @@ class Checkpoints:
         try:
             of = self._origin.told()
             manifest = file_format.write(
-                self._storage, folder, state.parts(captured), counters, self._mates.savers, of, self._key, rows
+                self._storage, folder, state.parts(captured), counters, self._replica.savers, of, self._key, rows
             )
             if not self._leads:
                 return

@@ -16,7 +16,7 @@ import torch
 from adaptrain.elastic.checkpoint import file_format
 from adaptrain.elastic.checkpoint.failures import Foreign
 from adaptrain.elastic.checkpoint.origin import Origin
-from adaptrain.elastic.replica.base import Mates
+from adaptrain.elastic.replica.base import Replica
 from adaptrain.elastic.state import history
 from adaptrain.elastic.state.optimizers import Unsupported
 from adaptrain.elastic.state.replicated import Counters, ReplicatedState
@@ -43,14 +43,14 @@ class Reader:
         storage: Storage,
         origin: Origin,
         key: bytes | None,
-        mates: Mates,
+        replica: Replica,
         as_one: Callable[[Callable[[], Any]], Any],
         note: Callable[[str], None],
     ) -> None:
         self._storage = storage
         self._origin = origin
         self._key = key
-        self._mates = mates
+        self._replica = replica
         self._as_one = as_one
         self._note = note
 
@@ -63,7 +63,7 @@ class Reader:
         """
         found = self._as_one(lambda: self._storage.saved() if self._leads else [])
         passed_over, good = "", False
-        for saved in [Saved(**told) for told in self._mates.tell([asdict(one) for one in found])]:
+        for saved in [Saved(**told) for told in self._replica.broadcast_object([asdict(one) for one in found])]:
             if not saved.complete and not self._storage.renames:
                 continue  # its writer was lost, or writes it still
             path = f"{self._storage}/{saved.name}"
@@ -141,7 +141,7 @@ class Reader:
 
     @property
     def _leads(self) -> bool:
-        return self._mates.rank == 0
+        return self._replica.rank == 0
 
     def _read(self, storage: Storage, saved: Saved, state: ReplicatedState, named: bool = False) -> Loaded:
         """Tensors and counters of a checkpoint.

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
 from adaptrain.errors import InvalidJob
 
 _torch_batch_norm = F.batch_norm
@@ -35,8 +35,8 @@ _lock = threading.Lock()
 class BatchStatistics:
     """The statistics of a model's batch normalization during a step.
 
-    Between ``begin`` and ``end`` nothing of it raises GroupBroken, since a user's forward pass and autograd run there:
-    a group that broke meanwhile is told by ``check``, and the step is to be discarded.
+    Between ``begin`` and ``end`` nothing of it raises ProcessGroupBroken, since a user's forward pass and autograd run
+    there: ``check`` tells of a group that broke meanwhile, and the step is to be discarded.
 
     Attributes:
         exchanged: whether this step has normalized a batch together with other members. Their backward passes need
@@ -45,9 +45,9 @@ class BatchStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._group: Group | None = None
+        self._group: ElasticProcessGroup | None = None
         self._counts = self._whole = True
-        self._broken: GroupBroken | None = None
+        self._broken: ProcessGroupBroken | None = None
         self._normalized: set[int] = set()
         """By identity: the running statistics that this step's batch normalization moves."""
         self._watched: list[tuple[nn.Module, str, str, torch.Tensor, int]] = []
@@ -56,7 +56,7 @@ class BatchStatistics:
         """By identity: each running statistic, and what it was when the step began."""
         self.exchanged = False
 
-    def begin(self, group: Group, counts: bool, whole: bool) -> None:
+    def begin(self, group: ElasticProcessGroup, counts: bool, whole: bool) -> None:
         """A step begins, whose forward passes are this thread's.
 
         Args:
@@ -80,7 +80,7 @@ class BatchStatistics:
             F.batch_norm = _not_compiled() if "torch._dynamo" in sys.modules else _batch_norm
 
     @contextmanager
-    def step(self, group: Group, counts: bool, whole: bool) -> Iterator[None]:
+    def step(self, group: ElasticProcessGroup, counts: bool, whole: bool) -> Iterator[None]:
         """Around a step; ``end(applied=True)`` inside says that it was applied."""
         self.begin(group, counts, whole)
         try:
@@ -91,7 +91,7 @@ class BatchStatistics:
     def check(self) -> None:
         """
         Raises:
-            GroupBroken: somebody was lost while statistics were exchanged.
+            ProcessGroupBroken: somebody was lost while statistics were exchanged.
             InvalidJob: a forward pass changed a buffer by what this member alone has seen.
         """
         if self._broken is not None:
@@ -135,7 +135,7 @@ class BatchStatistics:
             return False
         try:
             self._group.exchange(tensor)
-        except GroupBroken as error:
+        except ProcessGroupBroken as error:
             self._broken = error
         return self._broken is None
 
@@ -180,7 +180,7 @@ class BatchStatistics:
         )
         return normalized
 
-    def _gather(self, x: torch.Tensor, group: Group) -> tuple[float, torch.Tensor, torch.Tensor]:
+    def _gather(self, x: torch.Tensor, group: ElasticProcessGroup) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Values per channel, and of each channel mean and sum of squared deviations, over all members."""
         channels = x.shape[1]
         mine, *_ = own = _moments(x.detach())
@@ -195,7 +195,7 @@ class BatchStatistics:
         deviations = (deviations + counts * (means - mean).square()).sum(0)
         return float(total), mean, deviations
 
-    def _refuse_parts(self, group: Group, mean: torch.Tensor | None, weight: torch.Tensor | None) -> None:
+    def _refuse_parts(self, group: ElasticProcessGroup, mean: torch.Tensor | None, weight: torch.Tensor | None) -> None:
         if self._whole and group.processes == 1:
             return
         parts, remedy = "micro-batches", "let no batch be split (micro_batch, batch.microSize)"

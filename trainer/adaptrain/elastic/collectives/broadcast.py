@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 
 PIECE = 1 << 25
 """Bytes sent at once: a bounded time on a slow network, and few collectives on a fast one."""
@@ -20,13 +20,13 @@ AHEAD = 3
 
 
 @torch.no_grad()
-def spread(tensors: Sequence[torch.Tensor], group: Group, sources: Sequence[int]) -> None:
+def broadcast_tensors(tensors: Sequence[torch.Tensor], group: ElasticProcessGroup, sources: Sequence[int]) -> None:
     """Overwrite tensors with what the ``sources`` (ranks, ascending) have. Those only read their own.
 
     All members pass tensors of the same shapes and types in the same order, and the same sources.
 
     Raises:
-        GroupBroken: somebody was lost meanwhile; whoever is no source has tensors that are worth nothing.
+        ProcessGroupBroken: somebody was lost meanwhile; whoever is no source has tensors that are worth nothing.
     """
     if group.size == 1:
         return

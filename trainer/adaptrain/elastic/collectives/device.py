@@ -58,7 +58,7 @@ def own_device(rank: int = 0, size: int = 1) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def settle(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for what was begun on a device, but not for its collectives."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

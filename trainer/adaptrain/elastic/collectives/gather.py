@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 
-def gather_words(said: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather_json(said: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """What each process of a group says (JSON), on all of them; they all call this. None: the default group."""
     text = json.dumps(said).encode()
     size = dist.get_world_size(group)

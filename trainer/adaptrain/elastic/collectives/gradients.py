@@ -14,14 +14,14 @@ from functools import partial
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
 
 BUCKET_BYTES = 25 << 20
 """As DistributedDataParallel's: large enough for the network, small enough to be sent early."""
 TAIL = 6
 """Elements at the end of the last bucket, which is sent when backward is over."""
 KEEP, PLACE, WEIGHT, VOTE, LOSS = -6, -5, -4, -3, -2
-"""Places in it: see ``Said``; and the loss. The last one is the group's own (see ``Group.sum``)."""
+"""Places in it: see ``Said``; and the loss. The last one is the group's own (see ``ElasticProcessGroup.sum``)."""
 EXACT = torch.float32.itemsize
 """Bytes of the smallest type that holds them: where all gradients are of a smaller one, they are a buffer apart."""
 
@@ -56,7 +56,7 @@ class Gradients:
         self._named = dict(reversed(list(parameters.items())))
         self._bucket_bytes = bucket_bytes
         self._norm = 0.0
-        self._group: Group | None = None
+        self._group: ElasticProcessGroup | None = None
         """To which complete buckets are sent: only during the backward pass that completes them."""
         self._lock = threading.Lock()
         self._complete = [False] * len(self._named)
@@ -103,7 +103,7 @@ class Gradients:
         """What the optimizer takes for the gradient of that part."""
         return view
 
-    def add(self, loss: torch.Tensor, group: Group | None = None, weight: float = 0.0) -> None:
+    def add(self, loss: torch.Tensor, group: ElasticProcessGroup | None = None, weight: float = 0.0) -> None:
         """Add a part of the batch's loss, and its gradient. With a group, complete buckets are sent meanwhile: this is
         the last part. ``weight`` is its part of what ``weigh`` divides by.
 
@@ -125,11 +125,11 @@ class Gradients:
         self._tail[LOSS] += loss.detach().to(self._tail)
         self._tail[WEIGHT] += weight
 
-    def sum(self, group: Group, said: Said = NOTHING) -> None:
+    def sum(self, group: ElasticProcessGroup, said: Said = NOTHING) -> None:
         """Sum the gradients, the losses and what members say over all of them, in place.
 
         Raises:
-            GroupBroken: somebody was lost meanwhile; all that was added is void.
+            ProcessGroupBroken: somebody was lost meanwhile; all that was added is void.
         """
         self._tail[VOTE], self._tail[PLACE], self._tail[KEEP] = said.vote, said.place, said.keep
         *early, last = self._buckets
@@ -138,7 +138,7 @@ class Gradients:
                 for bucket in early[self._sent :]:
                     group.begin_sum(bucket.part)
                 group.sum(last.part)
-        except GroupBroken:
+        except ProcessGroupBroken:
             if group.abandoned:  # its thread may yet write into what it was to sum
                 self._allocate()
             raise

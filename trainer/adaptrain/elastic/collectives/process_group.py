@@ -19,8 +19,8 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Work
 
 from adaptrain.elastic.collectives.device import Collectives, connect_gpus
 from adaptrain.elastic.collectives.rendezvous import MemberStore
-from adaptrain.elastic.membership.client import Epochs
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.membership.client import GenerationState
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 
 GPU_POLL_SECONDS = 2e-4
 FORM_SECONDS = 30.0
@@ -33,7 +33,7 @@ COLLECTIVE = timedelta(hours=1)
 """A collective has no time-out of its own: who is lost is the coordinator's to decide, and severing sockets ends it."""
 
 
-class GroupBroken(Exception):
+class ProcessGroupBroken(Exception):
     """A collective failed: the step is to be discarded, and taken again in the next group."""
 
 
@@ -74,7 +74,7 @@ class Abandoned:
 _ABANDONED = Abandoned()
 
 
-class Group:
+class ElasticProcessGroup:
     """``size`` members, of which this is number ``rank``."""
 
     processes = 1
@@ -82,8 +82,8 @@ class Group:
 
     def __init__(
         self,
-        control: Epochs,
-        sockets: GroupSockets,
+        control: GenerationState,
+        sockets: SocketAbort,
         epoch: int,
         rank: int,
         size: int,
@@ -130,9 +130,9 @@ class Group:
                 self._under_way.popleft()
             if self._failure is not None:
                 raise self._failure
-        except (RuntimeError, GroupBroken) as error:
+        except (RuntimeError, ProcessGroupBroken) as error:
             self._give_up()
-            raise GroupBroken(str(error).splitlines()[0]) from error
+            raise ProcessGroupBroken(str(error).splitlines()[0]) from error
         self.waited += time.perf_counter() - began
 
     def _finish(self, work: Work, on_gpu: bool) -> None:
@@ -155,7 +155,7 @@ class Group:
         """
         if not self._under_way:
             return
-        self._sockets.sever()
+        self._sockets.abort()
         if self._links is not None and self._links.gpus is not None:
             self._links.gpus.abort()
         for work, _ in self._under_way:
@@ -170,13 +170,13 @@ class Group:
     def check(self) -> None:
         """
         Raises:
-            GroupBroken: somebody was lost, and the group is to be left at once.
+            ProcessGroupBroken: somebody was lost, and the group is to be left at once.
         """
         self._check()
 
     def _check(self) -> None:
         if self._control.must_leave:
-            raise GroupBroken("told to leave")
+            raise ProcessGroupBroken("told to leave")
 
     def begin_sum(self, part: torch.Tensor) -> None:
         """Begin to sum over all members, in place, while this one goes on computing; the next ``sum`` waits for it.
@@ -211,7 +211,7 @@ class Group:
         """Sum over all processes of all members, in place; the last element is as in ``sum``."""
         self.sum(tensor)
 
-    def mates_sum(self, tensor: torch.Tensor) -> None:
+    def all_reduce_local(self, tensor: torch.Tensor) -> None:
         """Sum over the processes of this worker, in place."""
 
     def gather(self, *values: int) -> list[tuple[int, ...]]:
@@ -250,7 +250,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousPoint:
     """Where members meet, and as which of them."""
 
     name: str
@@ -263,20 +263,20 @@ class Meeting:
     """Where the members' tensors are."""
 
 
-def form(control: Epochs, sockets: GroupSockets, epoch: int, meeting: Meeting) -> Group:
+def form(control: GenerationState, sockets: SocketAbort, epoch: int, meeting: RendezvousPoint) -> ElasticProcessGroup:
     """Meet the epoch's other members.
 
     Raises:
-        GroupBroken: somebody was lost meanwhile.
+        ProcessGroupBroken: somebody was lost meanwhile.
     """
-    return Group(control, sockets, epoch, meeting.rank, meeting.size, meet(control, sockets, meeting))
+    return ElasticProcessGroup(control, sockets, epoch, meeting.rank, meeting.size, meet(control, sockets, meeting))
 
 
-def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | None:
+def meet(control: GenerationState, sockets: SocketAbort, meeting: RendezvousPoint) -> Links | None:
     """Connect to all others who come; None if there are none.
 
     Raises:
-        GroupBroken: somebody was lost meanwhile.
+        ProcessGroupBroken: somebody was lost meanwhile.
     """
     if meeting.size == 1:
         return None
@@ -296,15 +296,15 @@ def meet(control: Epochs, sockets: GroupSockets, meeting: Meeting) -> Links | No
         threading.Thread(target=connect, daemon=True, name=f"form-{meeting.name}").start()
         while not wait([made], POLL_SECONDS).done:
             if control.must_leave:
-                raise GroupBroken("told to leave")
+                raise ProcessGroupBroken("told to leave")
         return made.result()
     except RuntimeError as error:
-        raise GroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
+        raise ProcessGroupBroken(f"could not be formed: {str(error).splitlines()[0]}") from error
     finally:
         sockets.formed()
 
 
-def _connect(own_host: str, token: str, meeting: Meeting) -> Links:
+def _connect(own_host: str, token: str, meeting: RendezvousPoint) -> Links:
     # A connection of its own for each attempt: severing its socket ends the attempt.
     store = MemberStore(meeting.host, meeting.port, token)
     options = ProcessGroupGloo._Options()

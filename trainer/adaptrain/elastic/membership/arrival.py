@@ -13,11 +13,11 @@ from typing import NoReturn
 
 from adaptrain_api.contracts.coordinator_api import Result
 
-from adaptrain.elastic.membership.client import Control, Epochs, Identity
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.process.result import end, failed
+from adaptrain.elastic.membership.client import CoordinatorClient, GenerationState, Identity
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.process.result import exit_with, failed_result
 from adaptrain.process.settings import WorkerSettings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 from adaptrain.rpc.framing import Frame
 from adaptrain.rpc.ports import listen_on, listens_at
 
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 STORE_BACKLOG = 512
 
 Unneeded = Callable[[Frame], NoReturn]
-Connect = Callable[[str, str, Identity, GroupSockets, Unneeded | None], Epochs]
+Connect = Callable[[str, str, Identity, SocketAbort, Unneeded | None], GenerationState]
 
 
 @dataclass(frozen=True)
 class Arrival:
     """What a process of a worker has before its session."""
 
-    control: Epochs
-    sockets: GroupSockets
+    control: GenerationState
+    sockets: SocketAbort
     listening: socket.socket | None
     """Where an epoch's members meet, if this worker is its first. None of a follower: where a worker's lead meets
     others, all of its processes do."""
@@ -42,9 +42,9 @@ class Arrival:
 
 def arrive(
     told: WorkerSettings,
-    farewell: Farewell | None,
+    farewell: ShutdownSignal | None,
     preparing: bool = False,
-    connect: Connect = Control,
+    connect: Connect = CoordinatorClient,
     leads: bool = True,
 ) -> Arrival:
     """Say hello to the coordinator, and go on saying it.
@@ -60,12 +60,12 @@ def arrive(
     def unneeded(order: Frame) -> NoReturn:
         if order["do"] == "refuse":
             log.error("%s", order["why"])
-            end(told, 1, failed(order["why"]))
+            exit_with(told, 1, failed_result(order["why"]))
         log.info("not prepared yet, and %s", "may go" if order["do"] == "go" else "training is complete")
-        end(told, 0, Result(outcome="left", step=0, epoch=0))
+        exit_with(told, 0, Result(outcome="left", step=0, epoch=0))
 
     listening = listen_on(listens_at(told.host), 0, STORE_BACKLOG) if leads else None
-    sockets = GroupSockets()
+    sockets = SocketAbort()
     identity = Identity(told.id, told.name, told.host, listening.getsockname()[1] if listening is not None else 0)
     control = connect(told.coordinator, told.token, identity, sockets, unneeded if preparing else None)
     if farewell is not None:
@@ -73,7 +73,7 @@ def arrive(
     return Arrival(control, sockets, listening)
 
 
-def _leave_after(farewell: Farewell, control: Epochs) -> None:
+def _leave_after(farewell: ShutdownSignal, control: GenerationState) -> None:
     farewell.wait()
     log.info("asked to end")
     control.leave()

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from adaptrain.elastic.membership.commands import LAST, Orders
-from adaptrain.elastic.membership.socket_abort import INTERVAL, GroupSockets, inode
+from adaptrain.elastic.membership.commands import LAST, CommandQueue
+from adaptrain.elastic.membership.socket_abort import INTERVAL, SocketAbort, inode
 from adaptrain.elastic.membership.state_machine import coordinator_of
 from adaptrain.process.threads import forever
 from adaptrain.rpc import framing, handshake
@@ -44,10 +44,10 @@ class Identity:
     """Of this worker's own rendezvous."""
 
 
-class Epochs:
+class GenerationState:
     """Which epoch this process is in and which one it is to go to, as it was told; shuts down a group's sockets."""
 
-    def __init__(self, identity: Identity, sockets: GroupSockets, token: str = "") -> None:
+    def __init__(self, identity: Identity, sockets: SocketAbort, token: str = "") -> None:
         self.identity = identity
         self.token = token
         """What members of a group prove to each other that they know."""
@@ -69,7 +69,8 @@ class Epochs:
 
     @contextmanager
     def group(self, epoch: int, peers: list[str]) -> Iterator[None]:
-        """The training thread is in the group of an epoch. An OSError or GroupBroken inside is told by ``broken``."""
+        """The training thread is in the group of an epoch. An OSError or ProcessGroupBroken inside is reported by
+        ``broken``."""
         with self._lock:
             self._group, self._peers, self._epoch = epoch, peers, epoch
         if self.must_leave:
@@ -163,11 +164,11 @@ class Epochs:
             self._must_sever.clear()
             while self._group and self.must_leave:
                 with suppress(OSError):  # no descriptor is left to look at the others with: in a moment there is one
-                    self._sockets.sever()
+                    self._sockets.abort()
                 time.sleep(INTERVAL)
 
 
-class Control(Epochs):
+class CoordinatorClient(GenerationState):
     """The control connection and what came over it.
 
     Args:
@@ -180,7 +181,7 @@ class Control(Epochs):
         address: str,
         token: str,
         identity: Identity,
-        sockets: GroupSockets,
+        sockets: SocketAbort,
         unneeded: Callable[[framing.Frame], NoReturn] | None = None,
     ) -> None:
         super().__init__(identity, sockets, token)
@@ -188,9 +189,9 @@ class Control(Epochs):
         self._may_greet = threading.Event()
         self._may_greet.set()
         self._address = split(address)
-        sockets.spare(self._own_sockets)
+        sockets.exempt(self._own_sockets)
         self._sock: socket.socket | None = None
-        self._orders = Orders()
+        self._orders = CommandQueue()
         self._arrived = threading.Condition()
         self._number = 0
         self._leaving = False

@@ -8,7 +8,7 @@ LAST = ("go", "finish", "fail", "refuse")
 """After these a worker ends."""
 
 
-class Orders:
+class CommandQueue:
     """Orders in the order of their arrival, of which newer ones overtake older ones."""
 
     def __init__(self) -> None:

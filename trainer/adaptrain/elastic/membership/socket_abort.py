@@ -29,7 +29,7 @@ def _sockets() -> Iterator[tuple[int, str]]:
             yield int(fd), target
 
 
-class GroupSockets:
+class SocketAbort:
     """Knows which of the process's sockets belong to the group, as those that appeared while it was formed.
 
     A user's own connections (to a bucket, to a tracker) are left alone.
@@ -41,7 +41,7 @@ class GroupSockets:
         self._own: set[str] | None = set()
         self._exempt: Callable[[], set[str]] = set
 
-    def spare(self, exempt: Callable[[], set[str]]) -> None:
+    def exempt(self, exempt: Callable[[], set[str]]) -> None:
         """Name sockets (as ``inode(sock)`` gives them) that are never shut down."""
         self._exempt = exempt
 
@@ -55,7 +55,7 @@ class GroupSockets:
         with self._lock:
             self._own = {target for _, target in _sockets()} - self._before
 
-    def sever(self) -> None:
+    def abort(self) -> None:
         """Shut down every connection of the group."""
         self._each(lambda connection: connection.shutdown(socket.SHUT_RDWR))
 

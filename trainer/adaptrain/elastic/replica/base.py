@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from adaptrain.elastic.collectives.device import own_device
-from adaptrain.elastic.collectives.process_group import Group, Meeting, form
-from adaptrain.elastic.membership.client import Epochs, Identity
-from adaptrain.elastic.membership.socket_abort import GroupSockets
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, RendezvousPoint, form
+from adaptrain.elastic.membership.client import GenerationState, Identity
+from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.elastic.state.replicated import ReplicatedState
 from adaptrain.rpc.framing import Frame
 
@@ -20,43 +20,45 @@ T = TypeVar("T")
 NOBODY = Identity("", "", "", 0)
 
 
-class Mates:
-    """The processes of one worker (its *mates*), of which this is number ``rank``; here it is the only one.
+class Replica:
+    """The processes of one worker (its *local ranks*), of which this is number ``rank``; here it is the only one.
 
-    All mates walk through the same calls in the same order. Whatever one of them alone can know (an order, a failure)
+    All ranks walk through the same calls in the same order. Whatever one of them alone can know (an order, a failure)
     decides nothing before they agree on it.
     """
 
     rank = 0
     size = 1
     savers: ProcessGroup | None = None
-    """Of their threads that save checkpoints, if there are several mates."""
+    """Of their threads that save checkpoints, if there are several ranks."""
 
     @cached_property
     def device(self) -> torch.device:
         """Where this process computes."""
         return own_device(self.rank, self.size)
 
-    def form(self, control: Epochs, sockets: GroupSockets, order: Frame, device: torch.device) -> Group:
+    def form(
+        self, control: GenerationState, sockets: SocketAbort, order: Frame, device: torch.device
+    ) -> ElasticProcessGroup:
         """The group of an epoch, as a ``form`` order describes it, of members whose tensors are on such devices.
 
         Raises:
-            GroupBroken: somebody was lost meanwhile.
+            ProcessGroupBroken: somebody was lost meanwhile.
         """
         return form(control, sockets, order["epoch"], self.meeting(order, device))
 
-    def alone(self) -> Group:
+    def alone(self) -> ElasticProcessGroup:
         """A group of this worker alone, which no coordinator knows: for what it tries before it joins the others."""
-        sockets = GroupSockets()
-        return Group(Epochs(NOBODY, sockets), sockets, 0, 0, 1, None)
+        sockets = SocketAbort()
+        return ElasticProcessGroup(GenerationState(NOBODY, sockets), sockets, 0, 0, 1, None)
 
-    def meeting(self, order: Frame, device: torch.device) -> Meeting:
+    def meeting(self, order: Frame, device: torch.device) -> RendezvousPoint:
         """Where the processes number ``rank`` of all workers meet."""
         name = f"epoch/{order['epoch']}/{self.rank}"
-        return Meeting(name, order["rank"], len(order["peers"]), order["host"], order["port"], device)
+        return RendezvousPoint(name, order["rank"], len(order["peers"]), order["host"], order["port"], device)
 
     @property
-    def replica(self) -> type[ReplicatedState]:
+    def state_type(self) -> type[ReplicatedState]:
         """What holds this process's part of the state."""
         return ReplicatedState
 
@@ -64,18 +66,18 @@ class Mates:
         """This process's part of the model that ``make`` makes."""
         return make()
 
-    def agree(self, ok: bool) -> bool:
-        """Whether all mates say so."""
-        return not any(self.any(not ok))
+    def all_ranks(self, ok: bool) -> bool:
+        """Whether all ranks say so."""
+        return not any(self.any_rank(not ok))
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether any mate has raised it."""
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag whether any rank has raised it."""
         return list(flags)
 
-    def hear(self, said: T, savers: bool = False) -> list[T]:
-        """What each mate says (JSON), or each mate's thread that saves a checkpoint."""
+    def all_gather_object(self, said: T, savers: bool = False) -> list[T]:
+        """What each rank says (JSON), or each rank's thread that saves a checkpoint."""
         return [said]
 
-    def tell(self, said: T) -> T:
-        """What the lead says (JSON), once all mates are here."""
+    def broadcast_object(self, said: T) -> T:
+        """What rank 0 says (JSON), once all ranks are here."""
         return said

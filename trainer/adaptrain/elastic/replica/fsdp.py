@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from adaptrain.elastic.collectives.gather import gather_words
+from adaptrain.elastic.collectives.gather import gather_json
 from adaptrain.elastic.collectives.gradients import LOSS, NOTHING, Gradients, Said
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.state.replicated import ReplicatedState, Stateful, in_words
 from adaptrain.elastic.storage.weights import Weights
 from adaptrain.errors import InvalidJob
@@ -61,17 +61,17 @@ class ShardedGradients(Gradients):
         # FSDP adds to a gradient that is there already.
         return _shard_of(view, parameter)
 
-    def sum(self, group: Group, said: Said = NOTHING) -> None:
+    def sum(self, group: ElasticProcessGroup, said: Said = NOTHING) -> None:
         super().sum(group, said)
         every = torch.tensor([self.loss, self._norm**2], dtype=torch.float64)
-        group.mates_sum(every)
+        group.all_reduce_local(every)
         self._tail[LOSS] = every[0]
         self._norm = math.sqrt(every[1])
 
     def not_finite(self) -> str | None:
         if math.isfinite(self.loss) and math.isfinite(self._norm):
             return None
-        found: list[str | None] = gather_words(super().not_finite())
+        found: list[str | None] = gather_json(super().not_finite())
         return next((words for words in found if words is not None), None)
 
 
@@ -119,7 +119,7 @@ class ShardedState(ReplicatedState):
 
     @torch.no_grad()
     def gather_best(self) -> dict[str, torch.Tensor]:
-        """All mates must call this; only the lead keeps what is whole."""
+        """All ranks must call this; only rank 0 keeps what is whole."""
         whole = {}
         for name, t in self.best.items():
             every = t.full_tensor() if isinstance(t, DTensor) else t
@@ -128,9 +128,9 @@ class ShardedState(ReplicatedState):
         return whole
 
     @torch.no_grad()
-    def begin_with(self, weights: Weights) -> None:
-        """The lead reads the file for all mates, who all must call this."""
-        self._settle()
+    def load_initial(self, weights: Weights) -> None:
+        """Rank 0 reads the file for all ranks, who all must call this."""
+        self._wait_for_snapshot()
         states = {name.removeprefix("model."): t for name, t in super().tensors().items() if name.startswith("model.")}
         found = weights.read(states) if self._leads else {}
         live = self.tensors()
@@ -140,7 +140,7 @@ class ShardedState(ReplicatedState):
             live[f"best.{name}"].copy_(part)
 
     def _part(self, like: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
-        """This process's part of a tensor that the lead has."""
+        """This process's part of a tensor that rank 0 has."""
         if self._leads:
             assert whole is not None
             every = whole.to(like.device)

@@ -1,6 +1,6 @@
 """The processes of one worker: the first one, the *lead*, forks the others, its *followers*, before anything has begun.
 
-They live and die together: whoever loses the lead is killed by the kernel, and a lead that loses a follower ends as
+They live and die together: whoever loses rank 0 is killed by the kernel, and a lead that loses a follower ends as
 that one did. The group that they form among themselves is never formed anew, so nobody waits in it for the dead.
 """
 
@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptrain.process.lifetime import die_with_parent
-from adaptrain.process.result import failed, shortened
+from adaptrain.process.result import failed_result, shortened
 from adaptrain.rpc import framing
 
 log = logging.getLogger(__name__)
 
-GRIEF_SECONDS = 1.0
-"""The lead hears of a mate's death within this time."""
+PEER_EXIT_SECONDS = 1.0
+"""Rank 0 hears of another rank's death within this time."""
 
 
 @dataclass(frozen=True)
-class Follower:
-    """What the lead knows of one of its followers."""
+class LocalProcess:
+    """What rank 0 knows of one of its followers."""
 
     rank: int
     pid: int
@@ -38,56 +38,56 @@ class Follower:
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalRank:
     """One process's place in its worker."""
 
     rank: int
-    """0: the lead."""
+    """0: rank 0."""
     size: int
     meeting: socket.socket | None = None
-    """Where the lead's store listens, if there is anybody to meet."""
-    followers: tuple[Follower, ...] = ()
-    """Of the lead."""
+    """Where rank 0's store listens, if there is anybody to meet."""
+    followers: tuple[LocalProcess, ...] = ()
+    """Of rank 0."""
     line: socket.socket | None = None
-    """A follower's, to its lead."""
+    """A follower's, to its rank 0."""
     words: Path | None = None
 
-    def mourn(self) -> None:
-        """An error happened: if it is another mate's death that caused it, end as that one did."""
+    def wait_for_peer_exit(self) -> None:
+        """An error happened: if it is another rank's death that caused it, end as that one did."""
         if self.size > 1:
-            time.sleep(GRIEF_SECONDS)
+            time.sleep(PEER_EXIT_SECONDS)
 
 
-ALONE = Place(0, 1)
+ALONE = LocalRank(0, 1)
 
 
-def fork(size: int) -> Place:
+def fork(size: int) -> LocalRank:
     """Make one process ``size`` of them; returns in each. Call before there is any other thread."""
     if size == 1:
         return ALONE
     lead = os.getpid()
     meeting = socket.create_server(("127.0.0.1", 0))
-    followers: list[Follower] = []
+    followers: list[LocalProcess] = []
     for rank in range(1, size):
         ours, theirs = socket.socketpair()
         words = Path(f"/proc/self/fd/{os.memfd_create(f'words-{rank}')}")
         if (pid := os.fork()) == 0:
             die_with_parent(lead)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts a worker means its lead
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts a worker means its rank 0
             for line in (ours, *(other.line for other in followers)):
                 line.close()
-            return Place(rank, size, meeting, line=theirs, words=words)
+            return LocalRank(rank, size, meeting, line=theirs, words=words)
         theirs.close()
-        followers.append(Follower(rank, pid, ours, words))
-    return Place(0, size, meeting, tuple(followers))
+        followers.append(LocalProcess(rank, pid, ours, words))
+    return LocalRank(0, size, meeting, tuple(followers))
 
 
-class Watch:
-    """The lead's look at its followers, from a thread: what they do, and whether they live."""
+class LocalRankMonitor:
+    """Rank 0's look at its followers, from a thread: what they do, and whether they live."""
 
-    def __init__(self, followers: tuple[Follower, ...], leave_behind: Callable[[str], None]) -> None:
+    def __init__(self, followers: tuple[LocalProcess, ...], write_result: Callable[[str], None]) -> None:
         self._followers = followers
-        self._leave_behind = leave_behind
+        self._leave_behind = write_result
         self._heard: dict[int, tuple[float, framing.Frame]] = {}
         self.pass_on: Callable[[framing.Frame], object] = lambda frame: None
         """Called with what a follower has to say to the coordinator."""
@@ -119,7 +119,7 @@ class Watch:
                         self._follow(key.data, code)
                     selector.unregister(key.fd)
 
-    def _listen(self, follower: Follower) -> None:
+    def _listen(self, follower: LocalProcess) -> None:
         try:
             for frame in framing.frames(follower.line):
                 # From its first beat on: nobody knows how long a model takes to build.
@@ -134,12 +134,12 @@ class Watch:
         except OSError:
             pass  # it is gone, which its parent learns at once
 
-    def _follow(self, follower: Follower, code: int) -> None:
+    def _follow(self, follower: LocalProcess, code: int) -> None:
         """End as a follower did."""
         if code < 0:
             words = f"process {follower.rank} of this worker was killed by {signal.Signals(-code).name}"
             log.error("%s", words)
-            self._leave_behind(shortened(failed(words)).decode())
+            self._leave_behind(shortened(failed_result(words)).decode())
             os.kill(os.getpid(), -code)
             os._exit(128 - code)  # the first process of a container can't be killed from inside
         if words := follower.words.read_text():

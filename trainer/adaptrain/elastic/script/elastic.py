@@ -36,10 +36,10 @@ from adaptrain.data.sources import source_of
 from adaptrain.elastic.checkpoint.manager import SECTION_SECONDS
 from adaptrain.elastic.checkpoint.origin import Origin
 from adaptrain.elastic.collectives.gradients import Said
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
 from adaptrain.elastic.loop import ElasticLoop
 from adaptrain.elastic.membership.arrival import arrive
-from adaptrain.elastic.nonfinite import NonFinite, NotFinite
+from adaptrain.elastic.nonfinite import NonFiniteGuard, NotFinite
 from adaptrain.elastic.script.guard import Guard
 from adaptrain.elastic.script.outside import Outside
 from adaptrain.elastic.script.rehearsal import check_optimizer
@@ -49,9 +49,9 @@ from adaptrain.elastic.state.replicated import ReplicatedState, Stateful, check_
 from adaptrain.elastic.step import ElasticStep, Part
 from adaptrain.errors import InvalidJob
 from adaptrain.process.environment import path
-from adaptrain.process.result import end, failed, leave_behind
+from adaptrain.process.result import exit_with, failed_result, write_result
 from adaptrain.process.settings import settings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 
 PLACES = 4096
 """Places in the data are told apart by so many numbers: sums of them over 4,096 workers are exact in float32."""
@@ -107,7 +107,7 @@ class Elastic:
         self._settings = settings() if path("ADAPTRAIN_JOB_FILE") is not None else alone()
         job = read_job(self._settings.job) if self._settings.job is not None else None
         namespace, name = (job.metadata.namespace or "default", job.metadata.name) if job else ("default", "script")
-        self._farewell = Farewell() if job is not None else None
+        self._farewell = ShutdownSignal() if job is not None else None
         self._metrics, self._trace = prepare(self._settings, namespace, name)
         self._checkpoint = job.spec.checkpoint if job else None
         self._origin = Origin.of(job) if job else None
@@ -132,7 +132,7 @@ class Elastic:
         self._outside = Outside(model, optimizer)
         self._guard = Guard(state, self._outside)
         self._task = ScriptTask(self._step, batch_size, self._source)
-        self._offered: Group | None = None
+        self._offered: ElasticProcessGroup | None = None
         self._part: Part | None = None
         """Of the global batch that is under way."""
         self._micro_batch = micro_batch
@@ -230,7 +230,7 @@ class Elastic:
         if state.thawed:
             # The members must agree on it, before they sum gradients of other lengths: they meet anew, and compare.
             with self._loop.attempt():
-                raise GroupBroken("other parameters are trained from now on")
+                raise ProcessGroupBroken("other parameters are trained from now on")
             step.discard()
             self._part = self._offered = None
             return False
@@ -347,7 +347,7 @@ class Elastic:
         )
         if self._settings.job is not None:
             traceback.print_exception(error)
-            end(self._settings, EXIT_INVALID if isinstance(error, InvalidJob) else 1, failed(message))
+            exit_with(self._settings, EXIT_INVALID if isinstance(error, InvalidJob) else 1, failed_result(message))
 
     # A worker says hello when its loop begins: what a script does before keeps nobody waiting.
 
@@ -361,7 +361,7 @@ class Elastic:
         return self._session.loop(self._task)
 
     @cached_property
-    def _units(self) -> Iterator[Group]:
+    def _units(self) -> Iterator[ElasticProcessGroup]:
         return self._loop.units()
 
     @property
@@ -369,7 +369,7 @@ class Elastic:
         count = self._task.epochs
         return self._loop.complete or self.ended or (count is not None and self.epoch >= count)
 
-    def _take(self, group: Group) -> Part | None:
+    def _take(self, group: ElasticProcessGroup) -> Part | None:
         """This worker's part of the next global batch; None if the group broke meanwhile.
 
         If the part is empty it gets a sample all the same, which counts for nothing: the loop's body runs once for
@@ -388,7 +388,7 @@ class Elastic:
         self._offered = None
         return None
 
-    def _goes_on(self, group: Group) -> bool:
+    def _goes_on(self, group: ElasticProcessGroup) -> bool:
         """Whether the step that is under way still can succeed."""
         with self._loop.attempt():
             group.check()
@@ -397,7 +397,7 @@ class Elastic:
         self._part = self._offered = None
         return False
 
-    def _offer(self) -> Group | None:
+    def _offer(self) -> ElasticProcessGroup | None:
         """The group for the next unit; None once training is complete.
 
         Raises:
@@ -408,12 +408,12 @@ class Elastic:
         if self._offered is None:
             self._offered = next(self._units, None)
         if self._offered is None:
-            leave_behind(self._settings, self._session.result(self._loop, self._task))
+            write_result(self._settings, self._session.result(self._loop, self._task))
             if not self._loop.complete:
                 raise SystemExit(0)
         return self._offered
 
-    def _sum(self, group: Group, vote: float = 0.0) -> Said:
+    def _sum(self, group: ElasticProcessGroup, vote: float = 0.0) -> Said:
         """Sum the gradients over all workers. Returns what all said.
 
         Raises:
@@ -463,14 +463,14 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_size:
     check_optimizer(optimizer, model)
 
 
-def _policy(non_finite: str, checkpoints: bool) -> NonFinite:
+def _policy(non_finite: str, checkpoints: bool) -> NonFiniteGuard:
     """
     Raises:
         InvalidJob: there is no such policy, or nothing to go back to.
     """
     others = " or ".join(f'"{p}"' for p in ("skip", "rollback") if p != non_finite and (checkpoints or p == "skip"))
     advice = "lower the learning rate, clip the gradient, check the data"
-    policy = NonFinite(non_finite, f"{advice}, or give Elastic non_finite={others}" if others else advice)
+    policy = NonFiniteGuard(non_finite, f"{advice}, or give Elastic non_finite={others}" if others else advice)
     if policy.policy == "rollback" and not checkpoints:
         raise InvalidJob("non_finite is 'rollback', and there are no checkpoints to go back to: give spec.checkpoint")
     return policy

@@ -5,7 +5,7 @@ from typing import Any
 
 from adaptrain.data.sources import Source
 from adaptrain.elastic.checkpoint.manager import Checkpoints
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.step import ElasticStep
 
 
@@ -36,7 +36,7 @@ class ScriptTask:
     def reset(self) -> None:
         raise RuntimeError("whoever sent the initial weights was lost meanwhile: this worker starts again")
 
-    def begin(self, group: Group) -> None:
+    def begin(self, group: ElasticProcessGroup) -> None:
         """The script's own model is what it starts from."""
 
     def report(self) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.errors import InvalidJob
 
 EVERY_STEPS = 64
 """Steps from one comparison to the next, so that reading the whole state costs little."""
 
 
-def compare(group: Group, tensors: dict[str, torch.Tensor], step: int) -> None:
+def compare(group: ElasticProcessGroup, tensors: dict[str, torch.Tensor], step: int) -> None:
     """Hold the members' tensors against each other. All processes of all members call it after the same step.
 
     Args:
@@ -26,12 +26,12 @@ def compare(group: Group, tensors: dict[str, torch.Tensor], step: int) -> None:
 
     Raises:
         InvalidJob: on all members alike, if a tensor differs; with its name.
-        GroupBroken: a member was lost meanwhile.
+        ProcessGroupBroken: a member was lost meanwhile.
     """
     if group.size == 1:
         return
     digests = torch.tensor([_digest(t) for t in tensors.values()], dtype=torch.int64)
-    group.mates_sum(digests)
+    group.all_reduce_local(digests)
     if _alike(group.gather(*_words(digests))):
         return
     rows = group.gather(*digests.tolist())

@@ -12,17 +12,17 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from adaptrain.elastic.collectives.batch_norm import BatchStatistics, check_batch_norm
-from adaptrain.elastic.collectives.broadcast import spread
+from adaptrain.elastic.collectives.broadcast import broadcast_tensors
 from adaptrain.elastic.collectives.gradients import Gradients
-from adaptrain.elastic.collectives.process_group import Group, GroupBroken
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup, ProcessGroupBroken
 from adaptrain.elastic.state.history import History
 from adaptrain.elastic.state.optimizers import OptimizerState, Unsupported
 from adaptrain.elastic.storage.weights import Weights
 from adaptrain.errors import InvalidJob
 
-TORN = -1
+INCOMPLETE = -1
 """Version of a state that was being overwritten when its source was lost."""
-INITIAL = 1
+VERSION_INITIAL = 1
 """Version of the initial state, once it is decided whose counts."""
 HISTORY = "history"
 """Under this name the rows of the history go with the counters, in ``more``, which older releases pass over."""
@@ -105,7 +105,7 @@ class Counters:
         return self.epoch + sum(int(phase.get("epochs", 0)) for phase in self.phases)
 
 
-class Capture:
+class Snapshot:
     """A copy of a state that is made while training goes on, until the state is about to change."""
 
     def __init__(self, live: dict[str, torch.Tensor], into: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class ReplicatedState:
         self._optimizer = self._state_of(optimizer)
         self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
         self._staging: dict[str, torch.Tensor] = {}
-        self._capture: Capture | None = None
+        self._capture: Snapshot | None = None
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +184,7 @@ class ReplicatedState:
 
     def step(self, clip_norm: float | None = None) -> None:
         """Let the optimizer apply the gradients, scaled down together if their norm is larger than ``clip_norm``."""
-        self._settle()
+        self._wait_for_snapshot()
         if clip_norm is not None:
             self.gradients.clip(clip_norm)
         self.optimizer.step()
@@ -210,10 +210,10 @@ class ReplicatedState:
         return made | optimizer.room(_optimizer_of(counters), device)
 
     @torch.no_grad()
-    def take_back(self, weights: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
+    def rollback(self, weights: dict[str, torch.Tensor], counters: dict[str, Any]) -> None:
         """Go back to earlier ``weights``, of which ``counters`` tell. This state's own counters and learning rates
         stay: what was done with the data was done. Of weights of an earlier phase the optimizer begins anew."""
-        self._settle()
+        self._wait_for_snapshot()
         for name, t in self.tensors().items():
             if name.startswith("model."):
                 t.copy_(weights[name])
@@ -229,7 +229,7 @@ class ReplicatedState:
         Args:
             came_to: what this phase came to.
         """
-        self._settle()
+        self._wait_for_snapshot()
         c = self.counters
         live = self.tensors()
         for name in self.best:
@@ -272,33 +272,33 @@ class ReplicatedState:
 
     def keep_best(self) -> None:
         """Take the weights of the last applied step for the best."""
-        self._settle()
+        self._wait_for_snapshot()
         for name, t in self.model.state_dict(keep_vars=True).items():
             self.best[name].copy_(self.statistics.before(t).detach())
 
     @torch.no_grad()
-    def begin_with(self, weights: Weights) -> None:
+    def load_initial(self, weights: Weights) -> None:
         """Take weights from a file, for the best so far as well.
 
         Raises:
             InvalidJob: there is no such file, or it is of another model.
             OSError: it can't be read now.
         """
-        self._settle()
+        self._wait_for_snapshot()
         live = self.tensors()
         for name, t in weights.read(self.model.state_dict()).items():
             live[f"model.{name}"].copy_(t)
             live[f"best.{name}"].copy_(t)
 
     @torch.no_grad()
-    def heal(self, group: Group) -> int:
+    def heal(self, group: ElasticProcessGroup) -> int:
         """Make all members equal to the most advanced one. Returns the version that all have then.
 
         Raises:
-            GroupBroken: somebody was lost meanwhile; a state that was worth something is still whole.
+            ProcessGroupBroken: somebody was lost meanwhile; a state that was worth something is still whole.
             InvalidJob: this member's model is not the others'.
         """
-        self._settle()
+        self._wait_for_snapshot()
         c = self.counters
         known = group.gather(self._signature[1], _digest(self._thawed()), c.version, c.group)
         self._agree(group, self._signature[0], [digest for digest, *_ in known])
@@ -313,9 +313,9 @@ class ReplicatedState:
         if min(states) == newest:
             return newest[0]
         # A fresh member is overwritten in place; what is worth something must survive the loss of its source.
-        fresh = mine[0] <= 0 and newest[0] != INITIAL
+        fresh = mine[0] <= 0 and newest[0] != VERSION_INITIAL
         if mine != newest and fresh:
-            c.version = TORN
+            c.version = INCOMPLETE
         live = into = self.tensors()
         try:
             with group.together():
@@ -325,8 +325,8 @@ class ReplicatedState:
                     into = self.room(said)
                     if fresh:
                         into |= {name: t for name, t in live.items() if not name.startswith("optimizer.")}
-                spread([into[name] for name in sorted(into)], group, sources)
-        except GroupBroken:
+                broadcast_tensors([into[name] for name in sorted(into)], group, sources)
+        except ProcessGroupBroken:
             if mine != newest and fresh:
                 group.rest()
             raise
@@ -334,13 +334,13 @@ class ReplicatedState:
             self._fill(into, said)
         return newest[0]
 
-    def applied(self, group: Group) -> None:
+    def applied(self, group: ElasticProcessGroup) -> None:
         """One more unit was applied."""
         self.counters.version += 1
         self.counters.group = group.epoch
 
     def _agree(
-        self, group: Group, mine: dict[str, str], digests: list[int], ranks: Sequence[int] | None = None
+        self, group: ElasticProcessGroup, mine: dict[str, str], digests: list[int], ranks: Sequence[int] | None = None
     ) -> None:
         """Make sure that members say the same of the model, before any of them sends it.
 
@@ -353,7 +353,7 @@ class ReplicatedState:
         with group.together():
             first = tell(group, asked[0], mine if group.rank == asked[0] else None)
         if group.rank not in asked or digests[asked.index(group.rank)] == digests[0]:
-            raise GroupBroken("another worker has another model")
+            raise ProcessGroupBroken("another worker has another model")
         name = next(n for n in [*first, *mine] if first.get(n) != mine.get(n))
         raise InvalidJob(
             f"the workers disagree on the model: {name} is {mine.get(name, 'absent')} here and"
@@ -448,20 +448,20 @@ class ReplicatedState:
             if name in self.counters.more:
                 sink.load_state_dict(self.counters.more[name])
 
-    def begin_capture(self) -> Capture:
+    def begin_snapshot(self) -> Snapshot:
         """A capture of this moment, for another thread to copy: whatever changes the state waits for that.
 
         The memory of the capture before it is used again.
         """
-        self._settle()
+        self._wait_for_snapshot()
         live = self.tensors()
         for name, t in self.model.named_buffers():  # a forward pass may change them
             if f"model.{name}" in live:
                 live[f"model.{name}"] = t.detach().clone()
-        self._capture = Capture(live, self._staging, self._counters())
+        self._capture = Snapshot(live, self._staging, self._counters())
         return self._capture
 
-    def _settle(self) -> None:
+    def _wait_for_snapshot(self) -> None:
         if self._capture is not None:
             self._capture.copied.wait()
             self._capture = None
@@ -474,17 +474,17 @@ class ReplicatedState:
     @torch.no_grad()
     def restore(self, captured: dict[str, Any]) -> None:
         """Take over what ``capture`` gave."""
-        self._settle()
+        self._wait_for_snapshot()
         self._fill(captured, captured["counters"])
 
 
-def tell(group: Group, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
+def tell(group: ElasticProcessGroup, root: int, said: dict[str, Any] | None) -> dict[str, Any]:
     """What ``root`` says, on every member."""
-    heard: dict[str, Any] = spread_words(said, group.rank == root, lambda tensor: group.broadcast(tensor, root))
+    heard: dict[str, Any] = broadcast_json_with(said, group.rank == root, lambda tensor: group.broadcast(tensor, root))
     return heard
 
 
-def spread_words(said: Any, speaks: bool, broadcast: Callable[[torch.Tensor], object]) -> Any:
+def broadcast_json_with(said: Any, speaks: bool, broadcast: Callable[[torch.Tensor], object]) -> Any:
     """What the one that speaks says (JSON), on all that call this; ``broadcast`` sends a tensor from it to them."""
     payload = json.dumps(said).encode() if speaks else b""
     length = torch.tensor([len(payload)])

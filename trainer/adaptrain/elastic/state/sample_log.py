@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from adaptrain.elastic.collectives.process_group import Group
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
 from adaptrain.elastic.state.replicated import Counters
 
 FOLDER = "trace"
@@ -25,7 +25,7 @@ def trace_directory(told: Path | None, checkpoints: Path | None) -> Path | None:
     return told
 
 
-class Trace:
+class SampleLog:
     """One JSON object a line in ``<directory>/<worker>.jsonl``; nothing without a directory."""
 
     def __init__(self, directory: Path | None, worker: str) -> None:
@@ -34,15 +34,15 @@ class Trace:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = (directory / f"{worker}.jsonl").open("a", buffering=1)
 
-    def loaded(self, group: Group, counters: Counters, ids: torch.Tensor) -> None:
+    def loaded(self, group: ElasticProcessGroup, counters: Counters, ids: torch.Tensor) -> None:
         """This worker computed a step's gradient over these samples; the step may still be discarded."""
         self._write("loaded", group, counters, ids=ids.tolist())
 
-    def applied(self, group: Group, counters: Counters) -> None:
+    def applied(self, group: ElasticProcessGroup, counters: Counters) -> None:
         """The step was applied. Call before the counters move on."""
         self._write("applied", group, counters)
 
-    def _write(self, what: str, group: Group, c: Counters, **more: object) -> None:
+    def _write(self, what: str, group: ElasticProcessGroup, c: Counters, **more: object) -> None:
         if self._file is not None:
             said = {"what": what, "time": time.time(), "group": group.epoch, "size": group.size}
             said |= {"step": c.step, "phase": c.phase, "epoch": c.epoch, "cursor": c.cursor}

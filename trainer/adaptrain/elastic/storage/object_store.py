@@ -43,7 +43,7 @@ RETRY: "RetryConfig" = {
 }
 
 
-class Bucket(Storage):
+class ObjectStore(Storage):
     """The objects under a URI. Credentials come from the environment, by the names that each cloud's own tools use.
 
     Raises:
@@ -71,7 +71,7 @@ class Bucket(Storage):
                 yield found
 
     def beside(self, folder: str) -> Storage:
-        return Bucket(f"{self._uri.rpartition('/')[0]}/{folder}")
+        return ObjectStore(f"{self._uri.rpartition('/')[0]}/{folder}")
 
     def claims(self) -> list[str]:
         return [item["path"].rpartition("/")[2] for item in self._list(CLAIMS)]
@@ -179,7 +179,7 @@ class _Upload:
 class _Download(io.RawIOBase):
     """An object from its beginning to its end. Some blocks are fetched ahead, each by a request of its own."""
 
-    def __init__(self, bucket: Bucket, path: str) -> None:
+    def __init__(self, bucket: ObjectStore, path: str) -> None:
         self._bucket = bucket
         self._path = path
         self._size = bucket.size(path)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from adaptrain.config.arguments import flag, positive, positive_number
 from adaptrain.search.algorithms.base import Proposal
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
-from adaptrain.search.algorithms.scalarization import Single
+from adaptrain.search.algorithms.scalarization import ScalarizedSearcher
 from adaptrain.search.spaces.base import Architecture, Space
 from adaptrain.search.spaces.cells import Darts
 from adaptrain.search.spaces.nasbench201 import NasBench201
@@ -130,7 +130,7 @@ class OneShot:
         self.cells = space
         self.method = method
         self._evolution = RegularizedEvolution(space, seed)
-        self._after = Single(self._evolution, 1)
+        self._after = ScalarizedSearcher(self._evolution, 1)
         self._ranking: Ranking | None = None
 
     def ask(self, number: int, pending: Sequence[Architecture] = ()) -> Proposal:

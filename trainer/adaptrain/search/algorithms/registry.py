@@ -2,11 +2,11 @@
 
 from adaptrain_api.search.job import AlgorithmName, ArchitectureSearchSpec, Pruning
 
-from adaptrain.config.imports import call
+from adaptrain.config.imports import call_with_args
 from adaptrain.errors import InvalidJob
 from adaptrain.search.algorithms.base import Algorithm
-from adaptrain.search.algorithms.bayesian.ehvi import Fronts
-from adaptrain.search.algorithms.bayesian.expected_improvement import Auto
+from adaptrain.search.algorithms.bayesian.ehvi import HypervolumeSearch
+from adaptrain.search.algorithms.bayesian.expected_improvement import GaussianProcessSearch
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.local_search import LocalSearch
 from adaptrain.search.algorithms.neat import Neat
@@ -15,12 +15,12 @@ from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE, OptunaAl
 from adaptrain.search.algorithms.pruners import Hyperband, Median, Pruner, SuccessiveHalving
 from adaptrain.search.algorithms.random import RandomSearch
 from adaptrain.search.algorithms.reinforce import PPO, Reinforce
-from adaptrain.search.algorithms.scalarization import Searcher, Single
+from adaptrain.search.algorithms.scalarization import ScalarizedSearcher, Searcher
 from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.topology import Topology
 
 ALGORITHMS: dict[AlgorithmName, type[Algorithm]] = {
-    "auto": Auto,
+    "auto": GaussianProcessSearch,
     "random": RandomSearch,
     "localSearch": LocalSearch,
     "evolution": RegularizedEvolution,
@@ -50,16 +50,16 @@ def make_algorithm(spec: ArchitectureSearchSpec, space: Space) -> Searcher:
     name, args, objectives = spec.algorithm.name, spec.algorithm.args, len(spec.objectives)
     if name in METHODS:
         assert isinstance(space, CellSpace)  # the API takes no other one
-        return OneShot(space, spec.seed, call("algorithm", METHODS[name], args))
+        return OneShot(space, spec.seed, call_with_args("algorithm", METHODS[name], args))
     chosen = ALGORITHMS[name] if name != "predictor" else _predictor()
     if isinstance(space, Topology) and chosen is not Neat:
         raise InvalidJob(f"algorithm.name: {name} needs a space of choices: set it to neat, or change space.name")
-    if chosen is Auto and objectives > 1:
-        return call("algorithm", Fronts, args, space=space, seed=spec.seed, objectives=objectives)
+    if chosen is GaussianProcessSearch and objectives > 1:
+        return call_with_args("algorithm", HypervolumeSearch, args, space=space, seed=spec.seed, objectives=objectives)
     if issubclass(chosen, OptunaAlgorithm):
-        return call("algorithm", chosen, args, space=space, seed=spec.seed, objectives=objectives)
-    own = {"trials": spec.budget.trials} if chosen is Auto else {}
-    return Single(call("algorithm", chosen, args, space=space, seed=spec.seed, **own), objectives)
+        return call_with_args("algorithm", chosen, args, space=space, seed=spec.seed, objectives=objectives)
+    own = {"trials": spec.budget.trials} if chosen is GaussianProcessSearch else {}
+    return ScalarizedSearcher(call_with_args("algorithm", chosen, args, space=space, seed=spec.seed, **own), objectives)
 
 
 def _predictor() -> type[Algorithm]:
@@ -73,4 +73,4 @@ def make_pruner(spec: Pruning | None) -> Pruner | None:
     Raises:
         InvalidJob: it doesn't take these arguments.
     """
-    return None if spec is None else call("pruning", PRUNERS[spec.name], spec.args)
+    return None if spec is None else call_with_args("pruning", PRUNERS[spec.name], spec.args)

@@ -28,7 +28,7 @@ class Searcher(Protocol):
         """How good one is: not numbers if it failed; ``violation`` is how far it is from meeting the constraints."""
 
 
-class Single:
+class ScalarizedSearcher:
     """An algorithm of one objective as a ``Searcher``."""
 
     def __init__(self, algorithm: Algorithm, objectives: int) -> None:

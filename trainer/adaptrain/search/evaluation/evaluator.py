@@ -27,7 +27,7 @@ from adaptrain_api.training.job import AdaptiveTrainingJob
 from adaptrain.errors import InvalidJob, Refused
 from adaptrain.process.lifetime import die_with_parent
 from adaptrain.process.settings import WorkerSettings
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 from adaptrain.rpc import framing
 from adaptrain.rpc.handshake import HANDSHAKE_SECONDS, introduce
 from adaptrain.rpc.ports import split
@@ -46,7 +46,7 @@ TAIL = 2000
 """Last bytes of a trial's output that are kept for its message."""
 
 
-def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell) -> Result:
+def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: ShutdownSignal) -> Result:
     """Be one of a search's evaluators until asked to leave.
 
     Raises:
@@ -55,7 +55,7 @@ def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell)
     """
     search = ArchitectureSearch.model_validate(job.spec.search)
     sys.path.insert(0, "")  # what trial.source brought is in the working directory
-    bench: Bench
+    bench: TrialRunner
     if search.spec.trial.callable is not None:
         bench = Function(search.spec)
     else:
@@ -65,7 +65,7 @@ def evaluate(told: WorkerSettings, job: AdaptiveTrainingJob, farewell: Farewell)
     return Evaluator(told, search, bench, farewell).run()
 
 
-class Bench(Protocol):
+class TrialRunner(Protocol):
     """What runs trials."""
 
     @property
@@ -119,7 +119,9 @@ class Evaluator:
         Refused: the coordinator speaks another protocol.
     """
 
-    def __init__(self, told: WorkerSettings, search: ArchitectureSearch, bench: Bench, farewell: Farewell) -> None:
+    def __init__(
+        self, told: WorkerSettings, search: ArchitectureSearch, bench: TrialRunner, farewell: ShutdownSignal
+    ) -> None:
         self._told, self._bench, self._farewell = told, bench, farewell
         self._timeout = search.spec.trial.timeout_seconds
         self._running: _Running | None = None
@@ -142,7 +144,7 @@ class Evaluator:
 
     def _serve(self) -> int:
         """Work with one coordinator until we are asked to leave; how many trials ended."""
-        line = Line(self._told, self._running)
+        line = EvaluatorClient(self._told, self._running)
         if self._running is not None and not line.goes_on and self._running.stage == "runs":
             log.info("trial %d is somebody else's now", self._running.given["trial"])
             self._drop_child()
@@ -209,7 +211,7 @@ class Evaluator:
                 self._selector.register(handle, selectors.EVENT_READ)
         self._child.begin(given)
 
-    def _hear(self, word: dict[str, Any], line: "Line") -> None:
+    def _hear(self, word: dict[str, Any], line: "EvaluatorClient") -> None:
         running = self._running
         if running is None or running.stage == "ended":
             self._drop_child(keep=True)  # it has died between two trials, or said something after the end of one
@@ -289,7 +291,7 @@ class Evaluator:
             self._running = None
 
 
-class Line:
+class EvaluatorClient:
     """A connection to the coordinator."""
 
     def __init__(self, told: WorkerSettings, running: _Running | None) -> None:
@@ -340,7 +342,7 @@ class Line:
 class Child:
     """A forked process that runs trials: one, or on a GPU one after the other."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: TrialRunner) -> None:
         self.reusable = bench.reusable
         orders, self._orders = os.pipe()
         self.words, words = os.pipe()
@@ -413,7 +415,7 @@ class Child:
             self._tail = (self._tail + data)[-TAIL:]
 
 
-def _work(bench: Bench, orders: int, words: int, output: int) -> NoReturn:
+def _work(bench: TrialRunner, orders: int, words: int, output: int) -> NoReturn:
     """The child: runs what it is given until nothing more comes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(output, 1)

@@ -5,9 +5,9 @@ from typing import Any
 
 from adaptrain_api.search.job import ArchitectureSearchSpec
 
-from adaptrain.config.imports import find
+from adaptrain.config.imports import import_callable
 from adaptrain.errors import InvalidJob
-from adaptrain.search.evaluation.unused_dimensions import MODEL, Choices
+from adaptrain.search.evaluation.unused_dimensions import MODEL, TrackedChoices
 
 # No torch here: a function that does without is called in a process that is forked in a moment.
 
@@ -28,7 +28,7 @@ class Trial:
     def __init__(
         self, number: int, choices: dict[str, Any], model: dict[str, Any] | None, seed: int, report: Report
     ) -> None:
-        self.number, self.choices, self.seed = number, Choices(choices), seed
+        self.number, self.choices, self.seed = number, TrackedChoices(choices), seed
         self._model, self._model_read = model, False
         self._report = report
         self._last = -1
@@ -71,7 +71,7 @@ class Function:
     def __init__(self, spec: ArchitectureSearchSpec) -> None:
         assert spec.trial.callable is not None
         self._spec = spec
-        self._function = find("trial.callable", spec.trial.callable)
+        self._function = import_callable("trial.callable", spec.trial.callable)
         self.unread: list[str] = []
 
     def begin(self) -> None:

@@ -13,10 +13,10 @@ from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from adaptrain.data.registry import load_data
 from adaptrain.elastic.collectives.device import own_device
-from adaptrain.elastic.collectives.process_group import Group
-from adaptrain.elastic.membership.client import Epochs, Identity
-from adaptrain.elastic.membership.socket_abort import GroupSockets
-from adaptrain.elastic.state.sample_log import Trace
+from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
+from adaptrain.elastic.membership.client import GenerationState, Identity
+from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.storage.weights import save
 from adaptrain.models.registry import build_model
 from adaptrain.observability.metrics import WorkerMetrics
@@ -97,7 +97,7 @@ class Training:
             data,
             self._spec.seed,
             WorkerMetrics("", ""),
-            Trace(None, ""),
+            SampleLog(None, ""),
         )
         names = wanted(self._spec)
         found = proxies(task.state.model, data, self._spec.seed, names)
@@ -155,7 +155,9 @@ def _train(task: PhaseSequence, report: Report) -> Metrics:
     return found
 
 
-def _alone() -> Group:
+def _alone() -> ElasticProcessGroup:
     """A group of one, without any connection."""
-    sockets = GroupSockets()
-    return Group(Epochs(Identity("alone", "alone", "127.0.0.1", 0), sockets), sockets, 1, 0, 1, None)
+    sockets = SocketAbort()
+    return ElasticProcessGroup(
+        GenerationState(Identity("alone", "alone", "127.0.0.1", 0), sockets), sockets, 1, 0, 1, None
+    )

@@ -8,7 +8,7 @@ PATIENCE = 10
 """Trials after which it is said: a function may look at one choice only beside others."""
 
 
-class Choices(dict[str, Any]):
+class TrackedChoices(dict[str, Any]):
     """What was chosen, which remembers what was looked at. To take all of it is to look at all of it."""
 
     def __init__(self, chosen: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Choices(dict[str, Any]):
         return dict(self)
 
 
-class Unread:
+class UnusedDimensions:
     """What no trial has looked at so far."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from adaptrain_api.search.space import SearchSpace
 
-from adaptrain.config.imports import call, find
+from adaptrain.config.imports import call_with_args, import_callable
 from adaptrain.errors import InvalidJob
 from adaptrain.search.spaces.base import Space
 from adaptrain.search.spaces.cells import Darts, Nasnet
@@ -37,7 +37,7 @@ def make_space(spec: SearchSpace) -> Space:
     if spec.name is None:
         assert written is not None
         return written
-    named = call("space", SPACES.get(spec.name) or find("space", spec.name), spec.args)
+    named = call_with_args("space", SPACES.get(spec.name) or import_callable("space", spec.name), spec.args)
     if not isinstance(named, Space):
         raise InvalidJob(
             f"space.name: {spec.name} must return an adaptrain.search.spaces.base.Space, not {type(named).__name__}"

@@ -5,14 +5,14 @@ import math
 from adaptrain_api.contracts.coordinator_api import TrialWeights
 from adaptrain_api.search.job import ArchitectureSearchSpec
 
-from adaptrain.search.algorithms.scalarization import Searcher, Single
+from adaptrain.search.algorithms.scalarization import ScalarizedSearcher, Searcher
 from adaptrain.search.spaces.base import Architecture
-from adaptrain.search.study.study import Ended, violations
+from adaptrain.search.study.study import TrialRecord, violations
 
 TOP = 10
 
 
-class Standings:
+class Leaderboard:
     """
     Args:
         searcher: what is told of each trial; where trials are noisy, it says which architectures are the best.
@@ -21,16 +21,16 @@ class Standings:
     def __init__(self, spec: ArchitectureSearchSpec, searcher: Searcher) -> None:
         self._spec = spec
         self._searcher = searcher
-        self.front: list[Ended] = []
+        self.front: list[TrialRecord] = []
         """Trials that meet all constraints, and that none of those surpasses in one objective and equals in the
         others."""
-        self._leaders: list[Ended] = []
+        self._leaders: list[TrialRecord] = []
         """The best ones by the first objective, the best first."""
-        self._best_of: dict[Architecture, Ended] = {}
+        self._best_of: dict[Architecture, TrialRecord] = {}
         """The best one of each architecture."""
-        self._top: list[Ended] | None = None
+        self._top: list[TrialRecord] | None = None
 
-    def add(self, one: Ended) -> None:
+    def add(self, one: TrialRecord) -> None:
         """A trial ended. The searcher hears of it before anybody asks here."""
         self._top = None
         if one.state != "complete" or one.ranking is not None or self._breaks(one.metrics):
@@ -44,11 +44,11 @@ class Standings:
             self.front = [other for other in self.front if not _surpasses(mine, values(self._spec, other))] + [one]
 
     @property
-    def top(self) -> list[Ended]:
+    def top(self) -> list[TrialRecord]:
         """The best trials that meet all constraints, the best first: by the first objective, or where that is noisy,
         what the algorithm thinks of their architectures, of each its best trial."""
         if self._top is None:
-            ranked = self._searcher.ranked() if isinstance(self._searcher, Single) else []
+            ranked = self._searcher.ranked() if isinstance(self._searcher, ScalarizedSearcher) else []
             likely = [self._best_of[one] for one in ranked if one in self._best_of]
             self._top = likely[:TOP] or self._leaders
         return self._top
@@ -60,7 +60,7 @@ class Standings:
         best = (one.weights for one in (*self._leaders, *self.top))
         return {weights.path for weights in (*best, *front) if weights is not None}
 
-    def wants_weights(self, one: Ended) -> bool:
+    def wants_weights(self, one: TrialRecord) -> bool:
         """Whether the weights of a trial that would end so may be wanted: it would be one of the best, or give the
         front a point. If not now, then never: the others only get better."""
         if self._breaks(one.metrics):
@@ -88,7 +88,7 @@ class Standings:
         return any(_surpasses(values(self._spec, other), mine) for other in self.front)
 
 
-def values(spec: ArchitectureSearchSpec, one: Ended) -> tuple[float, ...]:
+def values(spec: ArchitectureSearchSpec, one: TrialRecord) -> tuple[float, ...]:
     """As algorithms see them: larger is better. A pruned trial is worth what it had reached."""
     found = []
     for n, objective in enumerate(spec.objectives):

@@ -47,7 +47,7 @@ JOURNAL = "study.journal"
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialRecord:
     """A trial that ended."""
 
     number: int
@@ -123,14 +123,14 @@ class Study:
         storage.set_study_user_attr(self._id, "coordinator", number)
         self._recorded: set[int] = set()
 
-    def history(self) -> list[Ended]:
+    def history(self) -> list[TrialRecord]:
         """All trials, in the order in which they ended."""
         assert self._store is not None
         found = list(_read(self._store.storage, self._id, self._space))
         self._recorded = {one.number for one in found}
         return found
 
-    def record(self, trials: Sequence[Ended]) -> None:
+    def record(self, trials: Sequence[TrialRecord]) -> None:
         """Write down trials that ended, all at once; on return they are safe.
 
         Raises:
@@ -149,7 +149,7 @@ class Study:
             raise OSError(str(error).strip().splitlines()[0]) from error
         self._recorded |= {one.number for one in new}
 
-    def known(self, search: str) -> list[Ended]:
+    def known(self, search: str) -> list[TrialRecord]:
         """The trials of another search's study in the same storage, to start from.
 
         Raises:
@@ -173,11 +173,11 @@ class Study:
         if holder > self._number:
             raise Superseded(f"coordinator {holder} has taken over the study from coordinator {self._number}")
 
-    def _violations(self, one: Ended) -> dict[str, float]:
+    def _violations(self, one: TrialRecord) -> dict[str, float]:
         names = [constraint.metric for constraint in self._spec.constraints]
         return dict(zip(names, violations(self._spec, one.metrics), strict=True))
 
-    def _frozen(self, one: Ended) -> FrozenTrial:
+    def _frozen(self, one: TrialRecord) -> FrozenTrial:
         described = self._space.describe(one.architecture) if one.architecture != SUPERNET else {}
         distributions = {name: each for name, each in self._distributions.items() if name in described}
         complete = one.state == "complete" and one.ranking is None
@@ -205,7 +205,7 @@ class Study:
         return frozen
 
 
-def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
+def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[TrialRecord]:
     """A study's trials; of several of one number, which two coordinators may have written, the first."""
     states = {state: name for name, state in STATES.items()}
     seen = set()
@@ -214,7 +214,7 @@ def _read(storage: BaseStorage, study: int, space: Space) -> Iterator[Ended]:
         if "trial" not in said or said["trial"] in seen or trial.state not in states:
             continue  # somebody else's, made with Optuna's own tools
         seen.add(said["trial"])
-        yield Ended(
+        yield TrialRecord(
             number=said["trial"],
             architecture=as_architecture(said["architecture"]),
             state=states[trial.state] if "ranking" not in said else "complete",

@@ -27,7 +27,7 @@ BELOW = 3.0
 """How far the hypervolume's corner lies below the worst of the front: the nearer, the less its ends count."""
 
 
-class Fronts:
+class HypervolumeSearch:
     """A ``Searcher`` (see ``objectives``).
 
     Args:

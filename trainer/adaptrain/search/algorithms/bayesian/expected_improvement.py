@@ -72,7 +72,7 @@ class Gain(NamedTuple):
     of: Callable[[list[Architecture]], Floats]
 
 
-class Auto(Algorithm):
+class GaussianProcessSearch(Algorithm):
     """
     Args:
         start: random architectures before the first fit.
