@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import yaml
 from adaptrain.local.processes import LocalJob
-from adaptrain.phases.base import Context, Phase
 from adaptrain_api.contracts.coordinator_api import Progress
-from torch.nn import functional as F
 
 from tests.e2e.local_jobs import (
     check_samples,
@@ -20,6 +18,7 @@ from tests.e2e.local_jobs import (
     step_of,
     wait_for,
 )
+from tests.support.paths import ROOT
 
 SAMPLES = 1078
 MODEL = {"name": "tests.faults.model:mlp", "args": {"seconds": 0.02}}
@@ -40,19 +39,6 @@ PHASES: list[dict[str, Any]] = [
         "stop": {"epochs": 40},
     },
 ]
-
-
-class Denoise(Phase):
-    """Classes of noisy images."""
-
-    def __init__(self, context: Context, noise: float = 0.1) -> None:
-        super().__init__(context)
-        self._noise = noise
-
-    def losses(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # By sample, not by place in the batch: else the noise would depend on who computes the sample.
-        noise = torch.sin(1000 * x.flatten(1).cumsum(1)).view_as(x)
-        return F.cross_entropy(model(x + self._noise * noise), y, reduction="none")
 
 
 def two_phases(**more: Any) -> Any:
@@ -131,9 +117,10 @@ def test_a_job_that_was_stopped_goes_on_in_its_second_phase(tmp_path: Path) -> N
     assert largest_difference(tmp_path / "stopped", tmp_path / "alone") <= 1e-9
 
 
-def test_a_phase_of_the_users_own(tmp_path: Path) -> None:
-    custom = {"name": f"{__name__}:Denoise", "args": {"noise": 0.2}}
-    phases = [PHASES[0] | {"stop": {"epochs": 3}}, PHASES[1] | {"type": "custom", "custom": custom}]
+def test_the_phase_of_the_example_is_exact_under_kills(tmp_path: Path) -> None:
+    manifest = yaml.safe_load((ROOT / "examples/own_phase/job.yaml").read_text())
+    phases = manifest["spec"]["phases"]
+    phases[1] |= {"batch": {"size": 64}, "stop": {"epochs": 40}}
     with LocalJob(job(model=MODEL, phases=phases), checkpoints=tmp_path / "disturbed") as local:
         local.start_coordinator()
         for _ in range(2):
@@ -141,6 +128,10 @@ def test_a_phase_of_the_users_own(tmp_path: Path) -> None:
         wait_for("the change", lambda: phase_of(local) == 1, local)
         disturb(local, ["kill", "join", "kill"], 2)
         ended = finished(local)
-    assert ended.phases[1].metrics.keys() == {"val/loss"}
+    assert ended.phases[1].metrics.keys() == {"val/accuracy", "val/loss", "val/noisy_accuracy"}
     undisturbed(tmp_path / "alone", phases)
     assert largest_difference(tmp_path / "disturbed", tmp_path / "alone") <= 1e-9
+
+
+def test_the_example_of_a_phase_is_short() -> None:
+    assert len((ROOT / "examples/own_phase/robust.py").read_text().splitlines()) <= 120

@@ -8,16 +8,20 @@ from adaptrain.data.rng import normal, uniform
 from adaptrain.errors import InvalidJob
 
 
-def augment(x: torch.Tensor, ids: torch.Tensor, how: Augmentation, seed: int) -> torch.Tensor:
+def augment(
+    x: torch.Tensor, ids: torch.Tensor, how: Augmentation, seed: int, path: str = "augmentation"
+) -> torch.Tensor:
     """Images [n, channels, height, width] of the samples ``ids``, changed at random.
+
+    Args:
+        path: the augmentation's in the manifest.
 
     Raises:
         InvalidJob: pixels are to be moved, and the inputs are no images.
     """
     if (how.shift_pixels or how.horizontal_flip) and x.ndim != 4:
         raise InvalidJob(
-            "phases[0].augmentation: shiftPixels and horizontalFlip need images (3 dimensions); these inputs have"
-            f" {x.ndim - 1}"
+            f"{path}: shiftPixels and horizontalFlip need images (3 dimensions); these inputs have {x.ndim - 1}"
         )
     counters = ids.numpy().astype(np.uint64) << np.uint64(32)
     if how.shift_pixels:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from adaptrain_api.contracts.coordinator_api import PhaseProgress
 from adaptrain_api.phases import phase as api
 
 from adaptrain.data.augment import augment
 from adaptrain.data.dataset import DataSet, Split
-from adaptrain.data.rng import derive, seed_torch
+from adaptrain.data.rng import derive, normal, seed_torch
 from adaptrain.data.sampler import Sampler, share
 from adaptrain.elastic.collectives.batch_norm import uses_batch_to_evaluate
 from adaptrain.elastic.collectives.device import synchronize
@@ -101,9 +102,24 @@ class Phase:
         are its metrics, as ``val/<name>``: all of ``measured``, and ``loss`` among them."""
         return {"loss": self.losses(model, x, y)}
 
+    def prepare(self, x: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Inputs [n, …] of the samples ``ids`` int64 [n] as they go into the model when it is trained: augmented. What
+        is random in them must follow from the seed, the epoch and the sample alone (``normal_like``)."""
+        if self.spec.augmentation is None:
+            return x
+        seed = derive(self.seed, "augmentation", epoch)
+        return augment(x, ids, self.spec.augmentation, seed, f"{self.path}.augmentation")
+
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """A fresh optimizer for the phase."""
         return build_optimizer(self.spec.optimizer, model)
+
+    def normal_like(self, x: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Standard normal numbers of the shape of ``x`` [n, …], which depend on the seed, the epoch and the samples
+        ``ids`` int64 [n], and not on the worker that draws them."""
+        counters = ids.numpy().astype(np.uint64) << np.uint64(32)
+        each = counters[:, None] + np.arange(x[0].numel(), dtype=np.uint64)[None, :]
+        return torch.from_numpy(normal(derive(self.seed, "normal", epoch), each)).view_as(x).to(x.dtype)
 
     # How it is run
 
@@ -195,7 +211,7 @@ class Phase:
             with self._metrics.timing() as clock:
                 part = step.take(group, step.order.batch(c.epoch, c.cursor, self.spec.batch.size))
                 x, y = self.data.train.fetch(part.ids, derive(self.seed, "sample", c.epoch))
-                x, y = self._prepared(x, y, part.ids, c.epoch)
+                x, y = self.prepare(x, part.ids, c.epoch).to(self.state.device), y.to(self.state.device)
                 clock.loaded()
                 self._add(group, part, x, y)
                 step.sum(group)
@@ -204,14 +220,6 @@ class Phase:
                     c.evaluated_step = c.step - 1  # the weights may be others
         finally:
             step.discard()
-
-    def _prepared(
-        self, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples as they go into the model, where it is."""
-        if self.spec.augmentation is not None:
-            x = augment(x, ids, self.spec.augmentation, derive(self.seed, "augmentation", epoch))
-        return x.to(self.state.device), y.to(self.state.device)
 
     def _add(self, group: ElasticProcessGroup, part: Part, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add this process's part of the mean loss, in micro-batches."""
@@ -255,8 +263,8 @@ class Phase:
         state.gradients.zero()
         with no_trace(state), state.statistics.step(group, counts=True, whole=self._step.whole):
             x, y = self.data.train.fetch(first, derive(self.seed, "sample", 0))
-            x, y = self._prepared(x[own], y[own], own, epoch=0)
-            self._add(group, part, x, y)
+            x = self.prepare(x[own], own, epoch=0)
+            self._add(group, part, x.to(state.device), y[own].to(state.device))
             synchronize(state.device)
             state.statistics.check()
             if "torch._dynamo" in sys.modules:
