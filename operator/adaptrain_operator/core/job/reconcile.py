@@ -221,7 +221,11 @@ def _end(draft: Draft) -> bool:
     if result is not None and result.outcome == "completed":
         _succeed(draft, result)
         return True
-    workers = [pod for pod in draft.ended(ExitClass.FATAL, ExitClass.INVALID) if not of_no_account(draft, pod)]
+    # A failure is judged once. That of a template on trial does not count for the job when another worker of the
+    # template trains later.
+    judged = set(draft.job.status.failed_workers)
+    ended = [pod for pod in draft.ended(ExitClass.FATAL, ExitClass.INVALID) if pod.number not in judged]
+    workers = [pod for pod in ended if not of_no_account(draft, pod)]
     policy = draft.job.spec.pod_failure_policy
     fatal = [pod for pod in workers if exit_reason.ending(pod, policy) is ExitClass.FATAL]
     if fatal:

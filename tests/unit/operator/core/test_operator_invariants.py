@@ -161,6 +161,7 @@ class Story:
     st.sets(st.sampled_from(INJECTED)).map(tuple),
 )
 @example([("start", 0), ("change", 0), ("scale_1", 0)], ())
+@example([("start", 0), ("answer", 0), ("scale_3", 0), ("change", 0), ("invalid", 2)], ())
 def test_whatever_happens(actions: list[tuple[str, int]], injected: tuple[str, ...]) -> None:
     story = Story(injected)
     story.decide()
