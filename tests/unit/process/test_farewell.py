@@ -5,9 +5,9 @@ import sys
 
 SCRIPT = """
 import multiprocessing, signal, threading, time
-from adaptrain.process.shutdown import Farewell
+from adaptrain.process.shutdown import ShutdownSignal
 
-farewell = Farewell()
+farewell = ShutdownSignal()
 with multiprocessing.get_context("fork").Pool(1) as pool:
     pool.apply(abs, (1,))  # leaving the block sends SIGTERM to the pool's process, and waits for it
 signal.raise_signal(signal.SIGTERM)

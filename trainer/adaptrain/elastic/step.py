@@ -3,7 +3,7 @@
 ::
 
     part = step.take(group, ids)            # which samples this process computes
-    step.add(loss / part.total, weight=…)   # for each micro-batch
+    step.add(loss / part.total)             # for each micro-batch
     step.sum(group)                         # over all members
     step.apply(group, clip_norm)            # the optimizer's step, or what becomes of one that is not finite
 
@@ -103,14 +103,13 @@ class ElasticStep:
         self.state.statistics.begin(group, counts=counted > 0, whole=self.whole)
         return part
 
-    def add(self, loss: torch.Tensor, group: ElasticProcessGroup | None, weight: float) -> None:
+    def add(self, loss: torch.Tensor, group: ElasticProcessGroup | None, weight: float = 0.0) -> None:
         """Add a micro-batch's part of the batch's mean loss, and its gradient.
 
         Args:
             loss: a scalar: its sum divided by the samples of the global batch.
             group: given with the last micro-batch: gradients are sent while others are computed.
-            weight: its part of what the loss is the mean over, samples as a rule: all of them add up to the samples of
-                the global batch, or the gradient is scaled so that they do.
+            weight: its part of what ``Gradients.weigh`` divides by, if that is called after ``sum``.
         """
         # Backward passes that exchange statistics keep the order of sums to themselves.
         early = None if self.state.statistics.exchanged else group
@@ -130,7 +129,6 @@ class ElasticStep:
         if part.total:
             self.state.statistics.check()
         self.state.gradients.sum(group, said)
-        self.state.gradients.weigh(part.total)
 
     def apply(
         self,

@@ -30,8 +30,8 @@ class Functional(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.middle, torch.Tensor)
-        assert isinstance(self.broadcast_tensors, torch.Tensor)
-        return F.batch_norm(x, self.middle, self.broadcast_tensors, training=self.training, momentum=0.3)
+        assert isinstance(self.spread, torch.Tensor)
+        return F.batch_norm(x, self.middle, self.spread, training=self.training, momentum=0.3)
 
 
 class Recomputed(nn.Module):

@@ -100,10 +100,10 @@ def test_a_worker_that_is_asked_to_end_while_it_prepares_says_so_and_ends() -> N
 
 FORKING = """
 import os, signal, sys, time
-from adaptrain.elastic.membership.client import Control, Identity
+from adaptrain.elastic.membership.client import CoordinatorClient, Identity
 from adaptrain.elastic.membership.socket_abort import SocketAbort
 
-control = Control(sys.argv[1], "secret", Identity("u", "w", "h", 1), SocketAbort(), lambda order: None)
+control = CoordinatorClient(sys.argv[1], "secret", Identity("u", "w", "h", 1), SocketAbort(), lambda order: None)
 while not control.connected:
     time.sleep(0.01)
 if (child := os.fork()) == 0:
