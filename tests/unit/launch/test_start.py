@@ -43,3 +43,11 @@ def test_an_optimizer_without_the_compiler_takes_the_same_steps(kind: type[torch
         assert isinstance(optimizer, kind)
         ended.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ended, strict=True))
+
+
+def test_the_package_names_its_script_interface_and_imports_no_torch_for_it() -> None:
+    program = (
+        "import sys, adaptrain; print('torch' in sys.modules); from adaptrain import Elastic; print(Elastic.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["False", "Elastic"]

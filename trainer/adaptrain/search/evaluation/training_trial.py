@@ -13,9 +13,7 @@ from adaptrain_api.search.job import ArchitectureSearchSpec
 
 from adaptrain.data.registry import load_data
 from adaptrain.elastic.collectives.device import own_device
-from adaptrain.elastic.collectives.process_group import ElasticProcessGroup
-from adaptrain.elastic.membership.client import GenerationState, Identity
-from adaptrain.elastic.membership.socket_abort import SocketAbort
+from adaptrain.elastic.replica.base import Replica
 from adaptrain.elastic.state.sample_log import SampleLog
 from adaptrain.elastic.storage.weights import save
 from adaptrain.models.registry import build_model
@@ -140,7 +138,7 @@ class Training:
 
 def _train(task: PhaseSequence, report: Report) -> Metrics:
     """To its end. Returns the best epoch's metrics, and the last ones of what has no best."""
-    group = _alone()
+    group = Replica().alone()
     reported = 0
     while not task.finished:
         task.unit(group)
@@ -153,11 +151,3 @@ def _train(task: PhaseSequence, report: Report) -> Metrics:
     if (loss := task.report()["loss"]) is not None:
         found["train/loss"] = loss
     return found
-
-
-def _alone() -> ElasticProcessGroup:
-    """A group of one, without any connection."""
-    sockets = SocketAbort()
-    return ElasticProcessGroup(
-        GenerationState(Identity("alone", "alone", "127.0.0.1", 0), sockets), sockets, 1, 0, 1, None
-    )
