@@ -52,7 +52,9 @@ class Settings(BaseModel):
     metrics_from: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_json)] = ()
     """NetworkPolicy peers that may reach jobs' metrics, this operator among them, as JSON; empty: anyone may."""
     lease_name: str = "adaptrain-operator"
+    """The Lease that the leader holds."""
     lease_namespace: str = "default"
+    """Where it is."""
     lease_seconds: Annotated[float, Field(ge=2)] = 15.0
     """How long a leader that is not heard keeps the lead."""
     identity: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
@@ -62,7 +64,9 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """``/healthz``, ``/readyz`` and ``/metrics``; 0 picks a free one."""
     log_format: Literal["json", "text"] = "json"
+    """A line of the log: json or text."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
     resync_seconds: Annotated[float, Field(ge=1)] = 120.0
     """How often everything is listed anew, whatever the watches said."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16

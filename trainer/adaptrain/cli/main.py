@@ -3,24 +3,21 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adaptrain.errors import InvalidJob
 from adaptrain.process.lifetime import configure_logging
 
-if TYPE_CHECKING:
-    pass
-
 # torch is imported by those commands alone that need it: the coordinator does without.
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    program = argparse.ArgumentParser(
         prog="adaptrain", description="Elastic PyTorch training that adapts while it runs."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = program.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train a manifest on this machine, without a cluster")
-    run.add_argument("manifest", type=Path)
+    run.add_argument("manifest", type=Path, help="a YAML file with an AdaptiveTrainingJob")
     run.add_argument("--name", help="of the job, where the manifest holds several")
     run.add_argument("--workers", type=int, help="worker processes (default: the manifest's)")
     run.add_argument("--output", type=Path, help="where checkpoints and the model go (default: adaptrain-runs/NAME)")
@@ -28,25 +25,29 @@ def main() -> None:
         "explain", help="tell the story of a job or search on the cluster that kubectl talks to"
     )
     explain.add_argument("name", help="of the job or search; search/NAME if a job has that name too")
-    explain.add_argument("--namespace", "-n")
-    explain.add_argument("--context")
+    explain.add_argument("--namespace", "-n", help="where it is (default: the context's)")
+    explain.add_argument("--context", help="of the kubeconfig (default: the current one)")
     search = commands.add_parser("search", help="search an architecture on this machine, without a cluster")
     actions = search.add_subparsers(dest="action", required=True)
     search_run = actions.add_parser("run", help="run a search's manifest")
-    search_run.add_argument("manifest", type=Path)
+    search_run.add_argument("manifest", type=Path, help="a YAML file with an ArchitectureSearch")
     search_run.add_argument("--name", help="of the search, where the manifest holds several")
     search_run.add_argument("--evaluators", type=int, help="processes (default: the manifest's parallelism.max)")
     search_run.add_argument("--output", type=Path, help="where the study goes (default: adaptrain-runs/NAME)")
     page = actions.add_parser("report", help="draw a study as one HTML page")
     page.add_argument("folder", type=Path, help="where the study is")
     page.add_argument("--study", help="its name (default: the only one there)")
-    page.add_argument("--output", type=Path, default=Path("report.html"))
+    page.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     commands.add_parser("coordinator", help="serve a job's coordinator (configured by ADAPTRAIN_* variables)")
     commands.add_parser("worker", help="run one worker of a job (configured by ADAPTRAIN_* variables)")
     commands.add_parser("source", help="fetch a script's files (configured by ADAPTRAIN_* variables)")
     commands.add_parser("packages", help="install a script's packages (configured by ADAPTRAIN_* variables)")
     commands.add_parser("progress", help="print what the coordinator tells (inside a pod of the job)")
-    arguments = parser.parse_args()
+    return program
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     configure_logging()
     try:
         match arguments.command:
