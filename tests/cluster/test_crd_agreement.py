@@ -128,7 +128,12 @@ class Generator:
             spec |= {field: self.value(self.schema["properties"][field]) for field in own if field not in spec}
             spec["model"]["name"] = draw.choice(["resnet", "mlp", "a.b:C"])
             spec["data"]["name"] = draw.choice(["digits", "a.b:C"])
-        for phase in spec.get("phases", []):
+        for name, phase in zip("ab", spec.get("phases", []), strict=False):
+            phase["name"] = name
+            if phase["type"] == "custom":
+                phase.setdefault("custom", {})["name"] = "a.b:C"
+            else:
+                phase.pop("custom", None)
             phase["optimizer"]["name"] = "sgd"
             phase["stop"].setdefault(draw.choice(["epochs", "steps"]), 3)
             if "checkpoint" not in spec:

@@ -126,7 +126,15 @@ def test_every_status_that_the_model_writes_is_taken(api: Callable[..., Any], jo
 def test_status_drops_what_it_does_not_know(api: Callable[..., Any], job: str) -> None:
     answer = api("PATCH", f"{job}/status", {"status": {"news": 1, "step": 2, "loss": None}}, kind=MERGE)
     assert answer.ok, answer.message
-    known = {"step": 2, "conditions": [], "avoidedNodes": [], "recentChanges": [], "failedWorkers": [], "metrics": {}}
+    known = {
+        "step": 2,
+        "conditions": [],
+        "avoidedNodes": [],
+        "recentChanges": [],
+        "failedWorkers": [],
+        "metrics": {},
+        "phases": [],
+    }
     assert answer.body["status"] == known
 
 
