@@ -89,7 +89,7 @@ def ours(loop: Loop, state: ReplicatedState, checkpoints: Checkpoints) -> Cost:
         checkpoints._due = 0.0
         checkpoints.maybe_save(state)
 
-    return loop.steps(lambda: checkpoints._busy, begin, state._settle)
+    return loop.steps(lambda: checkpoints._busy, begin, state._wait_for_snapshot)
 
 
 def theirs(loop: Loop, state: ReplicatedState, folder: Path, stager: DefaultStager | None) -> Cost:
