@@ -23,8 +23,10 @@ from adaptrain.search.algorithms.bayesian.gaussian_process import GaussianProces
 from adaptrain.search.algorithms.bayesian.predictor import Ensemble, Predictor
 from adaptrain.search.algorithms.evolution import RegularizedEvolution
 from adaptrain.search.algorithms.local_search import LocalSearch
+from adaptrain.search.algorithms.neat import Neat
 from adaptrain.search.algorithms.optuna_samplers import GP, NSGA2, TPE
 from adaptrain.search.algorithms.random import RandomSearch
+from adaptrain.search.algorithms.registry import ALGORITHMS as REGISTERED
 from adaptrain.search.algorithms.reinforce import PPO, Policy, Reinforce
 from adaptrain.search.algorithms.scalarization import Searcher
 from adaptrain.search.spaces.base import Architecture, Dimension, Space
@@ -46,6 +48,11 @@ ALGORITHMS: list[Make] = [
     Predictor,
 ]
 BETTER_THAN_RANDOM: list[Make] = [RegularizedEvolution, LocalSearch, GaussianProcessSearch, TPE, NSGA2, Reinforce, PPO]
+
+
+def test_every_algorithm_that_a_manifest_can_name_is_tested_here() -> None:
+    """But for NEAT, whose spaces have no dimensions: test_search_neat.py. The registry imports no predictor: torch."""
+    assert {*ALGORITHMS} - {Predictor} | {Neat} == set(REGISTERED.values())
 
 
 def space(dimensions: int = 8, choices: int = 4) -> Space:

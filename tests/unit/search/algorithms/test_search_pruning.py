@@ -6,12 +6,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from adaptrain.search.algorithms.pruners import Hyperband, Median, Pruner, SuccessiveHalving
+from adaptrain.search.algorithms.registry import PRUNERS as REGISTERED
 
 PRUNERS: list[Callable[[], Pruner]] = [
     lambda: Median(start=3),
     lambda: SuccessiveHalving(1, 27),
     lambda: Hyperband(1, 27),
 ]
+
+
+def test_every_pruner_that_a_manifest_can_name_is_tested_here() -> None:
+    assert {type(make()) for make in PRUNERS} == set(REGISTERED.values())
 
 
 def run(pruner: Pruner, worths: list[float], most: int = 27) -> tuple[list[int], list[tuple[int, int, float, bool]]]:

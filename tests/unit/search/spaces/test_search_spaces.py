@@ -15,12 +15,19 @@ from adaptrain.search.spaces.nasbench201 import NasBench201
 from adaptrain.search.spaces.nasbenchgraph import LAYERS, STRUCTURES, NasBenchGraph
 from adaptrain.search.spaces.parameters import Parameters
 from adaptrain.search.spaces.product import Product
+from adaptrain.search.spaces.registry import SPACES as REGISTERED
 from adaptrain.search.spaces.registry import make_space
+from adaptrain.search.spaces.topology import Topology
 from adaptrain_api.components import ModelSource
 from adaptrain_api.search.space import Parameter, SearchSpace
 
 SPACES = [NasBench201(), NasBenchGraph(), Nasnet(), Darts()]
 CHAINS: list[Chain] = [Cnn(), Mlp(), Transformer()]
+
+
+def test_every_space_that_a_manifest_can_name_is_tested_here() -> None:
+    """But for topologies, which have no dimensions: test_search_neat.py."""
+    assert {type(space) for space in (*SPACES, *CHAINS)} | {Topology} == set(REGISTERED.values())
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
