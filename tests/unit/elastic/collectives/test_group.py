@@ -21,6 +21,7 @@ from adaptrain.elastic.collectives.process_group import (
     form,
 )
 from adaptrain.elastic.collectives.rendezvous import Rendezvous
+from adaptrain.elastic.membership.arrival import STORE_BACKLOG
 from adaptrain.elastic.membership.client import CoordinatorClient
 from adaptrain.elastic.membership.socket_abort import SocketAbort
 from adaptrain.observability.metrics import WorkerMetrics
@@ -44,7 +45,7 @@ def control() -> Any:
 
 
 def rendezvous() -> Rendezvous:
-    return Rendezvous(listen_on(HOST, 0, 16), TOKEN, WorkerMetrics("", "").refusals)
+    return Rendezvous(listen_on(HOST, 0, STORE_BACKLOG), TOKEN, WorkerMetrics("", "").refusals)
 
 
 def meet(said: Any, rank: int, port: int, size: int = 2) -> ElasticProcessGroup:
